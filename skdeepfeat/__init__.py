@@ -1,0 +1,36 @@
+"""Deep features of images for scikit-learn, from frozen, pretrained networks."""
+
+from ._backbones import Backbone, list_backbones, register_backbone
+from ._datasets import load_image_folder
+from ._exceptions import (
+    FeatureWarning,
+    ImageError,
+    ImageWarning,
+    OutputTooLarge,
+    RecipeWarning,
+    WeightsError,
+)
+from ._features import PretrainedCNNFeatures, clear_caches
+from ._layers import list_layers
+from ._store import FeatureStore
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Backbone",
+    "FeatureStore",
+    "FeatureWarning",
+    "ImageError",
+    "ImageWarning",
+    "OutputTooLarge",
+    "PretrainedCNNFeatures",
+    "RecipeWarning",
+    "WeightsError",
+    "clear_caches",
+    "list_backbones",
+    "list_layers",
+    "load_image_folder",
+    "register_backbone",
+]
+for _name in __all__:
+    globals()[_name].__module__ = __name__

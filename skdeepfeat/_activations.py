@@ -1,0 +1,334 @@
+"""Network + names of layers → a smaller network that returns just those activations.
+
+The graph of a network is traced on its skeleton (torch.fx), cut after the last layer
+asked for, and bound to the shared network's own weights: nothing is hooked, copied
+or computed in vain, and many threads may run it at once. Networks that fx cannot
+trace run as a private copy with hooks, one thread at a time (:class:`HookedNetwork`).
+"""
+
+import copy
+import functools
+import inspect
+import operator
+import threading
+from collections import OrderedDict
+
+import torch
+from torch import fx, nn
+from torchvision.models.feature_extraction import (
+    create_feature_extractor,
+    get_graph_node_names,
+)
+
+from ._backbones import Backbone, Layer, closest
+from ._networks import skeleton_of
+
+INPUT_OF = ".input"
+
+# In-place arithmetic → the same without changing what an earlier layer returned.
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    operator.isub: operator.sub,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+}
+
+
+# Tracing ----------------------------------------------------------------------------
+
+
+class Structure:
+    """What is known of a network without its weights: nodes, and shapes at a size.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    image_size : int
+        Side of the input, for networks that are built for one size.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int):
+        self.backbone, self.image_size = backbone, image_size
+        self.skeleton = skeleton_of(backbone, image_size)
+        self._set_out_of_place()
+        try:
+            self.nodes = tuple(get_graph_node_names(self.skeleton, **_QUIET)[1])
+            self.traceable = True
+        except Exception:  # fx raises whatever the traced code raises
+            self.nodes = tuple(name for name, _ in self.skeleton.named_modules())[1:]
+            self.traceable = False
+
+    def _set_out_of_place(self):
+        for module in self.skeleton.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False
+
+    def canonical(self, node: str) -> str:
+        """The full name of a node: a module stands for the last node within it."""
+        if not self.traceable or node.endswith(INPUT_OF):
+            return node
+        found = representative_node(node, self.nodes)
+        if found is None:
+            raise ValueError(
+                f"Unknown layer {node!r} of backbone {self.backbone.name!r}."
+                f"{closest(node, self.nodes)} list_layers({self.backbone.name!r}, "
+                "nodes=True) names all nodes."
+            )
+        return found
+
+    def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
+        """The graph up to these nodes, without in-place steps."""
+        graph = _graph_of(self.skeleton, nodes)
+        _remove_inplace_steps(graph)
+        cut = fx.GraphModule(self.skeleton, graph)
+        cut.graph.eliminate_dead_code()
+        return cut.graph
+
+    def shapes(self, nodes: tuple[str, ...]) -> dict[str, tuple]:
+        """Shape of one image's output at each node, the batch axis left out."""
+        x = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
+        run = bind(self, self.skeleton, nodes)
+        with torch.no_grad():
+            return {node: tuple(value.shape[1:]) for node, value in run(x).items()}
+
+
+_QUIET = {"suppress_diff_warning": True}
+
+
+@functools.lru_cache(maxsize=32)
+def structure_of(backbone: Backbone, image_size: int) -> Structure:
+    """The structure of a network for this input size; traced once."""
+    return Structure(backbone, image_size)
+
+
+def representative_node(name: str, nodes) -> str | None:
+    """The node of this name, or the last one within the module of this name."""
+    if name in nodes:
+        return name
+    inside = [node for node in nodes if node.startswith(name + ".")]
+    return inside[-1] if inside else None
+
+
+def _graph_of(skeleton: nn.Module, nodes: tuple[str, ...]) -> fx.Graph:
+    """The evaluation graph that returns {node: value}."""
+    targets = {n: n for n in nodes if not n.endswith(INPUT_OF)}
+    readers = [n.removesuffix(INPUT_OF) for n in nodes if n.endswith(INPUT_OF)]
+    extractor = create_feature_extractor(
+        skeleton, targets | {name: name for name in readers}, **_QUIET
+    ).eval()
+    graph = copy.deepcopy(extractor.graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    (returned,) = output.args
+    values = {
+        node: _before_dropout(returned[node.removesuffix(INPUT_OF)].args[0], skeleton)
+        if node.endswith(INPUT_OF)
+        else returned[node]
+        for node in nodes
+    }
+    output.args = (values,)
+    return graph
+
+
+def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
+    """Dropout does nothing in evaluation; name what enters it."""
+    while (
+        node.op == "call_module"
+        and "Dropout" in type(net.get_submodule(node.target)).__name__
+    ):
+        node = node.args[0]
+    return node
+
+
+def _remove_inplace_steps(graph: fx.Graph) -> None:
+    """Replace steps that would overwrite the value of an earlier layer."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target.endswith("_"):
+            if not node.target.endswith("__"):
+                node.target = node.target.rstrip("_")
+        elif node.op == "call_function":
+            node.target = OUT_OF_PLACE.get(node.target, node.target)
+            _pass_inplace_false(node)
+
+
+def _pass_inplace_false(node: fx.Node) -> None:
+    """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
+    try:
+        signature = inspect.signature(node.target)
+    except ValueError:  # builtins have none, and no such argument either
+        return
+    if "inplace" in signature.parameters:
+        bound = signature.bind(*node.args, **node.kwargs)
+        bound.arguments["inplace"] = False
+        node.args, node.kwargs = bound.args, bound.kwargs
+
+
+# Running ----------------------------------------------------------------------------
+
+
+def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
+    """A callable (n, 3, h, w) → {node: tensor} that runs `network` no further than
+    the last of `nodes`."""
+    if structure.traceable:
+        return fx.GraphModule(network, structure.cut(nodes)).eval()
+    return HookedNetwork(network, nodes)
+
+
+class HookedNetwork:
+    """Activations of a network that fx cannot trace.
+
+    A private copy of the network is hooked, run under a lock, and left by an
+    exception once the last layer has answered.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    nodes : tuple of str
+        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``.
+    """
+
+    class _Done(Exception):
+        pass
+
+    def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
+        self._network = copy.deepcopy(network)
+        self._lock = threading.Lock()
+        self._wanted = frozenset(nodes)
+        self._seen: dict[str, torch.Tensor] = {}
+        modules = dict(self._network.named_modules())
+        for node in nodes:
+            name = node.removesuffix(INPUT_OF)
+            if name not in modules:
+                raise ValueError(
+                    f"Unknown layer {node!r}.{closest(node, modules)} This network "
+                    "cannot be traced by torch.fx: its layers are its modules."
+                )
+            if node.endswith(INPUT_OF):
+                modules[name].register_forward_pre_hook(self._keeper(node))
+            else:
+                modules[name].register_forward_hook(self._keeper(node))
+
+    def _keeper(self, node):
+        def keep(module, args, output=None):
+            self._seen[node] = args[0] if output is None else output
+            if self._seen.keys() == self._wanted:
+                raise self._Done
+
+        return keep
+
+    def __call__(self, x):
+        with self._lock:
+            self._seen.clear()
+            try:
+                self._network(x)
+            except self._Done:
+                pass
+            return dict(self._seen)
+
+    def state_dict(self):
+        """Entries of the network, as of a module."""
+        return self._network.state_dict()
+
+
+_bound: OrderedDict[tuple, object] = OrderedDict()
+_bound_lock = threading.Lock()
+MAX_BOUND = 16
+
+
+def clear_bound() -> None:
+    """Forget all cut networks."""
+    with _bound_lock:
+        _bound.clear()
+    structure_of.cache_clear()
+
+
+def activations_of(
+    network: nn.Module, backbone: Backbone, image_size: int, nodes: tuple[str, ...]
+):
+    """The cut network for these nodes; made once for each shared network."""
+    key = (id(network), image_size, nodes)
+    with _bound_lock:
+        if key not in _bound or _bound[key][0] is not network:
+            _bound[key] = (
+                network,
+                bind(structure_of(backbone, image_size), network, nodes),
+            )
+        _bound.move_to_end(key)
+        while len(_bound) > MAX_BOUND:
+            _bound.popitem(last=False)
+        return _bound[key][1]
+
+
+# Layers of networks without a record -------------------------------------------------
+
+
+def layout_of(shape: tuple, net: nn.Module, node: str) -> tuple[str, tuple]:
+    """(layout, shape without the batch axis) of the output of a node.
+
+    Swin keeps channels last inside its stages; transformers that have a class token
+    put it first.
+    """
+    shape = tuple(shape[1:])
+    if len(shape) == 1:
+        return "vector", shape
+    if len(shape) == 2:
+        has_class = hasattr(net, "class_token") or hasattr(net, "cls_token")
+        return ("cls+tokens" if has_class else "tokens"), shape
+    swin = "Swin" in type(net).__name__
+    inside = node.startswith(("features.", "norm")) and node != "features.0.0"
+    return ("hwc" if swin and inside else "chw"), shape
+
+
+def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    """Aliased layers of a network without a record: its top-level children, in the
+    order in which they are used, and the input of the last linear layer."""
+    size = backbone.input.image_size
+    structure = structure_of(backbone, size)
+    children = [name for name, _ in structure.skeleton.named_children()]
+    blocks = _in_order_of_use(structure, children)
+    aliases = {f"block{i}": name for i, name in enumerate(blocks, 1)}
+    if backbone.head:
+        aliases["penultimate"] = backbone.head + INPUT_OF
+        aliases["logits"] = backbone.head
+    elif blocks:
+        aliases["penultimate"] = blocks[-1]
+    nodes = {alias: structure.canonical(name) for alias, name in aliases.items()}
+    shapes = structure.shapes(tuple(dict.fromkeys(nodes.values())))
+    rows = [
+        (alias, node, shapes[node]) for alias, node in nodes.items() if shapes[node]
+    ]
+    return tuple(
+        _layer(structure, alias, node, index, shape)
+        for index, (alias, node, shape) in enumerate(rows)
+    )
+
+
+def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
+    """The layer of any node of the traced network."""
+    structure = structure_of(backbone, image_size)
+    node = structure.canonical(node)
+    shape = structure.shapes((node,))[node]
+    return _layer(structure, None, node, None, shape)
+
+
+def find_shape(backbone: Backbone, node: str, image_size: int) -> tuple[int, ...]:
+    """Shape of one image's output at a node for an input of this size."""
+    return structure_of(backbone, image_size).shapes((node,))[node]
+
+
+def _layer(structure, alias, node, index, shape) -> Layer:
+    layout, shape = layout_of((1, *shape), structure.skeleton, node)
+    return Layer.from_shape(alias, node, index, layout, shape, structure.image_size)
+
+
+def _in_order_of_use(structure: Structure, children: list[str]) -> list[str]:
+    """Children that answer with one tensor, in the order of the computation."""
+    if not structure.traceable:
+        return children
+    used = [representative_node(name, structure.nodes) for name in children]
+    places = {
+        structure.nodes.index(node): name
+        for node, name in zip(used, children, strict=True)
+        if node is not None
+    }
+    return [name for _, name in sorted(places.items())]

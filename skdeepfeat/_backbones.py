@@ -1,0 +1,524 @@
+"""The registry as data: which networks there are, their weights, inputs and layers.
+
+A :class:`Backbone` says how a network is built, which weights exist for it and how
+each wants its images, and where its named layers are. Nothing here imports torch: the
+records of torchvision's networks are read from ``_torchvision.json``, which
+``tools/describe_torchvision.py`` writes.
+"""
+
+import copy
+import difflib
+import functools
+import json
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._digests import digest, sha256_file
+from ._exceptions import RecipeWarning
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a network wants its images.
+
+    Parameters
+    ----------
+    image_size : int
+        Side of the square that enters the network, in pixels.
+    resize : int or None
+        Length of the short side before the centre crop, in pixels; None squashes the
+        whole image to the square.
+    interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
+        Filter of the resize.
+    mean, std : tuple of 3 float
+        Subtracted from, then divided into, the channels scaled to [0, 1].
+    """
+
+    image_size: int
+    resize: int | None
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def scaled(self, image_size: int | None) -> "InputSpec":
+        """The same recipe for another input size, resize and crop in proportion."""
+        if image_size is None or image_size == self.image_size:
+            return self
+        resize = self.resize and round(self.resize * image_size / self.image_size)
+        return replace(self, image_size=image_size, resize=resize)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place in a network where features can be read.
+
+    Attributes
+    ----------
+    alias : str or None
+        Its stable name (``"block3"``), None for a plain node.
+    node : str
+        Its name in the traced network (``"layer3.22.relu_2"``).
+    index : int or None
+        Its position among the aliased layers, in order of depth.
+    layout : {"chw", "hwc", "tokens", "cls+tokens", "vector"}
+        How its output is laid out after the batch axis.
+    shape : tuple of int
+        Channels, height and width, or tokens and channels, or channels alone, at
+        the default input size.
+    features : int
+        Number of channels: what average pooling leaves.
+    stride : int or None
+        Input pixels per step of the map; None for vectors.
+    share : float or None
+        Part of the network's multiplications needed to reach it, None if unknown.
+    """
+
+    alias: str | None
+    node: str
+    index: int | None
+    layout: str
+    shape: tuple[int, ...]
+    features: int
+    stride: int | None
+    share: float | None = None
+
+    @classmethod
+    def from_shape(cls, alias, node, index, layout, shape, image_size, share=None):
+        """Fill in what follows from the shape of the output."""
+        channels = {"chw": 0, "vector": 0}.get(layout, -1)
+        rows = {"chw": 1, "hwc": 0}.get(layout)
+        if layout in ("tokens", "cls+tokens"):
+            side = (shape[0] - (layout == "cls+tokens")) ** 0.5
+        else:
+            side = shape[rows] if rows is not None else None
+        stride = None if side is None else round(image_size / side)
+        return cls(
+            alias, node, index, layout, tuple(shape), shape[channels], stride, share
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A published version of a network's weights.
+
+    Attributes
+    ----------
+    name : str
+        Its name in torchvision, such as ``"IMAGENET1K_V2"``.
+    url : str
+        Where it is published. The file name carries the first hexadecimal digits of
+        the file's SHA-256.
+    input : InputSpec
+        The preprocessing that belongs to it.
+    """
+
+    name: str
+    url: str
+    input: InputSpec
+
+    @property
+    def filename(self) -> str:
+        """The last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def sha256_prefix(self) -> str:
+        """The first digits of the file's checksum."""
+        found = re.search(r"-([0-9a-f]{8,})\.", self.filename)
+        return found.group(1) if found else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A network that features are read from: an immutable, hashable value.
+
+    Use :meth:`from_module` for a network of your own.
+
+    Parameters
+    ----------
+    name : str
+        Name in the registry and in messages.
+    build : callable or str
+        Returns the network with random weights; called without argument. A string
+        ``"module:function"`` is imported when needed.
+    input : InputSpec
+        How images enter it when no published weights say otherwise.
+    head : str or None, default=None
+        Name of the module that makes classes of features, which files need not fit
+        when only features are asked for.
+    weights : tuple of Weights, default=()
+        Published versions, the default one first.
+    layers : tuple of Layer or None, default=None
+        Aliased layers in order of depth; None finds them when first needed.
+    options : tuple of (str, object), default=()
+        Keyword arguments of ``build`` when published weights or a file are loaded.
+    size_option : str or None, default=None
+        Keyword argument of ``build`` that must be told the input size.
+    unused : tuple of str, default=()
+        Prefixes of entries in published files that no feature needs.
+    rename : tuple of (str, str) or None, default=None
+        Regular expression and replacement for names in old files.
+    arrays : mapping of str to ndarray or None, default=None
+        The weights themselves, for a network of the user's own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skdeepfeat import Backbone, PretrainedCNNFeatures
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> backbone = Backbone.from_module(net, image_size=32)
+    >>> PretrainedCNNFeatures(backbone).get_feature_names_out().shape
+    (8,)
+    """
+
+    name: str
+    build: Callable[..., Any] | str
+    input: InputSpec
+    head: str | None = None
+    weights: tuple[Weights, ...] = ()
+    layers: tuple[Layer, ...] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    size_option: str | None = None
+    unused: tuple[str, ...] = ()
+    rename: tuple[str, str] | None = None
+    arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
+    digest: bytes = field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "digest", self._digest())
+
+    def _digest(self) -> bytes:
+        """What makes two backbones the same: never an address in memory."""
+        build = self.build if isinstance(self.build, str) else _describe(self.build)
+        parts = [repr((self.name, build, self.input, self.head, self.options))]
+        for name, array in sorted((self.arrays or {}).items()):
+            array = np.ascontiguousarray(array)
+            parts += [name, f"{array.dtype}{array.shape}", array.reshape(-1).data]
+        return digest(*parts)
+
+    @classmethod
+    def from_module(
+        cls,
+        net,
+        *,
+        image_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        name=None,
+        head=None,
+    ):
+        """Make a backbone of a network of your own, weights included.
+
+        Parameters
+        ----------
+        net : torch.nn.Module
+            Takes a batch of shape (n, 3, image_size, image_size). It is copied: later
+            changes of `net` do not reach the backbone.
+        image_size : int
+            Images are squashed to a square of this side, without crop.
+        mean, std : tuple of 3 float
+            Of the channels scaled to [0, 1]; default: those of ImageNet.
+        name : str or None, default=None
+            For messages; default: the name of the class of `net`.
+        head : str or None, default=None
+            Name of the module that makes classes; default: the last linear layer.
+
+        Returns
+        -------
+        backbone : Backbone
+            Its digest is that of its weights and structure; it pickles with its
+            weights as arrays.
+        """
+        if not hasattr(net, "state_dict") or isinstance(net, type):
+            raise TypeError(
+                "Backbone.from_module takes a torch.nn.Module instance, got "
+                f"{net!r} instead."
+            )
+        tensors = dict(net.state_dict()) | dict(net.named_buffers())
+        arrays = {key: _as_array(value) for key, value in tensors.items()}
+        skeleton = copy.deepcopy(net).to("meta").eval()
+        return cls(
+            name=name or type(net).__name__,
+            build=Skeleton(skeleton),
+            input=InputSpec(image_size, None, mean=tuple(mean), std=tuple(std)),
+            head=head or _last_linear(skeleton),
+            arrays=arrays,
+        )
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __eq__(self, other):
+        return isinstance(other, Backbone) and self.digest == other.digest
+
+    def __hash__(self):
+        return hash(self.digest)
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Builder of a user's network: its structure, with weights on no device."""
+
+    module: Any
+
+    def __call__(self):
+        return copy.deepcopy(self.module)
+
+
+def _describe(build) -> str:
+    """A builder's name or structure, the same in every process."""
+    if isinstance(build, Skeleton):
+        return repr(build.module)
+    return f"{build.__module__}.{build.__qualname__}"
+
+
+def _as_array(tensor) -> np.ndarray:
+    """A copy of a tensor as numpy; numpy has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return np.array(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)
+
+
+def _last_linear(net) -> str | None:
+    """Name of the last linear layer in order of definition."""
+    linear = [
+        name
+        for name, module in net.named_modules()
+        if any(base.__name__ == "Linear" for base in type(module).__mro__)
+    ]
+    return linear[-1] if linear else None
+
+
+# The registry -----------------------------------------------------------------------
+
+_registered: dict[str, Backbone] = {}
+_registry_lock = threading.Lock()
+
+
+@functools.cache
+def _torchvision_records() -> dict[str, dict]:
+    text = resources.files(__package__).joinpath("_torchvision.json").read_text()
+    return json.loads(text)
+
+
+@functools.cache
+def _torchvision_backbone(name: str) -> Backbone:
+    """The record of one of torchvision's networks."""
+    record = _torchvision_records()[name]
+    versions = [
+        Weights(
+            key,
+            version["url"],
+            InputSpec(
+                version["crop"],
+                version["resize"],
+                version["interpolation"],
+                tuple(version["mean"]),
+                tuple(version["std"]),
+            ),
+        )
+        for key, version in record["weights"].items()
+    ]
+    versions.sort(key=lambda version: version.name != record["default"])
+    size = versions[0].input.image_size
+    layers = [
+        Layer.from_shape(alias, node, index, layout, tuple(shape), size, share)
+        for index, (alias, node, layout, shape, share) in enumerate(record["layers"])
+    ]
+    return Backbone(
+        name=name,
+        build=f"torchvision.models:{name}",
+        input=versions[0].input,
+        head=record["head"],
+        weights=tuple(versions),
+        layers=tuple(layers),
+        options=tuple(record.get("options", {}).items()),
+        size_option=record.get("size_option"),
+        unused=tuple(record.get("unused", ())),
+        rename=tuple(record["rename"]) if "rename" in record else None,
+    )
+
+
+def list_backbones():
+    """Names of all networks that `backbone` may be.
+
+    Returns
+    -------
+    names : list of str
+        Sorted: torchvision's classification networks and the registered ones.
+
+    Examples
+    --------
+    >>> from skdeepfeat import list_backbones
+    >>> "resnet50" in list_backbones()
+    True
+    """
+    return sorted({*_torchvision_records(), *_registered})
+
+
+def register_backbone(name, backbone, *, overwrite=False):
+    """Make a network of your own known by name.
+
+    Registration holds for this process: worker processes must import the module that
+    registers, or be given the :class:`Backbone` itself as parameter.
+
+    Parameters
+    ----------
+    name : str
+        The name that `backbone` may then be.
+    backbone : Backbone
+        What it means, for instance from :meth:`Backbone.from_module`.
+    overwrite : bool, default=False
+        Replace a registered backbone of this name instead of refusing.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skdeepfeat import Backbone, register_backbone
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    >>> register_backbone("doc_example", Backbone.from_module(net, image_size=32))
+    """
+    if not isinstance(backbone, Backbone):
+        raise TypeError(
+            f"The 'backbone' parameter of register_backbone must be a Backbone. Got "
+            f"{backbone!r} instead. Wrap a network with Backbone.from_module(net, "
+            "image_size=...)."
+        )
+    with _registry_lock:
+        taken = name in _torchvision_records() or (
+            name in _registered and _registered[name] != backbone
+        )
+        if taken and not overwrite:
+            raise ValueError(
+                f"A backbone named {name!r} is registered already. Choose another "
+                "name, or pass overwrite=True."
+            )
+        _registered[name] = backbone
+
+
+def resolve_backbone(backbone) -> Backbone:
+    """The record behind a name, a record, or a fitted fine-tuned classifier."""
+    if isinstance(backbone, Backbone):
+        return backbone
+    if hasattr(backbone, "to_backbone"):
+        return backbone.to_backbone()
+    if backbone in _registered:
+        return _registered[backbone]
+    if backbone in _torchvision_records():
+        return _torchvision_backbone(backbone)
+    raise ValueError(
+        f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
+        "list_backbones() names all of them."
+    )
+
+
+def closest(name, known) -> str:
+    """A sentence with the most similar known name, or nothing."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+# Weights ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where the weights of a network come from, and the preprocessing they want.
+
+    Exactly one of `path`, `published`, `seed` and `embedded` says where.
+    """
+
+    backbone: Backbone
+    input: InputSpec
+    path: Path | None = None
+    published: Weights | None = None
+    seed: int | None = None
+    embedded: bool = False
+
+
+def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
+    """Make the `weights` parameter concrete; loads nothing."""
+    if weights is None:
+        return WeightsSource(backbone, backbone.input, seed=seed)
+    if isinstance(weights, tuple):
+        name, path = weights
+        recipe = _published(backbone, name).input
+        return WeightsSource(backbone, recipe, path=Path(path))
+    if weights == "default" and backbone.arrays is not None:
+        return WeightsSource(backbone, backbone.input, embedded=True)
+    if _is_path(weights):
+        path = Path(weights)
+        return WeightsSource(backbone, _recipe_of_file(backbone, path), path=path)
+    version = _published(backbone, weights)
+    return WeightsSource(backbone, version.input, published=version)
+
+
+def _is_path(weights) -> bool:
+    """Whether this names a file rather than a published version."""
+    text = str(weights)
+    suffixes = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl")
+    looks = text.endswith(suffixes) or "/" in text or "\\" in text
+    return looks or not isinstance(weights, str)
+
+
+def _published(backbone: Backbone, name: str) -> Weights:
+    """A version by its name; "default" is the first."""
+    if name == "default" and backbone.weights:
+        return backbone.weights[0]
+    known = {version.name: version for version in backbone.weights}
+    if name in known:
+        return known[name]
+    allowed = ", ".join(repr(k) for k in [*known, "default"]) if known else "none"
+    raise ValueError(
+        f"Unknown weights {name!r} for backbone {backbone.name!r}."
+        f"{closest(name, known)} Published versions: {allowed}. Pass one of them, the "
+        "path of a .pth or .safetensors file, or None for random weights."
+    )
+
+
+def _recipe_of_file(backbone: Backbone, path: Path) -> InputSpec:
+    """The preprocessing of the version whose checksum the file's name or bytes carry.
+
+    The file is read only if the versions disagree and its name does not tell.
+    """
+    prefixes = {v.sha256_prefix: v.input for v in backbone.weights if v.sha256_prefix}
+    for prefix, recipe in prefixes.items():
+        if prefix in path.name:
+            return recipe
+    if len(set(prefixes.values())) <= 1 or not path.is_file():
+        return backbone.input
+    checksum = sha256_file(path)
+    for prefix, recipe in prefixes.items():
+        if checksum.startswith(prefix):
+            return recipe
+    _warn_of_guess(backbone, path)
+    return backbone.input
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_of_guess(backbone: Backbone, path: Path) -> None:
+    """Say once that the versions disagree on preprocessing and which was taken."""
+    names = ", ".join(repr(version.name) for version in backbone.weights)
+    chosen = backbone.weights[0].name
+    warnings.warn(
+        f"{path.name} is no published file of {backbone.name!r}, whose versions "
+        f"{names} want different preprocessing: that of {chosen!r} is used. To choose "
+        f"another, pass weights=({backbone.weights[-1].name!r}, {str(path)!r}).",
+        RecipeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,112 @@
+"""Photos on disk → paths and classes, as scikit-learn's own loaders give them."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.utils import Bunch
+
+from ._exceptions import ImageWarning
+
+
+def load_image_folder(root):
+    """List the photos of a folder that has one subfolder for each class.
+
+    Nothing is decoded: the paths are meant for :class:`PretrainedCNNFeatures`. Files
+    are photos by the ending of their name; hidden files and others are left out.
+
+    Parameters
+    ----------
+    root : str or path
+        A folder with one subfolder for each class, searched to any depth.
+
+    Returns
+    -------
+    photos : Bunch
+        With the fields
+
+        data : ndarray of str, shape (n_images,)
+            Paths, sorted by class and name.
+        target : ndarray of int, shape (n_images,)
+            Class of each photo, an index into `target_names`.
+        target_names : list of str
+            Names of the subfolders that hold photos, sorted.
+        filenames : ndarray of str, shape (n_images,)
+            The same as `data`, as :func:`sklearn.datasets.load_files` calls it.
+        n_ignored : int
+            How many files were left out because they are no images by their name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `root` is no folder.
+    ValueError
+        If no subfolder holds a photo.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from PIL import Image
+    >>> from skdeepfeat import load_image_folder
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ["ant", "bee"]:
+    ...         (pathlib.Path(root) / name).mkdir()
+    ...         Image.new("RGB", (8, 8)).save(pathlib.Path(root) / name / "1.png")
+    ...     photos = load_image_folder(root)
+    >>> photos.target_names, photos.target
+    (['ant', 'bee'], array([0, 1]))
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{str(root)!r} is no folder. Pass a folder with one subfolder for each "
+            "class."
+        )
+    by_class, n_ignored = {}, 0
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        files = _files_below(folder)
+        photos = [path for path in files if is_image_name(path)]
+        n_ignored += len(files) - len(photos)
+        if photos:
+            by_class[folder.name] = photos
+    n_ignored += sum(path.is_file() for path in root.iterdir())
+    if not by_class:
+        raise ValueError(
+            f"{str(root)!r} has no subfolder with images. Put the photos of each class "
+            "into a subfolder of its name."
+        )
+    if n_ignored:
+        warnings.warn(
+            f"{n_ignored} files below {str(root)!r} are no images in a class's "
+            "subfolder and were left out.",
+            ImageWarning,
+            stacklevel=2,
+        )
+    names = list(by_class)
+    paths = np.array([path for photos in by_class.values() for path in photos])
+    target = np.repeat(np.arange(len(names)), [len(p) for p in by_class.values()])
+    return Bunch(
+        data=paths,
+        target=target,
+        target_names=names,
+        filenames=paths,
+        n_ignored=n_ignored,
+    )
+
+
+def is_image_name(path: str) -> bool:
+    """Whether Pillow has a reader for files with this ending."""
+    return os.path.splitext(path)[1].lower() in Image.registered_extensions()
+
+
+def _files_below(folder: Path) -> list[str]:
+    """All files of a folder and its subfolders, sorted; hidden ones left out."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            os.path.join(parent, name) for name in files if not name.startswith(".")
+        ]
+    return sorted(found)

@@ -1,0 +1,41 @@
+""" "auto" → a device, a computed batch shape, a number of decoding threads."""
+
+import joblib
+import torch
+
+# Images per computed batch: what "auto" means, and the most that is ever computed at
+# once. On a CPU more than a few only costs memory.
+BATCH_SIZES = {"cpu": 8, "cuda": 64}
+LARGEST_BATCH = {"cpu": 64, "cuda": 512}
+
+
+def resolve_device(device: str) -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
+            f"Got {device!r} instead."
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r} was asked for, but torch sees no CUDA device here. "
+            "Use device='auto' or 'cpu'."
+        )
+    return resolved
+
+
+def resolve_batch_size(batch_size, device: torch.device) -> int:
+    """The computed batch shape: never taken from the number of images."""
+    kind = device.type if device.type in BATCH_SIZES else "cpu"
+    if batch_size == "auto":
+        return BATCH_SIZES[kind]
+    return min(batch_size, LARGEST_BATCH[kind])
+
+
+def resolve_threads(n_jobs) -> int:
+    """Decoding threads; None means one for every core that joblib leaves us."""
+    return max(1, joblib.effective_n_jobs(-1 if n_jobs is None else n_jobs))

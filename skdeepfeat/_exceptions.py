@@ -1,0 +1,62 @@
+"""Our errors and warnings.
+
+::
+
+    Exception
+    ├── ValueError
+    │   ├── ImageError        one row of X cannot become pixels; knows its row
+    │   └── WeightsError      a weights file is missing, damaged, unsafe or of another net
+    └── MemoryError
+        └── OutputTooLarge    "flatten" would need more than its limit
+    UserWarning
+    └── FeatureWarning
+        ├── ImageWarning      rows filled with nan, pixel values outside their range
+        └── RecipeWarning     a weights file is read with a guessed preprocessing
+
+Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
+"""
+
+
+class ImageError(ValueError):
+    """One row of X cannot become pixels.
+
+    Parameters
+    ----------
+    row : int
+        Position in X.
+    source : str
+        What the row is: the quoted path, or its type and shape.
+    reason : str
+        Why it cannot be read and what to do about it.
+    """
+
+    def __init__(self, row, source, reason):
+        super().__init__(row, source, reason)
+        self.row, self.source, self.reason = row, source, reason
+
+    def at(self, row):
+        """The same trouble in another row."""
+        return ImageError(row, self.source, self.reason)
+
+    def __str__(self):
+        return f"row {self.row} ({self.source}): {self.reason}"
+
+
+class WeightsError(ValueError):
+    """A weights file is missing, damaged, unsafe to load, or of another network."""
+
+
+class OutputTooLarge(MemoryError):
+    """Unpooled features would take more memory than the limit."""
+
+
+class FeatureWarning(UserWarning):
+    """Base of the warnings of this package."""
+
+
+class ImageWarning(FeatureWarning):
+    """Some rows became nan, or pixel values lie outside their stated range."""
+
+
+class RecipeWarning(FeatureWarning):
+    """The preprocessing of a weights file had to be guessed."""

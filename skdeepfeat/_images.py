@@ -1,0 +1,352 @@
+"""X → a sequence of image rows: what each cell is, and its content key.
+
+Nothing is decoded here. What a cell is gets decided cell by cell and call by call, so
+that a list, a Series or an object array of the same images mean the same.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from scipy import sparse
+
+from ._digests import digest, digest_file
+from ._exceptions import ImageError
+
+CHANNELS = (1, 3, 4)
+ALLOWED = (
+    "a path, encoded bytes, a PIL image, a (h, w) or (h, w, channels) array, or a "
+    "(channels, h, w) tensor"
+)
+
+
+# Cells ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellKind:
+    """One kind of image cell: how to recognise, hash and name it."""
+
+    name: str
+    matches: Callable[[Any], bool]
+    digest: Callable[[Any], bytes]
+    describe: Callable[[Any], str]
+
+
+def is_missing(cell) -> bool:
+    """Whether a cell is None, nan or a data frame's own missing value."""
+    return cell is None or cell is np.ma.masked or is_nan(cell)
+
+
+def is_nan(cell) -> bool:
+    return type(cell).__name__ in ("NAType", "NaTType") or (
+        isinstance(cell, float) and cell != cell
+    )
+
+
+def is_tensor(cell) -> bool:
+    """Whether this is a torch tensor, without importing torch."""
+    return any(base.__module__ == "torch" for base in type(cell).__mro__) and hasattr(
+        cell, "detach"
+    )
+
+
+def as_array(cell) -> np.ndarray:
+    """A (channels, h, w) or (h, w) tensor as an (h, w[, channels]) array."""
+    array = cell.detach().cpu().numpy()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+
+
+def digest_array(array) -> bytes:
+    """Key of pixels: their type, shape and values."""
+    array = np.ascontiguousarray(array)
+    return digest("pixels", f"{array.dtype.str}{array.shape}", array.reshape(-1).data)
+
+
+def digest_pil(image) -> bytes:
+    """Key of a PIL image; a plain 8-bit one has that of its array."""
+    orientation = image.getexif().get(0x0112, 1)
+    if image.mode in ("RGB", "L") and orientation == 1:
+        return digest_array(np.asarray(image))
+    palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
+    transparency = image.info.get("transparency")
+    about = repr((image.mode, image.size, palette, transparency, orientation))
+    return digest("pil", about, image.tobytes())
+
+
+CELL_KINDS = (
+    CellKind(
+        "path",
+        lambda c: isinstance(c, (str, os.PathLike)),
+        digest_file,
+        lambda c: repr(os.fspath(c)),
+    ),
+    CellKind(
+        "bytes",
+        lambda c: isinstance(c, (bytes, bytearray, memoryview)),
+        lambda c: digest("blob", c),
+        lambda c: f"{len(c)} bytes",
+    ),
+    CellKind(
+        "pil",
+        lambda c: isinstance(c, Image.Image),
+        digest_pil,
+        lambda c: f"{c.mode} image of {c.width} x {c.height}",
+    ),
+    CellKind(
+        "array",
+        lambda c: isinstance(c, np.ndarray),
+        digest_array,
+        lambda c: f"array of shape {c.shape}, {c.dtype}",
+    ),
+    CellKind(
+        "tensor",
+        is_tensor,
+        lambda c: digest_array(as_array(c)),
+        lambda c: f"tensor of shape {tuple(c.shape)}",
+    ),
+)
+
+
+def unwrap(cell):
+    """The image inside {"bytes": ..., "path": ...}, as data sets keep undecoded."""
+    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
+        return cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    return cell
+
+
+def kind_of(cell) -> CellKind | None:
+    """The kind of a cell, None if it is no image."""
+    return next((kind for kind in CELL_KINDS if kind.matches(cell)), None)
+
+
+# Rows -------------------------------------------------------------------------------
+
+
+class Images:
+    """The rows of one call: a sequence of cells that can be hashed and named.
+
+    Parameters
+    ----------
+    cells : sequence
+        One image each.
+    """
+
+    def __init__(self, cells):
+        self._cells = cells
+
+    def __len__(self):
+        return len(self._cells)
+
+    def __getitem__(self, row):
+        return unwrap(self._cells[row])
+
+    def kind(self, row) -> CellKind:
+        """What the cell is; raises ImageError for a missing or foreign one."""
+        cell = self[row]
+        if is_missing(cell):
+            raise ImageError(row, "missing", "there is no image in this row")
+        kind = kind_of(cell)
+        if kind is None:
+            what = type(cell).__name__
+            raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
+        return kind
+
+    def key(self, row) -> bytes:
+        """Digest of the content of a row; raises ImageError if it cannot be read."""
+        kind = self.kind(row)
+        try:
+            return kind.digest(self[row])
+        except Exception as error:
+            raise self.error(row, error) from error
+
+    def error(self, row, error: Exception) -> ImageError:
+        """What went wrong with a row, in a sentence that names it."""
+        cell = self[row]
+        return ImageError(row, self.kind(row).describe(cell), reason_of(error))
+
+
+# What an exception while reading means, the first match counts.
+REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (FileNotFoundError, "there is no such file"),
+    (IsADirectoryError, "is a folder; load_image_folder(path) lists the images in it"),
+    (PermissionError, "the file may not be read by this user"),
+    (
+        Image.DecompressionBombError,
+        "has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows twice over; it could "
+        "be a decompression bomb. Raise that limit if you trust the file",
+    ),
+    (UnidentifiedImageError, "is no image in a format that Pillow reads"),
+)
+
+
+def reason_of(error: Exception) -> str:
+    """The reason in the table, or the library's own words."""
+    for kind, reason in REASONS:
+        if isinstance(error, kind):
+            return reason
+    return str(error) or type(error).__name__
+
+
+# Containers -------------------------------------------------------------------------
+
+
+def is_table(X) -> bool:
+    """Whether X is flat 2-D rows of numbers, to be shaped by `image_shape`.
+
+    Everything that is not recognised as images is a table too, so that scikit-learn's
+    own validation says what is wrong with it.
+    """
+    if sparse.issparse(X):
+        return True
+    if _is_frame(X):
+        return _all_numeric(X)
+    if isinstance(X, np.ndarray):
+        numeric = X.dtype.kind in "biufc"
+        return X.ndim < 2 and numeric or X.ndim == 2 and (numeric or _holds_numbers(X))
+    if is_tensor(X) or isinstance(X, (str, bytes, Path, Image.Image)):
+        return False
+    if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
+        return True
+    first = next((cell for cell in _head(X) if not is_missing(cell)), None)
+    return _is_number(first) or _is_row_of_numbers(first)
+
+
+def _head(X):
+    """The first cells, enough to see past missing ones."""
+    return (cell for _, cell in zip(range(1000), X, strict=False))
+
+
+def _is_frame(X) -> bool:
+    return hasattr(X, "columns") and hasattr(X, "shape") and len(X.shape) == 2
+
+
+def _all_numeric(frame) -> bool:
+    """Whether all columns of a pandas or polars frame hold numbers."""
+    dtypes = [str(dtype).lower() for dtype in frame.dtypes]
+    return all(dtype.startswith(("int", "uint", "float", "bool")) for dtype in dtypes)
+
+
+def _is_number(cell) -> bool:
+    return isinstance(cell, (int, float, complex, np.number, np.bool_))
+
+
+def _is_row_of_numbers(cell) -> bool:
+    if isinstance(cell, np.ndarray):
+        return cell.ndim <= 1 and cell.dtype.kind in "biufc"
+    return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
+
+
+def _holds_numbers(array) -> bool:
+    """Whether an object array is a table of numbers rather than of images."""
+    return array.size > 0 and any(_is_number(cell) for cell in array.flat[:1000])
+
+
+def read_images(X) -> Images:
+    """Rows of any container of images; says what to type instead of anything else."""
+    if isinstance(X, (str, os.PathLike, bytes, bytearray, Image.Image)):
+        raise ValueError(
+            f"X must be a sequence of images. Got one {type(X).__name__} instead; "
+            "pass [X] for a single image, or load_image_folder(X).data for a folder."
+        )
+    if hasattr(X, "column_names"):
+        raise ValueError(
+            "X must be one column of images. Got a data set with the columns "
+            f'{list(X.column_names)} instead; pass X["<name of the image column>"].'
+        )
+    if _is_frame(X):
+        return Images(_only_column(X))
+    if is_tensor(X):
+        return Images(_stacked_tensor(X))
+    if isinstance(X, np.ndarray):
+        return Images(_cells_of_array(X))
+    cells = X if isinstance(X, Sequence) else list(X)
+    return _checked(Images(cells))
+
+
+def _checked(images: Images) -> Images:
+    """Refuse rows that are (image, label) pairs, as torch's data sets give them."""
+    first = images[0] if len(images) else None
+    if isinstance(first, (tuple, list)) and len(first) == 2 and kind_of(first[0]):
+        raise ValueError(
+            "X must be images alone. Its rows are (image, label) pairs; pass "
+            "[image for image, label in X] as X and the labels as y."
+        )
+    return images
+
+
+def _only_column(frame):
+    """Cells of a one-column frame."""
+    if frame.shape[1] != 1:
+        raise ValueError(
+            f"X must be one column of images. Got {frame.shape[1]} columns "
+            f"{list(frame.columns)[:6]} instead; select one, for instance with "
+            "ColumnTransformer([('photos', features, 'path')])."
+        )
+    return list(frame[frame.columns[0]])
+
+
+def _stacked_tensor(X):
+    """Cells of an (n, channels, h, w) tensor."""
+    if X.ndim == 4 and X.shape[1] in CHANNELS:
+        return X
+    hint = " pass X[None] for a single image." if X.ndim == 3 else ""
+    if X.ndim == 4 and X.shape[-1] in CHANNELS:
+        hint = " pass X.permute(0, 3, 1, 2)."
+    raise ValueError(
+        "A tensor of images must have the shape (n, channels, h, w) with 1, 3 or 4 "
+        f"channels. Got {tuple(X.shape)};{hint or ' reshape it.'}"
+    )
+
+
+def _cells_of_array(X):
+    """Cells of an array of objects, or of an (n, h, w[, channels]) stack."""
+    if X.dtype.kind == "S":
+        raise ValueError(
+            "Encoded images must not be in an array of dtype bytes, which cuts "
+            "trailing zeros; pass a list, or an array of dtype object."
+        )
+    if X.dtype.kind in "OUT":
+        if X.ndim == 2 and X.shape[1] != 1:
+            raise ValueError(
+                "X must be one column of images. Got an array of shape "
+                f"{X.shape} instead; select one column, for instance X[:, 0]."
+            )
+        return list(X.reshape(-1))
+    if X.ndim == 3 and X.shape[-1] in CHANNELS[1:]:
+        raise ValueError(
+            f"X of shape {X.shape} is a single image; pass X[None] for it. (A stack "
+            "of grey images has the shape (n, h, w).)"
+        )
+    if X.ndim == 3 or (X.ndim == 4 and X.shape[-1] in CHANNELS):
+        return X
+    hint = (
+        " pass X.transpose(0, 2, 3, 1)."
+        if X.ndim == 4 and X.shape[1] in CHANNELS
+        else " reshape it."
+    )
+    raise ValueError(
+        "An array of images must have the shape (n, h, w) or (n, h, w, channels) with "
+        f"1, 3 or 4 channels. Got {X.shape};{hint}"
+    )
+
+
+def shape_rows(rows: np.ndarray, image_shape) -> Images:
+    """Flat rows (n, d) as images; one entry of `image_shape` may be -1."""
+    d = rows.shape[1]
+    known = int(np.prod([side for side in image_shape if side != -1]))
+    fits = d % known == 0 if -1 in image_shape else d == known
+    if not fits:
+        raise ValueError(
+            f"image_shape={tuple(image_shape)} does not fit rows of {d} values. Give "
+            "the height, width and channels whose product is that number."
+        )
+    stack = rows.reshape(len(rows), *image_shape)
+    planar = stack.ndim == 4 and (
+        stack.shape[-1] not in CHANNELS and stack.shape[1] in CHANNELS
+    )
+    return Images(np.moveaxis(stack, 1, -1) if planar else stack)

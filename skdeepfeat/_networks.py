@@ -1,0 +1,268 @@
+"""Record + weights → a network, built once and shared by all estimators.
+
+Networks live in one bounded table for the whole process. They are in ``eval`` mode, need
+no gradients, and have no in-place step: a value read from the middle of the network
+is the value that was computed there.
+"""
+
+import importlib
+import re
+import threading
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ._backbones import Backbone, Weights, WeightsSource
+from ._exceptions import WeightsError
+
+MAX_NETWORKS = 4
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class SkipInitialisation(TorchFunctionMode):
+    """Leave new parameters as they are: files or seeds fill them afterwards.
+
+    Saves seconds for large networks, and draws nothing from the global generator.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)
+
+
+# The table --------------------------------------------------------------------------
+
+_networks: OrderedDict[tuple, nn.Module] = OrderedDict()
+_lock = threading.RLock()
+
+
+def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
+    """The network of these weights on this device; built at most once.
+
+    `key` is the digest of the weights. One lock holds everybody else while a network
+    is built, so that eight threads that ask for the same one load it once.
+    """
+    name = (source.backbone.digest, key, device, precision)
+    with _lock:
+        if name not in _networks:
+            network = build_network(source)
+            _networks[name] = network.to(
+                device, PRECISIONS[precision], memory_format=torch.channels_last
+            )
+        _networks.move_to_end(name)
+        while len(_networks) > MAX_NETWORKS:
+            _networks.popitem(last=False)
+        return _networks[name]
+
+
+def clear_networks() -> None:
+    """Forget all networks; those in use live until their users are done."""
+    with _lock:
+        _networks.clear()
+
+
+# Building ---------------------------------------------------------------------------
+
+
+def build_network(source: WeightsSource) -> nn.Module:
+    """A new network on the CPU with the weights of `source`."""
+    backbone = source.backbone
+    if source.seed is not None:
+        size = source.input.image_size
+        network = _with_seed(source.seed, lambda: call_builder(backbone, size))
+        network.absent_ = frozenset()
+    else:
+        state = _read_state(source)
+        with SkipInitialisation():
+            network = call_builder(backbone, source.input.image_size, official=True)
+        network = _fill(network, state, source)
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    return network.eval().requires_grad_(False)
+
+
+def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
+    """Call the record's builder, importing it when it is a name.
+
+    `official` networks are built as published weights expect them.
+    """
+    build = backbone.build
+    if isinstance(build, str):
+        module, _, function = build.partition(":")
+        build = getattr(importlib.import_module(module), function)
+    options = dict(backbone.options) if official else {}
+    if backbone.size_option:
+        options[backbone.size_option] = image_size
+    with warnings.catch_warnings():
+        # torchvision announces a future default of GoogLeNet's initialisation.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return build(**options)
+
+
+def skeleton_of(backbone: Backbone, image_size: int) -> nn.Module:
+    """The network without memory for its weights: for shapes and structure."""
+    with SkipInitialisation():
+        network = call_builder(backbone, image_size, official=True)
+    return network.to("meta").eval()
+
+
+def _with_seed(seed: int, build):
+    """Build from a seed and put the global generator back."""
+    state = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        return build()
+    finally:
+        torch.default_generator.set_state(state)
+
+
+# Reading ----------------------------------------------------------------------------
+
+
+def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
+    """All entries of the weights, by name."""
+    if source.embedded:
+        arrays = source.backbone.arrays or {}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    if source.published is not None:
+        return _read_file(download(source.published))
+    return _read_file(Path(source.path))
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    """Entries of a .safetensors or .pth file; never runs code from it."""
+    if not path.is_file():
+        raise WeightsError(
+            f"No weights file at {str(path)!r}. Check the path, or pass the name of a "
+            "published version."
+        )
+    reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
+    try:
+        state = reader(path)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, BadZipFile) as e:
+        raise WeightsError(
+            f"{str(path)!r} is not a file of plain weights, and nothing else is loaded "
+            "for safety. Save it with torch.save(net.state_dict(), path) or as "
+            ".safetensors."
+        ) from e
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise WeightsError(
+            f"{str(path)!r} holds no plain dictionary of tensors. Save the network's "
+            "own weights with torch.save(net.state_dict(), path)."
+        )
+    return state
+
+
+def _read_checkpoint(path: Path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def download(weights: Weights) -> Path:
+    """The published file in torch's own download folder, fetched when missing."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / weights.filename
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            weights.url, str(path), weights.sha256_prefix or None, progress=False
+        )
+    except (OSError, RuntimeError) as e:
+        raise WeightsError(
+            f"The weights {weights.name!r} are not on this machine and could not be "
+            f"fetched ({e}). Without a connection: copy {weights.filename!r} from "
+            f"{weights.url} to {str(folder)!r}, or pass its path as weights=..."
+        ) from e
+    return path
+
+
+# Filling ----------------------------------------------------------------------------
+
+
+def _fill(network: nn.Module, state, source: WeightsSource) -> nn.Module:
+    """Put the entries into the network, or say which are missing or left over.
+
+    The head may be absent or made for other classes: it stays empty then, and
+    ``absent_`` names it so that nobody reads a layer that needs it.
+    """
+    backbone = source.backbone
+    state = _renamed(state, backbone)
+    own = network.state_dict()
+    head = f"{backbone.head}." if backbone.head else None
+    absent = set()
+    for name in [k for k in own if head and k.startswith(head)]:
+        if name not in state or state[name].shape != own[name].shape:
+            state.pop(name, None)
+            absent.add(name)
+    shapes = [
+        f"{name}: file {tuple(state[name].shape)}, network {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if shapes:
+        raise WeightsError(_misfit(source, "with other shapes", shapes))
+    if any(tensor.is_meta for tensor in own.values()):
+        network = network.to_empty(device="cpu")
+    result = network.load_state_dict(state, strict=False)
+    missing = [
+        name
+        for name in result.missing_keys
+        if name not in absent and not name.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise WeightsError(_misfit(source, "missing from the file", missing))
+    left_over = [k for k in result.unexpected_keys if not k.startswith(backbone.unused)]
+    if left_over:
+        raise WeightsError(_misfit(source, "left over in the file", left_over))
+    _fill_transient_buffers(network, state)
+    network.absent_ = frozenset(absent)
+    return network
+
+
+def _fill_transient_buffers(network: nn.Module, state) -> None:
+    """Buffers that state dicts leave out, which a user's own network brings along."""
+    kept = network.state_dict().keys()
+    for name, buffer in network.named_buffers():
+        if name in state and name not in kept:
+            buffer.copy_(state[name])
+
+
+def _renamed(state, backbone: Backbone):
+    """Old names brought up to date, in a copy that keeps torch's version marks."""
+    renamed = state.copy()
+    if backbone.rename:
+        for name in list(renamed):
+            renamed[re.sub(*backbone.rename, name)] = renamed.pop(name)
+    return renamed
+
+
+def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
+    """One sentence about entries that do not fit, at most six of them named."""
+    shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    return (
+        f"The weights in {str(source.path or source.published)!r} do not fit backbone "
+        f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). Is it a "
+        "file of another network?"
+    )

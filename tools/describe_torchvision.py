@@ -1,0 +1,299 @@
+"""Write skdeepfeat/_torchvision.json: what the registry knows of torchvision's models.
+
+    python tools/describe_torchvision.py
+
+Run it after raising the supported torchvision. Networks are built without weights and
+run on the meta device, so it needs no download and no memory; `FAMILIES` is where a
+new architecture gets its aliases.
+"""
+
+import json
+import re
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
+from torchvision.models.feature_extraction import (
+    create_feature_extractor,
+    get_graph_node_names,
+)
+
+from skdeepfeat._activations import layout_of, representative_node
+from skdeepfeat._networks import SkipInitialisation
+
+OUTPUT = Path(__file__).parents[1] / "skdeepfeat" / "_torchvision.json"
+
+
+def numbered(*names):
+    """Aliases block1, block2, ... for these modules."""
+    return {f"block{i}": name for i, name in enumerate(names, 1)}
+
+
+def stages(net, container):
+    """The first child, then the last of every run with one width and resolution."""
+    shapes = {}
+    hooks = [
+        child.register_forward_hook(
+            lambda _, __, out, key=key: shapes.__setitem__(key, tuple(out.shape[1:]))
+        )
+        for key, child in net.get_submodule(container).named_children()
+    ]
+    net(torch.zeros(1, 3, 224, 224, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    rows = [(f"{container}.{key}", shape) for key, shape in shapes.items()]
+    ends = [a for (a, shape), (_, after) in pairwise(rows[1:]) if shape != after]
+    return [rows[0][0], *ends, rows[-1][0]]
+
+
+def children_of_type(net, *types):
+    """Names of the modules whose class has one of these names."""
+    return [name for name, m in net.named_modules() if type(m).__name__ in types]
+
+
+def vgg_like(net):
+    relus = children_of_type(net, "ReLU")
+    return {
+        "stem": relus[0],
+        **numbered(*children_of_type(net.features, "MaxPool2d")),
+        "penultimate": relus[-1],
+        "logits": "classifier.6",
+    }
+
+
+def in_features(aliases):
+    """The same aliases, for modules named inside `features`."""
+    return {
+        alias: f"features.{name}" if alias.startswith("block") else name
+        for alias, name in aliases.items()
+    }
+
+
+def stage_like(container, penultimate, logits):
+    def aliases(net):
+        first, *rest = stages(net, container)
+        return {
+            "stem": first,
+            **numbered(*rest),
+            "penultimate": penultimate,
+            "logits": logits,
+        }
+
+    return aliases
+
+
+def fixed(stem, blocks, penultimate, logits):
+    return lambda net: {
+        "stem": stem,
+        **numbered(*blocks),
+        "penultimate": penultimate,
+        "logits": logits,
+    }
+
+
+# Name of the model → (aliases of a network, name of its head). First match counts.
+FAMILIES = {
+    r"resnet|resnext|wide_resnet": (
+        fixed("maxpool", [f"layer{i}" for i in range(1, 5)], "flatten", "fc"),
+        "fc",
+    ),
+    r"regnet": (
+        fixed(
+            "stem",
+            [f"trunk_output.block{i}" for i in range(1, 5)],
+            "flatten",
+            "fc",
+        ),
+        "fc",
+    ),
+    r"alexnet|vgg": (lambda net: in_features(vgg_like(net)), "classifier.6"),
+    r"densenet": (
+        fixed(
+            "features.pool0",
+            [f"features.denseblock{i}" for i in range(1, 4)] + ["relu"],
+            "flatten",
+            "classifier",
+        ),
+        "classifier",
+    ),
+    r"squeezenet": (
+        lambda net: {
+            "stem": "features.2",
+            **numbered(*children_of_type(net, "Fire")),
+            "penultimate": "features.12",
+            "logits": "flatten",
+        },
+        "classifier.1",
+    ),
+    r"googlenet|inception": (
+        lambda net: {
+            "stem": "maxpool2",
+            **numbered(
+                *(k for k, _ in net.named_children() if re.match("inception|Mixed", k))
+            ),
+            "penultimate": "flatten",
+            "logits": "fc",
+        },
+        "fc",
+    ),
+    r"mobilenet_v3": (
+        stage_like("features", "classifier.1", "classifier.3"),
+        "classifier.3",
+    ),
+    r"mobilenet_v2|efficientnet": (
+        stage_like("features", "flatten", "classifier.1"),
+        "classifier.1",
+    ),
+    r"mnasnet": (
+        fixed(
+            "layers.2",
+            [f"layers.{i}" for i in (7, 8, 9, 10, 11, 12, 13, 16)],
+            "mean",
+            "classifier.1",
+        ),
+        "classifier.1",
+    ),
+    r"shufflenet": (
+        fixed("conv1", ["stage2", "stage3", "stage4", "conv5"], "mean", "fc"),
+        "fc",
+    ),
+    r"convnext": (
+        fixed(
+            "features.0",
+            [f"features.{i}" for i in (1, 3, 5, 7)],
+            "classifier.1",
+            "classifier.2",
+        ),
+        "classifier.2",
+    ),
+    r"swin": (
+        fixed("features.0", [f"features.{i}" for i in (1, 3, 5, 7)], "flatten", "head"),
+        "head",
+    ),
+    r"maxvit": (
+        fixed(
+            "stem", [f"blocks.{i}" for i in range(4)], "classifier.2", "classifier.5"
+        ),
+        "classifier.5",
+    ),
+    r"vit": (
+        lambda net: {
+            "stem": "conv_proj",
+            **numbered(
+                *(f"encoder.layers.{k}" for k, _ in net.encoder.layers.named_children())
+            ),
+            "penultimate": "getitem_5",
+            "logits": "heads.head",
+        },
+        "heads.head",
+    ),
+}
+# Official GoogLeNet and Inception weights want their own input scaling, and come with
+# training heads that no feature needs.
+OFFICIAL_OPTIONS = {
+    "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
+    "inception_v3": {
+        "transform_input": True,
+        "aux_logits": False,
+        "init_weights": False,
+    },
+}
+UNUSED = {"googlenet": ["aux1.", "aux2."], "inception_v3": ["AuxLogits."]}
+# Old DenseNet files name the parts of a dense layer `norm.1` where the network now
+# says `norm1`.
+RENAME = [r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."]
+
+
+def size_option(name):
+    """Transformers with learned positions are built for one input size."""
+    if name.startswith("vit"):
+        return "image_size"
+    return None
+
+
+def describe_weights(version):
+    recipe = version.transforms()
+    return {
+        "url": version.url,
+        "resize": recipe.resize_size[0],
+        "crop": recipe.crop_size[0],
+        "interpolation": recipe.interpolation.value,
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+    }
+
+
+class Meter(torch.fx.Interpreter):
+    """Runs a graph and notes the shape and the cost so far at every node."""
+
+    def __init__(self, graph_module):
+        super().__init__(graph_module)
+        self.shapes, self.flops = {}, {}
+
+    def measure(self, x):
+        with FlopCounterMode(display=False) as self.counter:
+            self.run(x)
+
+    def run_node(self, node):
+        value = super().run_node(node)
+        self.shapes[node.name] = tuple(getattr(value, "shape", ()))
+        self.flops[node.name] = self.counter.get_total_flops()
+        return value
+
+
+def describe_layers(net, family, size):
+    nodes = get_graph_node_names(net, suppress_diff_warning=True)[1]
+    aliases = {a: representative_node(m, nodes) for a, m in family(net).items()}
+    cut = create_feature_extractor(
+        net, sorted(set(aliases.values())), suppress_diff_warning=True
+    ).eval()
+    meter = Meter(torch.fx.GraphModule(net, cut.graph))
+    meter.measure(torch.zeros(1, 3, size, size, device="meta"))
+    (returned,) = next(n for n in cut.graph.nodes if n.op == "output").args
+    total = meter.flops[returned[aliases["logits"]].name]
+    rows = []
+    for alias, node in aliases.items():
+        at = returned[node].name
+        layout, shape = layout_of(meter.shapes[at], net, node)
+        rows.append([alias, node, layout, shape, round(meter.flops[at] / total, 4)])
+    return rows
+
+
+def describe(name):
+    family, head = next(v for k, v in FAMILIES.items() if re.search(k, name))
+    versions = models.get_model_weights(name)
+    weights = {version.name: describe_weights(version) for version in versions}
+    default = next(v.name for v in versions if v == versions.DEFAULT)
+    options = OFFICIAL_OPTIONS.get(name, {})
+    size = weights[default]["crop"]
+    sized = {k: size for k in [size_option(name)] if k}
+    with SkipInitialisation():
+        net = models.get_model(name, weights=None, **options, **sized)
+    with torch.no_grad():
+        layers = describe_layers(net.eval().to("meta"), family, size)
+    record = {"head": head, "default": default, "weights": weights, "layers": layers}
+    if options:
+        record |= {"options": options, "unused": UNUSED[name]}
+    if name.startswith("densenet"):
+        record["rename"] = RENAME
+    if size_option(name):
+        record["size_option"] = size_option(name)
+    return record
+
+
+def main():
+    warnings.simplefilter("ignore")
+    names = models.list_models(module=models)
+    lines = []
+    for name in names:
+        lines.append(f'"{name}": {json.dumps(describe(name))}')
+        print(name, flush=True)
+    OUTPUT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"{len(names)} models written to {OUTPUT.name}")
+
+
+if __name__ == "__main__":
+    main()
