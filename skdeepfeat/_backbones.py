@@ -203,8 +203,7 @@ class Backbone:
         build = self.build if isinstance(self.build, str) else _describe(self.build)
         parts = [repr((self.name, build, self.input, self.head, self.options))]
         for name, array in sorted((self.arrays or {}).items()):
-            array = np.ascontiguousarray(array)
-            parts += [name, f"{array.dtype}{array.shape}", array.reshape(-1).data]
+            parts += [name, array]
         return digest(*parts)
 
     @classmethod
@@ -284,9 +283,11 @@ def _describe(build) -> str:
 
 
 def _as_array(tensor) -> np.ndarray:
-    """A copy of a tensor as numpy; numpy has no bfloat16."""
+    """A copy of a tensor as numpy, which has no bfloat16."""
     tensor = tensor.detach().cpu()
-    return np.array(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)
+    if "bfloat16" in str(tensor.dtype):
+        tensor = tensor.float()
+    return tensor.numpy().copy()
 
 
 def _last_linear(net) -> str | None:

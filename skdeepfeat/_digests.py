@@ -8,6 +8,7 @@ import hashlib
 import os
 import threading
 
+import numpy as np
 from blake3 import blake3
 
 DIGEST_SIZE = 16
@@ -19,12 +20,14 @@ _memo_lock = threading.Lock()
 
 
 def digest(*parts) -> bytes:
-    """16 bytes that stand for these strings and contiguous buffers, in this order."""
+    """16 bytes that stand for these strings, bytes and arrays, in this order."""
     hasher = blake3()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        size = data.nbytes if hasattr(data, "nbytes") else len(data)
-        hasher.update(size.to_bytes(8, "little"))
+        if isinstance(part, np.ndarray):
+            hasher.update(f"{part.dtype.str}{part.shape}".encode())
+            data = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+        hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     return hasher.digest(DIGEST_SIZE)
 

@@ -5,7 +5,7 @@
     Exception
     ├── ValueError
     │   ├── ImageError        one row of X cannot become pixels; knows its row
-    │   └── WeightsError      a weights file is missing, damaged, unsafe or of another net
+    │   └── WeightsError      a weights file is missing, unsafe, or of another network
     └── MemoryError
         └── OutputTooLarge    "flatten" would need more than its limit
     UserWarning

@@ -5,10 +5,10 @@ that a list, a Series or an object array of the same images mean the same.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -63,8 +63,7 @@ def as_array(cell) -> np.ndarray:
 
 def digest_array(array) -> bytes:
     """Key of pixels: their type, shape and values."""
-    array = np.ascontiguousarray(array)
-    return digest("pixels", f"{array.dtype.str}{array.shape}", array.reshape(-1).data)
+    return digest("pixels", array)
 
 
 def digest_pil(image) -> bytes:
@@ -88,7 +87,7 @@ CELL_KINDS = (
     CellKind(
         "bytes",
         lambda c: isinstance(c, (bytes, bytearray, memoryview)),
-        lambda c: digest("blob", c),
+        lambda c: digest("blob", bytes(c)),
         lambda c: f"{len(c)} bytes",
     ),
     CellKind(
@@ -207,7 +206,8 @@ def is_table(X) -> bool:
         return _all_numeric(X)
     if isinstance(X, np.ndarray):
         numeric = X.dtype.kind in "biufc"
-        return X.ndim < 2 and numeric or X.ndim == 2 and (numeric or _holds_numbers(X))
+        flat = X.ndim == 2 and (numeric or _holds_numbers(X))
+        return flat or (X.ndim < 2 and numeric)
     if is_tensor(X) or isinstance(X, (str, bytes, Path, Image.Image)):
         return False
     if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):

@@ -1,7 +1,7 @@
 """Record + weights → a network, built once and shared by all estimators.
 
-Networks live in one bounded table for the whole process. They are in ``eval`` mode, need
-no gradients, and have no in-place step: a value read from the middle of the network
+Networks live in one bounded table for the whole process. They are in ``eval`` mode,
+need no gradients, and have no in-place step: a value read from the middle of one
 is the value that was computed there.
 """
 
