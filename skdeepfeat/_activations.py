@@ -9,16 +9,15 @@ trace run as a private copy with hooks, one thread at a time (:class:`HookedNetw
 import copy
 import functools
 import inspect
+import math
 import operator
 import threading
 from collections import OrderedDict
 
 import torch
+import torchvision
 from torch import fx, nn
-from torchvision.models.feature_extraction import (
-    create_feature_extractor,
-    get_graph_node_names,
-)
+from torchvision.models.feature_extraction import NodePathTracer
 
 from ._backbones import Backbone, Layer, closest
 from ._networks import skeleton_of
@@ -38,6 +37,28 @@ OUT_OF_PLACE = {
 # Tracing ----------------------------------------------------------------------------
 
 
+class Tracer(NodePathTracer):
+    """torchvision's tracer, deaf to what other threads run meanwhile.
+
+    While fx traces, every call of every module in the process passes through its
+    tracer; those of other threads are let through untouched. `trace_lock` keeps two
+    traces apart.
+    """
+
+    trace_lock = threading.Lock()
+
+    def __init__(self):
+        operators = [m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass)]
+        leaves = [m for m in operators if issubclass(m, nn.Module)]
+        super().__init__(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+        self._thread = threading.get_ident()
+
+    def call_module(self, m, forward, args, kwargs):
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
 class Structure:
     """What is known of a network without its weights: nodes, and shapes at a size.
 
@@ -51,18 +72,28 @@ class Structure:
     def __init__(self, backbone: Backbone, image_size: int):
         self.backbone, self.image_size = backbone, image_size
         self.skeleton = skeleton_of(backbone, image_size)
-        self._set_out_of_place()
         try:
-            self.nodes = tuple(get_graph_node_names(self.skeleton, **_QUIET)[1])
-            self.traceable = True
+            self._trace()
         except Exception:  # fx raises whatever the traced code raises
+            self.graph = None
             self.nodes = tuple(name for name, _ in self.skeleton.named_modules())[1:]
-            self.traceable = False
 
-    def _set_out_of_place(self):
-        for module in self.skeleton.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False
+    def _trace(self):
+        tracer = Tracer()
+        with Tracer.trace_lock:
+            self.graph = tracer.trace(self.skeleton)
+        _remove_inplace_steps(self.graph)
+        self._named = {
+            name: node
+            for node, name in tracer.node_to_qualname.items()
+            if node.op not in ("placeholder", "output")
+        }
+        self.nodes = tuple(self._named)
+
+    @property
+    def traceable(self) -> bool:
+        """Whether fx could trace the network."""
+        return self.graph is not None
 
     def canonical(self, node: str) -> str:
         """The full name of a node: a module stands for the last node within it."""
@@ -78,12 +109,21 @@ class Structure:
         return found
 
     def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
-        """The graph up to these nodes, without in-place steps."""
-        graph = _graph_of(self.skeleton, nodes)
-        _remove_inplace_steps(graph)
-        cut = fx.GraphModule(self.skeleton, graph)
-        cut.graph.eliminate_dead_code()
-        return cut.graph
+        """The graph that returns {node: value} for these nodes and does no more."""
+        copies: dict[fx.Node, fx.Node] = {}
+        graph = fx.Graph()
+        graph.graph_copy(self.graph, copies)
+        graph.output({name: copies[self._node(name)] for name in nodes})
+        module = fx.GraphModule(self.skeleton, graph)
+        module.graph.eliminate_dead_code()
+        return module.graph
+
+    def _node(self, name: str) -> fx.Node:
+        """The step of this name, or what enters it if the name says so."""
+        if not name.endswith(INPUT_OF):
+            return self._named[name]
+        reader = self._named[name.removesuffix(INPUT_OF)]
+        return _before_dropout(reader.args[0], self.skeleton)
 
     def shapes(self, nodes: tuple[str, ...]) -> dict[str, tuple]:
         """Shape of one image's output at each node, the batch axis left out."""
@@ -91,9 +131,6 @@ class Structure:
         run = bind(self, self.skeleton, nodes)
         with torch.no_grad():
             return {node: tuple(value.shape[1:]) for node, value in run(x).items()}
-
-
-_QUIET = {"suppress_diff_warning": True}
 
 
 @functools.lru_cache(maxsize=32)
@@ -108,26 +145,6 @@ def representative_node(name: str, nodes) -> str | None:
         return name
     inside = [node for node in nodes if node.startswith(name + ".")]
     return inside[-1] if inside else None
-
-
-def _graph_of(skeleton: nn.Module, nodes: tuple[str, ...]) -> fx.Graph:
-    """The evaluation graph that returns {node: value}."""
-    targets = {n: n for n in nodes if not n.endswith(INPUT_OF)}
-    readers = [n.removesuffix(INPUT_OF) for n in nodes if n.endswith(INPUT_OF)]
-    extractor = create_feature_extractor(
-        skeleton, targets | {name: name for name in readers}, **_QUIET
-    ).eval()
-    graph = copy.deepcopy(extractor.graph)
-    output = next(node for node in graph.nodes if node.op == "output")
-    (returned,) = output.args
-    values = {
-        node: _before_dropout(returned[node.removesuffix(INPUT_OF)].args[0], skeleton)
-        if node.endswith(INPUT_OF)
-        else returned[node]
-        for node in nodes
-    }
-    output.args = (values,)
-    return graph
 
 
 def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:

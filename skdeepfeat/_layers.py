@@ -44,9 +44,9 @@ def list_layers(backbone="mini", *, nodes=False):
     >>> for layer in list_layers("resnet50"):
     ...     print(layer.alias, layer.features, layer.stride, layer.share)
     stem 64 4 0.0289
-    block1 256 4 0.1952
-    block2 512 8 0.4486
-    block3 1024 16 0.8021
+    block1 256 4 0.1922
+    block2 512 8 0.4435
+    block3 1024 16 0.8016
     block4 2048 32 0.9995
     penultimate 2048 None 0.9995
     logits 1000 None 1.0

@@ -233,7 +233,12 @@ def _fill(network: nn.Module, state, source: WeightsSource) -> nn.Module:
     ]
     if missing:
         raise WeightsError(_misfit(source, "missing from the file", missing))
-    left_over = [k for k in result.unexpected_keys if not k.startswith(backbone.unused)]
+    buffers = {name for name, _ in network.named_buffers()}
+    left_over = [
+        name
+        for name in result.unexpected_keys
+        if name not in buffers and not name.startswith(backbone.unused)
+    ]
     if left_over:
         raise WeightsError(_misfit(source, "left over in the file", left_over))
     _fill_transient_buffers(network, state)
@@ -261,8 +266,9 @@ def _renamed(state, backbone: Backbone):
 def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
     """One sentence about entries that do not fit, at most six of them named."""
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    file = source.path or (source.published and source.published.filename)
     return (
-        f"The weights in {str(source.path or source.published)!r} do not fit backbone "
+        f"The weights in {str(file)!r} do not fit backbone "
         f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). Is it a "
         "file of another network?"
     )

@@ -146,7 +146,7 @@ def test_settings_that_change_features_do_not_share_rows(photos):
         {},
         {"pooling": "max"},
         {"image_size": 12},
-        {"value_range": (0, 200)},
+        {"value_range": (0, 300)},
         {"layer": "block2"},
         {"precision": "bfloat16"},
         {"backbone": tiny_backbone(seed=1)},
@@ -161,7 +161,7 @@ def test_grid_search_computes_each_image_once(photos, count_forwards):
     X, y = np.concatenate([photos, photos[:, ::-1]]), np.arange(12) % 2
     pipe = make_pipeline(features(cache="memory", batch_size=1), LogisticRegression())
     grid = {
-        "pretrainedcnnfeatures__layer": ["block4", "block1", "penultimate"],
+        "pretrainedcnnfeatures__layer": ["penultimate", "block4", "block1"],
         "logisticregression__C": [0.1, 1],
     }
     uncached = clone(pipe).set_params(pretrainedcnnfeatures__cache=None)
@@ -217,10 +217,11 @@ def test_scaling_does_not_depend_on_other_rows(photos):
 def test_equal_pixels_of_any_dtype_agree(photos):
     expected = features().transform(photos)
     np.testing.assert_array_equal(features().transform(photos.astype(int)), expected)
+    atol = 0.01 * np.abs(expected).max()
     for same in (photos / 255.0, photos.astype(np.uint16) * 257):
-        np.testing.assert_allclose(features().transform(same), expected, atol=0.05)
+        np.testing.assert_allclose(features().transform(same), expected, atol=atol)
     scaled = features(value_range=(0, 16)).transform(photos / 255 * 16)
-    np.testing.assert_allclose(scaled, expected, atol=0.05)
+    np.testing.assert_allclose(scaled, expected, atol=atol)
 
 
 def test_values_out_of_range_warn_once_and_are_not_clipped(photos):
@@ -362,7 +363,7 @@ def bad_files(photo_files, tmp_path):
     (tmp_path / "text.jpg").write_text("no image at all")
     buffer = io.BytesIO()
     Image.open(photo_files[3]).save(buffer, "JPEG")
-    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:400])
+    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:-100])
     (tmp_path / "folder").mkdir()
     names = ["empty.jpg", "text.jpg", "cut.jpg", "missing.jpg", "folder"]
     bad = [str(tmp_path / name) for name in names]
@@ -548,14 +549,14 @@ def test_under_loky_with_two_jobs(photos):
     )
 
 
-@pytest.mark.parametrize("head", [LogisticRegression, Ridge, GaussianNB, PCA])
+@pytest.mark.parametrize("head", [LogisticRegression(), Ridge(solver="svd"), GaussianNB(), PCA()])
 def test_torch_output_feeds_array_api_heads(photos, head):
     est = features(output="torch")
     out = est.fit_transform(photos)
     assert isinstance(out, torch.Tensor) and out.dtype == torch.float32
     np.testing.assert_array_equal(out.numpy(), features().transform(photos))
     with config_context(array_api_dispatch=True):
-        make_pipeline(est, head()).fit(photos, np.arange(6) % 2)
+        make_pipeline(est, head).fit(photos, np.arange(6) % 2)
 
 
 def test_progress_bar_on_request(photos, capsys):
@@ -575,10 +576,10 @@ def test_batches_are_tasks_of_scikit_learns_callbacks(photos):
         def setup(self, estimator, context):
             pass
 
-        def on_fit_task_begin(self, context, *, estimator, **kwargs):
+        def on_fit_task_begin(self, estimator, context, *, X=None):
             self.tasks.append(context.task_name)
 
-        def on_fit_task_end(self, context, *, estimator, **kwargs):
+        def on_fit_task_end(self, estimator, context, *, X=None):
             return False
 
         def teardown(self, estimator, context):

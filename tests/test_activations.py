@@ -1,0 +1,157 @@
+"""Cut networks: no more than asked, nothing overwritten, and without fx too."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_backbone
+from torchvision import models
+
+from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
+from skdeepfeat._activations import HookedNetwork, Structure, bind, structure_of
+from skdeepfeat._backbones import resolve_backbone, resolve_weights
+from skdeepfeat._networks import build_network
+
+
+def cut(name, nodes, size=64):
+    backbone = resolve_backbone(name)
+    network = build_network(resolve_weights(backbone, None, 0))
+    structure = structure_of(backbone, size)
+    nodes = tuple(structure.canonical(node) for node in nodes)
+    return bind(structure, network, nodes), nodes
+
+
+# Nodes whose value a later in-place step of torchvision's own code would change.
+OVERWRITTEN = [
+    ("resnet18", ["layer1.0.bn1", "layer1.0.bn2", "layer2.0.conv1", "layer4"]),
+    ("densenet121", ["features.norm5", "features.denseblock1", "relu"]),
+    ("squeezenet1_1", ["features.0", "features.3.squeeze", "features.12"]),
+    ("googlenet", ["conv1.bn", "inception3a.branch1.bn", "inception5b"]),
+    ("mobilenet_v2", ["features.0", "features.1.conv.1", "features.3"]),
+    ("efficientnet_b0", ["features.0", "features.2.1", "features.3"]),
+    ("vgg11", ["features.0", "features.20"]),
+    ("shufflenet_v2_x0_5", ["conv1.1", "stage2"]),
+]
+
+
+@pytest.mark.parametrize(("name", "nodes"), OVERWRITTEN, ids=lambda v: str(v)[:12])
+def test_together_equals_alone_bit_for_bit(name, nodes):
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        run, full = cut(name, nodes)
+        together = run(x)
+        for asked, node in zip(nodes, full, strict=True):
+            alone, _ = cut(name, [asked])
+            assert torch.equal(alone(x)[node], together[node]), node
+
+
+def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
+    run, _ = cut("resnet18", ["layer1"])
+    calls = []
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(
+        torch.nn.Conv2d,
+        "forward",
+        lambda self, x: (calls.append(1), forward(self, x))[1],
+    )
+    with torch.inference_mode():
+        run(torch.zeros(1, 3, 64, 64))
+    assert len(calls) == 5  # of 20
+    assert not any(name.startswith("layer2") for name in run.state_dict())
+
+
+def test_truncated_names_stand_for_the_last_node_within():
+    structure = structure_of(resolve_backbone("resnet18"), 224)
+    assert structure.canonical("layer4") == "layer4.1.relu_1"
+    with pytest.raises(ValueError, match="Did you mean"):
+        structure.canonical("layer44")
+
+
+def test_aliases_modules_and_indices_are_one_layer(photos):
+    est = PretrainedCNNFeatures("resnet18", weights=None, cache=None)
+    by = {
+        layer: est.set_params(layer=layer).transform(photos[:1])
+        for layer in ["block2", "layer2", "layer2.1.relu_1", 2, -5]
+    }
+    for found in by.values():
+        np.testing.assert_array_equal(found, by["block2"])
+
+
+class Branching(torch.nn.Module):
+    """Depends on the values of its input, so fx cannot trace it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.act = torch.nn.ReLU(inplace=True)
+        self.tail = torch.nn.Conv2d(4, 6, 3)
+        self.fc = torch.nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        if x.is_meta or x.sum() > -1e9:
+            x = self.act(x)
+        return self.fc(self.tail(x).mean((2, 3)))
+
+
+def test_networks_that_fx_cannot_trace(photos):
+    net = Branching().eval()
+    backbone = Backbone.from_module(net, image_size=16)
+    assert not Structure(backbone, 16).traceable
+    aliases = {layer.alias: layer.features for layer in list_layers(backbone)}
+    assert aliases["block1"] == 4 and aliases["penultimate"] == 6
+    names = ("conv", "act", "tail", "penultimate")
+    est = PretrainedCNNFeatures(backbone, layer=names, cache=None)
+    out = est.transform(photos)
+    assert out.shape == (6, 4 + 4 + 6 + 6)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(est.transform(photos)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(np.array_equal(r, out) for r in results)
+    alone = PretrainedCNNFeatures(backbone, layer="conv", cache=None).transform(photos)
+    np.testing.assert_array_equal(out[:, :4], alone)
+    with pytest.raises(ValueError, match="Did you mean 'conv'"):
+        PretrainedCNNFeatures(backbone, layer="konv").transform(photos)
+
+
+def test_hooked_networks_stop_after_the_last_layer():
+    net = Branching().eval()
+    calls = []
+    net.tail.register_forward_hook(lambda *a: calls.append(1))
+    HookedNetwork(net, ("conv",))(torch.zeros(1, 3, 16, 16))
+    assert not calls
+
+
+def test_dropout_before_the_head_is_left_out():
+    layers = {layer.alias: layer for layer in list_layers(tiny_backbone())}
+    assert layers["penultimate"].shape == (10,) and layers["logits"].features == 4
+
+
+def test_tracing_leaves_other_threads_alone():
+    """fx hooks every module of the process while it traces."""
+    net = models.squeezenet1_1(weights=None).eval()
+    x, stop, wrong = torch.zeros(1, 3, 64, 64), threading.Event(), []
+
+    def run():
+        while not stop.is_set():
+            try:
+                net(x)
+            except Exception as error:
+                wrong.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for _ in range(3):
+        Structure(resolve_backbone("densenet121"), 64)
+    stop.set()
+    thread.join()
+    assert not wrong

@@ -1,0 +1,168 @@
+"""Cells become the very pixels that torchvision's presets make of them."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+from skdeepfeat._backbones import InputSpec, resolve_backbone
+from skdeepfeat._batches import open_array, open_bytes, open_pil, prepare, read_batches
+from skdeepfeat._images import read_images
+
+ODD = ["resnet50", "efficientnet_b3", "vit_l_16", "inception_v3", "swin_t"]
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(blob):
+    return np.asarray(open_bytes(blob, None).image)
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("size", [(500, 375), (120, 300), (31, 33)])
+def test_eight_bit_images_take_the_published_path(name, size, photos):
+    image = Image.fromarray(photos[0]).resize(size)
+    for version in models.get_model_weights(name):
+        backbone = resolve_backbone(name)
+        spec = next(w.input for w in backbone.weights if w.name == version.name)
+        (batch,) = read_batches(read_images([image]), [0], spec, None, 8, 1)
+        expected = version.transforms()(image)
+        torch.testing.assert_close(batch.pixels[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_floats_keep_their_precision(name, photos):
+    spec = resolve_backbone(name).input
+    eight_bit = prepare(open_array(photos[0], None), spec).float()
+    floats = prepare(open_array(photos[0] / 255, None), spec)
+    assert floats.dtype == torch.float32
+    # 8 bits are rounded after each of the two directions of the resize.
+    assert 0 < (floats - eight_bit).abs().max() < 2
+    assert (floats - eight_bit).abs().mean() < 0.5
+
+
+def test_other_input_sizes_keep_the_ratio_of_resize_and_crop():
+    spec = InputSpec(224, 256).scaled(112)
+    assert (spec.image_size, spec.resize) == (112, 128)
+    assert InputSpec(224, None).scaled(64).resize is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_opaque_modes(mode, photos):
+    image = Image.fromarray(photos[0]).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(open_pil(image, None).image, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_pixels_show_white(mode, photos):
+    image = Image.fromarray(photos[0]).convert("L").convert("RGBA")
+    image.putalpha(0)
+    found = np.asarray(open_pil(image.convert(mode), None).image)
+    assert (found == 255).all()
+    image.putalpha(255)
+    np.testing.assert_array_equal(
+        open_pil(image.convert(mode), None).image, image.convert("RGB")
+    )
+
+
+def test_palette_with_transparency_shows_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([10, 20, 30] * 2)
+    assert (pixels(encode(image, transparency=1)) == 255).all()
+    assert (pixels(encode(image)) == [10, 20, 30]).all()
+
+
+def test_formats(photos):
+    image = Image.fromarray(photos[0])
+    for kind, options in [("BMP", {}), ("WEBP", {"lossless": True}), ("TIFF", {})]:
+        np.testing.assert_array_equal(pixels(encode(image, kind, **options)), photos[0])
+
+
+def test_exif_orientation_is_applied(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned right
+    image = Image.fromarray(photos[0])
+    turned = pixels(encode(image, "PNG", exif=exif))
+    np.testing.assert_array_equal(turned, np.rot90(photos[0], -1))
+
+
+def test_first_frame_of_an_animation(photos):
+    frames = [Image.fromarray(photo).convert("P") for photo in photos[:3]]
+    blob = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    still = encode(frames[0], "GIF")
+    np.testing.assert_array_equal(pixels(blob), pixels(still))
+
+
+def test_sixteen_bits_are_not_rounded(photos):
+    fine = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+    blob = encode(Image.fromarray(fine))
+    from_file, from_array = open_bytes(blob, None), open_array(fine, None)
+    np.testing.assert_allclose(from_file.image[..., 0], fine / 65535, atol=1e-6)
+    np.testing.assert_array_equal(from_file.image, from_array.image)
+    assert len(np.unique(from_array.image)) == 64 * 64
+    big_endian = open_array(fine.astype(">u2"), None)
+    np.testing.assert_array_equal(big_endian.image, from_array.image)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"),
+    [(bool, 1), (np.uint8, 255), (np.int64, 255), (np.uint16, 65535), (np.float64, 1)],
+)
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+def test_white_is_white_in_every_dtype(dtype, white, channels):
+    array = np.full((5, 6, *channels), white, dtype=dtype)
+    image = open_array(array, None).image
+    top = 255 if isinstance(image, Image.Image) else 1
+    assert np.asarray(image).shape == (5, 6, 3)
+    assert (np.asarray(image) == top).all()
+
+
+def test_a_decompression_bomb_is_refused(monkeypatch, photos):
+    from skdeepfeat import ImageError, PretrainedCNNFeatures
+
+    blob = encode(Image.fromarray(photos[0]))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="decompression bomb"):
+        PretrainedCNNFeatures("tiny").transform([blob])
+
+
+def test_batches_keep_order_shape_and_bound(photos):
+    X = np.concatenate([photos] * 5)
+    spec = InputSpec(8, None)
+    batches = list(read_batches(read_images(X), list(range(30)), spec, None, 8, 2))
+    assert [b.rows for b in batches] == [
+        list(range(a, min(a + 8, 30))) for a in range(0, 30, 8)
+    ]
+    assert all(b.pixels.shape == (8, 3, 8, 8) for b in batches)
+    assert (batches[-1].pixels[6:] == 0).all()
+
+
+def test_images_are_decoded_only_a_little_ahead(photos):
+    opened = []
+
+    class Counting(list):
+        def __getitem__(self, row):
+            opened.append(row)
+            return super().__getitem__(row)
+
+    images = read_images(Counting([photos[0]] * 500))
+    batches = read_batches(images, list(range(500)), InputSpec(8, None), None, 4, 2)
+    next(batches)
+    assert len(set(opened)) < 30
+    batches.close()
+
+
+def test_decoding_raises_no_warning(photos):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos.setflags(write=False)
+        prepare(open_array(photos[0], None), InputSpec(16, 20))

@@ -1,0 +1,74 @@
+"""What the documentation shows runs: docstrings, README, guides, examples."""
+
+import doctest
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skdeepfeat
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path.stem for path in Path(skdeepfeat.__file__).parent.glob("*.py"))
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings(module):
+    name = "skdeepfeat" if module == "__init__" else f"skdeepfeat.{module}"
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page, tmp_path, monkeypatch):
+    """The Python blocks of a page run one after the other in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    _make_photos(tmp_path / "photos")
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def _make_photos(root):
+    """A folder of two classes, as the pages suppose that the reader has."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for low, name in [(0, "ants"), (120, "bees")]:
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(low, low + 130, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.jpg")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples(example, tmp_path):
+    """Examples run at a reduced size, in a folder of their own, without a screen."""
+    environment = os.environ | {"MPLBACKEND": "agg", "SKDEEPFEAT_EXAMPLE_SIZE": "60"}
+    subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, env=environment, check=True
+    )
+    assert list(tmp_path.glob("*.png")), "an example saves its figure"
+
+
+def test_the_readme_states_the_number_of_checks():
+    from test_estimators import EXTRA_CHECKS, NUMBER_OF_CHECKS
+
+    text = (ROOT / "README.md").read_text()
+    assert f"{NUMBER_OF_CHECKS} of scikit-learn's common checks" in text
+    assert f"{len(EXTRA_CHECKS)} more" in text
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"pip install .*python -m pytest.*", readme).group(0)
+    last = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
+    assert last == command

@@ -1,0 +1,76 @@
+"""Imports run one way, and torch is imported late."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skdeepfeat
+
+PACKAGE = Path(skdeepfeat.__file__).parent
+
+# Each line may import only from lines above it; siblings never import each other.
+LINES = [
+    {"_exceptions", "_digests"},
+    {"_backbones", "_validation", "_images", "_pooling", "_store", "_datasets"}
+    | {"_progress"},
+    {"_device", "_networks"},
+    {"_batches", "_activations"},
+    {"_engine", "_layers"},
+    {"_features"},
+    {"__init__"},
+]
+LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
+TORCH = {"torch", "torchvision", "safetensors.torch"}
+TORCH_FREE = set().union(*LINES[:2]) | {"_layers", "_features", "__init__"}
+# Torch is needed there for one thing each, inside a function: (module, imported).
+LATE = {
+    ("_features", "_engine"),
+    ("_features", "_device"),
+    ("_layers", "_activations"),
+    ("_features", "torch"),
+}
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imports(module):
+    """(name, whether at module level) of everything that a module imports."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    top = set(tree.body)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module, node in top or node.level == 0 and node in top
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, node in top) for alias in node.names)
+
+
+def test_every_module_has_its_line():
+    assert sorted(LINE_OF) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    for name, _ in imports(module):
+        if name in LINE_OF:
+            assert LINE_OF[name] < LINE_OF[module], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(TORCH_FREE))
+def test_torch_is_imported_late_and_in_few_places(module):
+    heavy = TORCH | set().union(*LINES[2:4]) | {"_engine"}
+    found = {(module, name) for name, _ in imports(module) if name in heavy}
+    assert found <= LATE
+    assert not any(at_top for name, at_top in imports(module) if name in heavy)
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import sys, skdeepfeat as s\n"
+        "s.list_layers('resnet50'), s.list_backbones()\n"
+        "s.PretrainedCNNFeatures('vgg16').get_feature_names_out()\n"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
