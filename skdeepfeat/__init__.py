@@ -1,7 +1,7 @@
 """Deep features of images for scikit-learn, from frozen, pretrained networks."""
 
 from ._backbones import Backbone, list_backbones, register_backbone
-from ._datasets import load_image_folder
+from ._datasets import load_image_folder, load_textures
 from ._exceptions import (
     FeatureWarning,
     ImageError,
@@ -30,6 +30,7 @@ __all__ = [
     "list_backbones",
     "list_layers",
     "load_image_folder",
+    "load_textures",
     "register_backbone",
 ]
 for _name in __all__:

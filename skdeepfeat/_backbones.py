@@ -3,7 +3,8 @@
 A :class:`Backbone` says how a network is built, which weights exist for it and how
 each wants its images, and where its named layers are. Nothing here imports torch: the
 records of torchvision's networks are read from ``_torchvision.json``, which
-``tools/describe_torchvision.py`` writes.
+``tools/describe_torchvision.py`` writes, and those of the package's own from
+``_weights/manifest.json``.
 """
 
 import copy
@@ -118,19 +119,27 @@ class Weights:
         Its name in torchvision, such as ``"IMAGENET1K_V2"``.
     url : str
         Where it is published. The file name carries the first hexadecimal digits of
-        the file's SHA-256.
+        the file's SHA-256. Weights that ship with the package begin with "package:".
+    sha256 : str
+        The whole checksum where it is known, else "".
     input : InputSpec
         The preprocessing that belongs to it.
     """
 
     name: str
     url: str
+    sha256: str
     input: InputSpec
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the file ships with the package."""
+        return self.url.startswith(PACKAGED)
 
     @property
     def filename(self) -> str:
         """The last part of the address."""
-        return self.url.rsplit("/", 1)[-1]
+        return self.url.removeprefix(PACKAGED).rsplit("/", 1)[-1]
 
     @property
     def sha256_prefix(self) -> str:
@@ -306,20 +315,27 @@ _registered: dict[str, Backbone] = {}
 _registry_lock = threading.Lock()
 
 
-@functools.cache
-def _torchvision_records() -> dict[str, dict]:
-    text = resources.files(__package__).joinpath("_torchvision.json").read_text()
-    return json.loads(text)
+RECORDS = ("_torchvision.json", "_weights/manifest.json")
+PACKAGED = "package:"  # begins the address of weights that ship with the package
 
 
 @functools.cache
-def _torchvision_backbone(name: str) -> Backbone:
-    """The record of one of torchvision's networks."""
-    record = _torchvision_records()[name]
+def _records() -> dict[str, dict]:
+    """What the package knows of torchvision's networks and of its own."""
+    folder = resources.files(__package__)
+    parts = [json.loads(folder.joinpath(name).read_text()) for name in RECORDS]
+    return {name: record for part in parts for name, record in part.items()}
+
+
+@functools.cache
+def _backbone_of_record(name: str) -> Backbone:
+    """One of the networks that the package knows."""
+    record = _records()[name]
     versions = [
         Weights(
             key,
             version["url"],
+            record.get("sha256", ""),
             InputSpec(
                 version["crop"],
                 version["resize"],
@@ -338,7 +354,7 @@ def _torchvision_backbone(name: str) -> Backbone:
     ]
     return Backbone(
         name=name,
-        build=f"torchvision.models:{name}",
+        build=record.get("build", f"torchvision.models:{name}"),
         input=versions[0].input,
         head=record["head"],
         weights=tuple(versions),
@@ -364,7 +380,7 @@ def list_backbones():
     >>> "resnet50" in list_backbones()
     True
     """
-    return sorted({*_torchvision_records(), *_registered})
+    return sorted({*_records(), *_registered})
 
 
 def register_backbone(name, backbone, *, overwrite=False):
@@ -401,7 +417,7 @@ def register_backbone(name, backbone, *, overwrite=False):
             "image_size=...)."
         )
     with _registry_lock:
-        taken = name in _torchvision_records() or (
+        taken = name in _records() or (
             name in _registered and _registered[name] != backbone
         )
         if taken and not overwrite:
@@ -420,8 +436,8 @@ def resolve_backbone(backbone) -> Backbone:
         return backbone.to_backbone()
     if backbone in _registered:
         return _registered[backbone]
-    if backbone in _torchvision_records():
-        return _torchvision_backbone(backbone)
+    if backbone in _records():
+        return _backbone_of_record(backbone)
     raise ValueError(
         f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
         "list_backbones() names all of them."

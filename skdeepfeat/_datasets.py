@@ -1,7 +1,9 @@
-"""Photos on disk → paths and classes, as scikit-learn's own loaders give them."""
+"""Photos on disk, and the small set that ships with the package, as Bunches."""
 
+import io
 import os
 import warnings
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,42 @@ def _files_below(folder: Path) -> list[str]:
             os.path.join(parent, name) for name in files if not name.startswith(".")
         ]
     return sorted(found)
+
+
+def load_textures():
+    """Load the small set of labelled image patches that ships with the package.
+
+    It makes examples and first tries possible offline: 8 classes of grey patches, cut
+    without overlap from 8 photos and changed in direction, brightness and contrast,
+    so that raw pixels say little of the class.
+
+    Returns
+    -------
+    textures : Bunch
+        With the fields
+
+        data : ndarray of shape (320, 48, 48), uint8
+            The images, in random order.
+        target : ndarray of int, shape (320,)
+            Class of each image, an index into `target_names`; 40 of each.
+        target_names : list of str
+            What the photos show.
+        DESCR : str
+            Where the photos come from.
+
+    Examples
+    --------
+    >>> from skdeepfeat import load_textures
+    >>> textures = load_textures()
+    >>> textures.data.shape, textures.target_names[:3]
+    ((320, 48, 48), ['brick', 'cat', 'coins'])
+    """
+    folder = resources.files(__package__) / "_data"
+    with (folder / "textures.npz").open("rb") as file:
+        arrays = np.load(io.BytesIO(file.read()), allow_pickle=False)
+    return Bunch(
+        data=arrays["images"],
+        target=arrays["target"].astype(int),
+        target_names=arrays["target_names"].tolist(),
+        DESCR=(folder / "textures.md").read_text(),
+    )

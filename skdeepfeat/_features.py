@@ -94,7 +94,7 @@ def weights_key(source: WeightsSource) -> bytes:
     if source.seed is not None:
         return digest("seed", str(source.seed), version("torch"))
     if source.published is not None:
-        return digest("published", source.published.filename)
+        return digest("published", source.published.filename, source.published.sha256)
     return source.backbone.digest
 
 

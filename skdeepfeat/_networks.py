@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ._backbones import Backbone, Weights, WeightsSource
+from ._digests import sha256_file
 from ._exceptions import WeightsError
 
 MAX_NETWORKS = 4
@@ -144,7 +145,8 @@ def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
         arrays = source.backbone.arrays or {}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
     if source.published is not None:
-        return _read_file(download(source.published))
+        find = packaged if source.published.packaged else download
+        return _read_file(find(source.published))
     return _read_file(Path(source.path))
 
 
@@ -176,6 +178,17 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_checkpoint(path: Path):
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def packaged(weights: Weights) -> Path:
+    """The file that ships with the package, its checksum verified."""
+    path = Path(__file__).parent / "_weights" / weights.filename
+    if not path.is_file() or sha256_file(path) != weights.sha256:
+        raise WeightsError(
+            f"{str(path)!r} is not the file that ships with skdeepfeat: it is missing "
+            "or changed. Install the package again."
+        )
+    return path
 
 
 def download(weights: Weights) -> Path:
