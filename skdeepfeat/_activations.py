@@ -12,7 +12,6 @@ import inspect
 import math
 import operator
 import threading
-from collections import OrderedDict
 
 import torch
 import torchvision
@@ -20,7 +19,7 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from ._backbones import Backbone, Layer, closest
-from ._networks import skeleton_of
+from ._networks import Network, skeleton_of
 
 INPUT_OF = ".input"
 
@@ -72,23 +71,24 @@ class Structure:
     def __init__(self, backbone: Backbone, image_size: int):
         self.backbone, self.image_size = backbone, image_size
         self.skeleton = skeleton_of(backbone, image_size)
+        self.graph: fx.Graph | None = None
         try:
             self._trace()
         except Exception:  # fx raises whatever the traced code raises
-            self.graph = None
             self.nodes = tuple(name for name, _ in self.skeleton.named_modules())[1:]
 
     def _trace(self):
         tracer = Tracer()
         with Tracer.trace_lock:
-            self.graph = tracer.trace(self.skeleton)
-        _remove_inplace_steps(self.graph)
+            graph = tracer.trace(self.skeleton)
+        _remove_inplace_steps(graph)
         self._named = {
             name: node
             for node, name in tracer.node_to_qualname.items()
             if node.op not in ("placeholder", "output")
         }
         self.nodes = tuple(self._named)
+        self.graph = graph
 
     @property
     def traceable(self) -> bool:
@@ -110,6 +110,7 @@ class Structure:
 
     def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and does no more."""
+        assert self.graph is not None
         copies: dict[fx.Node, fx.Node] = {}
         graph = fx.Graph()
         graph.graph_copy(self.graph, copies)
@@ -123,7 +124,7 @@ class Structure:
         if not name.endswith(INPUT_OF):
             return self._named[name]
         reader = self._named[name.removesuffix(INPUT_OF)]
-        return _before_dropout(reader.args[0], self.skeleton)
+        return _before_dropout(reader.all_input_nodes[0], self.skeleton)
 
     def shapes(self, nodes: tuple[str, ...]) -> dict[str, tuple]:
         """Shape of one image's output at each node, the batch axis left out."""
@@ -149,29 +150,34 @@ def representative_node(name: str, nodes) -> str | None:
 
 def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
     """Dropout does nothing in evaluation; name what enters it."""
-    while (
-        node.op == "call_module"
-        and "Dropout" in type(net.get_submodule(node.target)).__name__
-    ):
-        node = node.args[0]
-    return node
+    if node.op != "call_module":
+        return node
+    module = net.get_submodule(str(node.target))
+    if "Dropout" not in type(module).__name__:
+        return node
+    return _before_dropout(node.all_input_nodes[0], net)
 
 
 def _remove_inplace_steps(graph: fx.Graph) -> None:
     """Replace steps that would overwrite the value of an earlier layer."""
     for node in graph.nodes:
-        if node.op == "call_method" and node.target.endswith("_"):
-            if not node.target.endswith("__"):
-                node.target = node.target.rstrip("_")
+        if node.op == "call_method":
+            node.target = _out_of_place_method(str(node.target))
         elif node.op == "call_function":
             node.target = OUT_OF_PLACE.get(node.target, node.target)
             _pass_inplace_false(node)
 
 
+def _out_of_place_method(name: str) -> str:
+    """ "add_" → "add"; names such as "__getitem__" stay."""
+    in_place = name.endswith("_") and not name.endswith("__")
+    return name.removesuffix("_") if in_place else name
+
+
 def _pass_inplace_false(node: fx.Node) -> None:
     """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
     try:
-        signature = inspect.signature(node.target)
+        signature = inspect.signature(node.target)  # type: ignore[arg-type]
     except ValueError:  # builtins have none, and no such argument either
         return
     if "inplace" in signature.parameters:
@@ -227,7 +233,8 @@ class HookedNetwork:
 
     def _keeper(self, node):
         def keep(module, args, output=None):
-            self._seen[node] = args[0] if output is None else output
+            value = args[0] if output is None else output
+            self._seen[node] = value.clone()  # a later step may work in place
             if self._seen.keys() == self._wanted:
                 raise self._Done
 
@@ -247,33 +254,16 @@ class HookedNetwork:
         return self._network.state_dict()
 
 
-_bound: OrderedDict[tuple, object] = OrderedDict()
-_bound_lock = threading.Lock()
-MAX_BOUND = 16
-
-
-def clear_bound() -> None:
-    """Forget all cut networks."""
-    with _bound_lock:
-        _bound.clear()
-    structure_of.cache_clear()
-
-
 def activations_of(
-    network: nn.Module, backbone: Backbone, image_size: int, nodes: tuple[str, ...]
+    network: Network, backbone: Backbone, image_size: int, nodes: tuple[str, ...]
 ):
     """The cut network for these nodes; made once for each shared network."""
-    key = (id(network), image_size, nodes)
-    with _bound_lock:
-        if key not in _bound or _bound[key][0] is not network:
-            _bound[key] = (
-                network,
-                bind(structure_of(backbone, image_size), network, nodes),
-            )
-        _bound.move_to_end(key)
-        while len(_bound) > MAX_BOUND:
-            _bound.popitem(last=False)
-        return _bound[key][1]
+    key = (image_size, nodes)
+    with network.lock:
+        if key not in network.cuts:
+            structure = structure_of(backbone, image_size)
+            network.cuts[key] = bind(structure, network.module, nodes)
+        return network.cuts[key]
 
 
 # Layers of networks without a record -------------------------------------------------

@@ -210,7 +210,9 @@ class Backbone:
     def _digest(self) -> bytes:
         """What makes two backbones the same: never an address in memory."""
         build = self.build if isinstance(self.build, str) else _describe(self.build)
-        parts = [repr((self.name, build, self.input, self.head, self.options))]
+        parts: list[Any] = [
+            repr((self.name, build, self.input, self.head, self.options))
+        ]
         for name, array in sorted((self.arrays or {}).items()):
             parts += [name, array]
         return digest(*parts)

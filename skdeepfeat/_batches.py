@@ -259,7 +259,9 @@ def _collect(rows, results, spec: InputSpec, batch_size: int) -> Batch:
     pixels = torch.zeros(batch_size, 3, size, size).contiguous(
         memory_format=torch.channels_last
     )
-    kept, errors, in_range = [], [], True
+    kept: list[int] = []
+    errors: list[ImageError] = []
+    in_range = True
     for row, result in zip(rows, results, strict=False):
         if isinstance(result, ImageError):
             errors.append(result)

@@ -75,7 +75,7 @@ class Engine:
         network = get_network(source, weights_key, str(self.device), precision)
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in layers))
         self.network = activations_of(network, source.backbone, spec.image_size, nodes)
-        _check_head(self.network, network.absent_, source)
+        _check_head(self.network, network.absent, source)
 
     def run(
         self, images: Images, rows: Sequence[int], value_range, n_jobs

@@ -237,14 +237,9 @@ def clear_caches():
     >>> clear_caches()
     """
     clear_tables()
-    # What was never imported holds nothing.
-    for module, function in (
-        ("_networks", "clear_networks"),
-        ("_activations", "clear_bound"),
-    ):
-        loaded = sys.modules.get(f"{__package__}.{module}")
-        if loaded is not None:
-            getattr(loaded, function)()
+    networks = sys.modules.get(f"{__package__}._networks")
+    if networks is not None:  # what was never imported holds nothing
+        networks.clear_networks()
 
 
 # The estimator ----------------------------------------------------------------------

@@ -10,8 +10,10 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import BadZipFile
 
 import torch
@@ -49,9 +51,28 @@ class SkipInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@dataclass
+class Network:
+    """A network with its weights, shared by everybody who names it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    absent : frozenset of str
+        Entries of the head that the weights file does not have.
+    cuts : dict
+        Cut networks by layer, which live as long as this one.
+    """
+
+    module: nn.Module
+    absent: frozenset[str] = frozenset()
+    cuts: dict[tuple, Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 # The table --------------------------------------------------------------------------
 
-_networks: OrderedDict[tuple, nn.Module] = OrderedDict()
+_networks: OrderedDict[tuple, Network] = OrderedDict()
 _lock = threading.RLock()
 
 
@@ -65,9 +86,9 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
     with _lock:
         if name not in _networks:
             network = build_network(source)
-            _networks[name] = network.to(
-                device, PRECISIONS[precision], memory_format=torch.channels_last
-            )
+            network.module.to(device=device, dtype=PRECISIONS[precision])
+            network.module.to(memory_format=torch.channels_last)
+            _networks[name] = network
         _networks.move_to_end(name)
         while len(_networks) > MAX_NETWORKS:
             _networks.popitem(last=False)
@@ -83,22 +104,23 @@ def clear_networks() -> None:
 # Building ---------------------------------------------------------------------------
 
 
-def build_network(source: WeightsSource) -> nn.Module:
+def build_network(source: WeightsSource) -> Network:
     """A new network on the CPU with the weights of `source`."""
-    backbone = source.backbone
+    size = source.input.image_size
     if source.seed is not None:
-        size = source.input.image_size
-        network = _with_seed(source.seed, lambda: call_builder(backbone, size))
-        network.absent_ = frozenset()
+        network = Network(
+            _with_seed(source.seed, lambda: call_builder(source.backbone, size))
+        )
     else:
         state = _read_state(source)
         with SkipInitialisation():
-            network = call_builder(backbone, source.input.image_size, official=True)
-        network = _fill(network, state, source)
-    for module in network.modules():
+            module = call_builder(source.backbone, size, official=True)
+        network = _fill(module, state, source)
+    for module in network.module.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
-    return network.eval().requires_grad_(False)
+            module.inplace = False  # type: ignore[assignment]
+    network.module.eval().requires_grad_(False)
+    return network
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
@@ -147,7 +169,8 @@ def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
     if source.published is not None:
         find = packaged if source.published.packaged else download
         return _read_file(find(source.published))
-    return _read_file(Path(source.path))
+    assert source.path is not None
+    return _read_file(source.path)
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -214,31 +237,46 @@ def download(weights: Weights) -> Path:
 # Filling ----------------------------------------------------------------------------
 
 
-def _fill(network: nn.Module, state, source: WeightsSource) -> nn.Module:
-    """Put the entries into the network, or say which are missing or left over.
+def _fill(module: nn.Module, state, source: WeightsSource) -> Network:
+    """Put the entries into the network, or say which do not fit.
 
     The head may be absent or made for other classes: it stays empty then, and
-    ``absent_`` names it so that nobody reads a layer that needs it.
+    `Network.absent` names it so that nobody reads a layer that needs it.
     """
-    backbone = source.backbone
-    state = _renamed(state, backbone)
-    own = network.state_dict()
-    head = f"{backbone.head}." if backbone.head else None
+    state = _renamed(state, source.backbone)
+    own = module.state_dict()
+    absent = _drop_foreign_head(state, own, source.backbone.head)
+    _check_shapes(state, own, source)
+    if any(tensor.is_meta for tensor in own.values()):
+        module = module.to_empty(device="cpu")
+    result = module.load_state_dict(state, strict=False)
+    _check_names(module, result, absent, source)
+    _fill_transient_buffers(module, state)
+    return Network(module, absent)
+
+
+def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
+    """Names of the head's entries that the file lacks or has for other classes."""
     absent = set()
-    for name in [k for k in own if head and k.startswith(head)]:
+    for name in [k for k in own if head and k.startswith(f"{head}.")]:
         if name not in state or state[name].shape != own[name].shape:
             state.pop(name, None)
             absent.add(name)
-    shapes = [
+    return frozenset(absent)
+
+
+def _check_shapes(state, own, source: WeightsSource) -> None:
+    wrong = [
         f"{name}: file {tuple(state[name].shape)}, network {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if shapes:
-        raise WeightsError(_misfit(source, "with other shapes", shapes))
-    if any(tensor.is_meta for tensor in own.values()):
-        network = network.to_empty(device="cpu")
-    result = network.load_state_dict(state, strict=False)
+    if wrong:
+        raise WeightsError(_misfit(source, "with other shapes", wrong))
+
+
+def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> None:
+    """Refuse missing and left-over entries, but for those that no feature needs."""
     missing = [
         name
         for name in result.missing_keys
@@ -246,17 +284,14 @@ def _fill(network: nn.Module, state, source: WeightsSource) -> nn.Module:
     ]
     if missing:
         raise WeightsError(_misfit(source, "missing from the file", missing))
-    buffers = {name for name, _ in network.named_buffers()}
+    buffers = {name for name, _ in module.named_buffers()}
     left_over = [
         name
         for name in result.unexpected_keys
-        if name not in buffers and not name.startswith(backbone.unused)
+        if name not in buffers and not name.startswith(source.backbone.unused)
     ]
     if left_over:
         raise WeightsError(_misfit(source, "left over in the file", left_over))
-    _fill_transient_buffers(network, state)
-    network.absent_ = frozenset(absent)
-    return network
 
 
 def _fill_transient_buffers(network: nn.Module, state) -> None:

@@ -19,7 +19,7 @@ def cut(name, nodes, size=64):
     network = build_network(resolve_weights(backbone, None, 0))
     structure = structure_of(backbone, size)
     nodes = tuple(structure.canonical(node) for node in nodes)
-    return bind(structure, network, nodes), nodes
+    return bind(structure, network.module, nodes), nodes
 
 
 # Nodes whose value a later in-place step of torchvision's own code would change.

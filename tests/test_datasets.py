@@ -19,7 +19,11 @@ def folder(tmp_path):
 def test_photos_classes_and_order(folder):
     photos = load_image_folder(str(folder))
     assert photos.target_names == ["b bees", "äpfel"]
-    assert [path.rsplit("/", 1)[1] for path in photos.data] == ["1.jpeg", "2.PNG", "x.webp"]
+    assert [path.rsplit("/", 1)[1] for path in photos.data] == [
+        "1.jpeg",
+        "2.PNG",
+        "x.webp",
+    ]
     np.testing.assert_array_equal(photos.target, [0, 0, 1])
     np.testing.assert_array_equal(photos.filenames, photos.data)
     assert photos.n_ignored == 0

@@ -151,7 +151,9 @@ def test_settings_that_change_features_do_not_share_rows(photos):
         {"precision": "bfloat16"},
         {"backbone": tiny_backbone(seed=1)},
     ]
-    shared = [features(cache="memory").set_params(**s).transform(photos) for s in settings]
+    shared = [
+        features(cache="memory").set_params(**s).transform(photos) for s in settings
+    ]
     fresh = [features().set_params(**s).transform(photos) for s in settings]
     for found, expected in zip(shared, fresh, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -210,7 +212,8 @@ def test_scaling_does_not_depend_on_other_rows(photos):
     dark, bright = photos[:1] / 255.0 / 10, photos[1:2] / 255.0
     both = np.concatenate([dark, bright])
     np.testing.assert_array_equal(
-        features().transform(both)[:1], features().transform(both[:1].copy()[[0, 0]])[:1]
+        features().transform(both)[:1],
+        features().transform(both[:1].copy()[[0, 0]])[:1],
     )
 
 
@@ -285,8 +288,10 @@ CONTAINERS = {
     "memmap": lambda paths, photos: np.memmap(
         paths[0] + ".raw", np.uint8, "w+", shape=photos.shape
     ),
-    "mixture": lambda paths, photos: [paths[0], photos[1], encoded(photos[2])]
-    + [Image.fromarray(photo) for photo in photos[3:]],
+    "mixture": lambda paths, photos: (
+        [paths[0], photos[1], encoded(photos[2])]
+        + [Image.fromarray(photo) for photo in photos[3:]]
+    ),
 }
 
 
@@ -382,7 +387,14 @@ def test_bad_rows_become_nan_and_good_ones_stay(bad_files, photo_files):
     rows, sources, reasons = zip(*est.errors_, strict=True)
     assert rows == (1, 2, 3, 5, 6, 7)
     assert sources[0].endswith("empty.jpg'") and sources[5] == "missing"
-    expected = ["is empty", "no image", "truncated", "no such file", "folder", "no image"]
+    expected = [
+        "is empty",
+        "no image",
+        "truncated",
+        "no such file",
+        "folder",
+        "no image",
+    ]
     for reason, words in zip(reasons, expected, strict=True):
         assert words in reason
 
@@ -391,7 +403,7 @@ def test_a_bad_row_is_named_with_its_cause(bad_files):
     with pytest.raises(ImageError, match=r"row 1 \('.*text\.jpg'\): is no image") as e:
         features().transform([bad_files[0], bad_files[2]])
     assert e.value.row == 1 and e.value.__cause__ is not None
-    with pytest.raises(ImageError, match="row 2 .*no such file"):
+    with pytest.raises(ImageError, match=r"row 2 .*no such file"):
         features().transform([bad_files[0], bad_files[1], "missing.jpg"])
 
 
@@ -453,7 +465,9 @@ def test_pickles_and_clones_are_light_and_share_the_network(photos, monkeypatch)
     before = vars(est).copy()
     out = est.transform(photos)
     assert vars(est) == before
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(est)).transform(photos), out)
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(est)).transform(photos), out
+    )
     started = time.perf_counter()
     clones = [clone(est) for _ in range(100)]
     assert (time.perf_counter() - started) / 100 < 0.01
@@ -506,7 +520,9 @@ def test_the_same_seed_is_the_same_network(photos):
     assert not np.array_equal(est.set_params(random_state=1).transform(photos), first)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max", "avgmax", "gem", "stochastic", "flatten"])
+@pytest.mark.parametrize(
+    "pooling", ["avg", "max", "avgmax", "gem", "stochastic", "flatten"]
+)
 def test_names_match_the_width(photos, pooling):
     for layer in list_layers("tiny"):
         est = features(layer=layer.alias, pooling=pooling)
@@ -549,7 +565,9 @@ def test_under_loky_with_two_jobs(photos):
     )
 
 
-@pytest.mark.parametrize("head", [LogisticRegression(), Ridge(solver="svd"), GaussianNB(), PCA()])
+@pytest.mark.parametrize(
+    "head", [LogisticRegression(), Ridge(solver="svd"), GaussianNB(), PCA()]
+)
 def test_torch_output_feeds_array_api_heads(photos, head):
     est = features(output="torch")
     out = est.fit_transform(photos)

@@ -42,7 +42,7 @@ def imports(module):
     top = set(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            yield node.module, node in top or node.level == 0 and node in top
+            yield node.module, node in top
         elif isinstance(node, ast.Import):
             yield from ((alias.name, node in top) for alias in node.names)
 

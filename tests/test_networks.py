@@ -108,7 +108,9 @@ def test_pickled_code_is_refused_and_never_run(tmp_path, photos):
 
 def test_recipe_follows_the_checksum_in_the_name_or_the_content(tmp_path, monkeypatch):
     backbone = resolve_backbone("resnet50")
-    v1, v2 = (resolve_weights(backbone, n, 0).input for n in ("IMAGENET1K_V1", "default"))
+    v1, v2 = (
+        resolve_weights(backbone, n, 0).input for n in ("IMAGENET1K_V1", "default")
+    )
     assert (v1.resize, v2.resize) == (256, 232)
     file = tmp_path / "resnet50-0676ba61-copy.pth"
     file.write_bytes(b"x")
@@ -208,7 +210,7 @@ def test_training_heads_in_a_file_are_not_needed(name, tmp_path):
     net = models.get_model(name, weights=None, init_weights=False)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     backbone = resolve_backbone(name)
-    network = build_network(resolve_weights(backbone, tmp_path / "net.pth", 0))
+    network = build_network(resolve_weights(backbone, tmp_path / "net.pth", 0)).module
     assert network.transform_input and not network.training
 
 
@@ -216,7 +218,9 @@ def test_buffers_that_state_dicts_leave_out_come_along(photos):
     class Shift(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("shift", torch.full((1, 3, 1, 1), 5.0), persistent=False)
+            self.register_buffer(
+                "shift", torch.full((1, 3, 1, 1), 5.0), persistent=False
+            )
 
         def forward(self, x):
             return x + self.shift

@@ -13,8 +13,9 @@ FORMULAS = {
     "max": lambda m: m.max((2, 3)),
     "avgmax": lambda m: np.concatenate([m.mean((2, 3)), m.max((2, 3))], 1),
     "gem": lambda m: np.cbrt((np.maximum(m, 1e-6) ** 3).mean((2, 3))),
-    "stochastic": lambda m: (np.maximum(m, 0) ** 2).sum((2, 3))
-    / np.maximum(m, 0).sum((2, 3)),
+    "stochastic": lambda m: (
+        (np.maximum(m, 0) ** 2).sum((2, 3)) / np.maximum(m, 0).sum((2, 3))
+    ),
     "flatten": lambda m: m.reshape(len(m), -1),
 }
 LAYOUTS = {
@@ -44,4 +45,6 @@ def test_vectors_pass_through(pooling):
 
 def test_a_dead_channel_pools_to_zero():
     zeros = torch.zeros(1, 2, 3, 3)
-    assert torch.equal(torch.cat(pool(zeros, "chw", "stochastic"), 1), zeros[:, :, 0, 0])
+    assert torch.equal(
+        torch.cat(pool(zeros, "chw", "stochastic"), 1), zeros[:, :, 0, 0]
+    )

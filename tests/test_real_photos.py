@@ -15,7 +15,9 @@ from skdeepfeat import PretrainedCNNFeatures, load_image_folder
 def ants_and_bees(shared_data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [load_image_folder(shared_data / "hymenoptera" / s) for s in ("train", "val")]
+        return [
+            load_image_folder(shared_data / "hymenoptera" / s) for s in ("train", "val")
+        ]
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Pack a trained trunk as skdeepfeat/_weights/mini.safetensors, with its manifest.
 
-    python examples/train_mini.py ... --out run
-    python tools/pack_mini.py run/best.pth
+python examples/train_mini.py ... --out run
+python tools/pack_mini.py run/best.pth
 """
 
 import argparse
