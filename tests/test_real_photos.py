@@ -3,10 +3,18 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
 
 from skdeepfeat import PretrainedCNNFeatures, load_image_folder
 
@@ -45,3 +53,40 @@ def test_real_weights_know_real_classes(shared_data, squeezenet_weights):
     )
     found = features.transform([paths[i] for i in some]).argmax(1)
     assert (found == some).mean() > 0.5
+
+
+HEADS = {
+    "SVM": SVC(),
+    "forest": RandomForestClassifier(random_state=0),
+    "neighbours": KNeighborsClassifier(),
+    "logistic": LogisticRegression(C=0.01, max_iter=1000),
+    "tree": DecisionTreeClassifier(random_state=0),
+    "naive Bayes": GaussianNB(),
+}
+
+
+@pytest.mark.slow
+def test_grid_over_depth_and_head_beats_raw_pixels(ants_and_bees, squeezenet_weights):
+    """Prints its table with `pytest -s`."""
+    train, _ = ants_and_bees
+    features = PretrainedCNNFeatures("squeezenet1_0", weights=squeezenet_weights)
+    pipe = Pipeline(
+        [("features", features), ("scale", StandardScaler()), ("head", SVC())]
+    )
+    layers = ["block8", "block6", "block4", "block2"]
+    grid = {"features__layer": layers, "head": list(HEADS.values())}
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    search = GridSearchCV(pipe, grid, cv=folds).fit(train.data, train.target)
+    scores = search.cv_results_["mean_test_score"].reshape(len(layers), len(HEADS))
+    print("\n" + pd.DataFrame(scores, layers, list(HEADS)).round(3).to_string())
+
+    def small(path):
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((32, 32))).ravel()
+
+    pixels = np.stack([small(path) for path in train.data])
+    raw = cross_val_score(
+        make_pipeline(StandardScaler(), SVC()), pixels, train.target, cv=folds
+    ).mean()
+    print(f"best {search.best_score_:.3f}, raw pixels {raw:.3f}")
+    assert search.best_score_ > raw + 0.2
