@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import sklearn
 import skops.io
 import torch
 from conftest import tiny_backbone, tiny_network
@@ -29,6 +30,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import InvalidParameterError
+from sklearn.utils.fixes import parse_version
 
 from skdeepfeat import (
     Backbone,
@@ -41,6 +43,9 @@ from skdeepfeat import (
     list_layers,
     register_backbone,
 )
+
+OLD = parse_version(sklearn.__version__) < parse_version("1.7")
+not_in_sklearn_16 = pytest.mark.skipif(OLD, reason="scikit-learn 1.6 cannot do this")
 
 
 def features(**parameters):
@@ -314,7 +319,11 @@ def test_ragged_sizes(photos):
 
 
 @pytest.mark.parametrize("scalar", [True, False])
-@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize(
+    "frame",
+    [pd.DataFrame, pytest.param(pl.DataFrame, marks=not_in_sklearn_16)],
+    ids=["pandas", "polars"],
+)
 def test_beside_tabular_columns(photo_files, frame, scalar):
     table = frame({"path": photo_files, "weight": [1.0, 2, 3, 4, 5, 6]})
     columns = make_column_transformer(
@@ -532,6 +541,7 @@ def test_names_match_the_width(photos, pooling):
     assert est.get_feature_names_out()[0] == "pretrainedcnnfeatures0"
 
 
+@not_in_sklearn_16
 def test_set_output_keeps_the_index(photo_files):
     series = pd.Series(photo_files, index=list("abcdef"))
     out = features().set_output(transform="pandas").fit_transform(series)
@@ -565,6 +575,7 @@ def test_under_loky_with_two_jobs(photos):
     )
 
 
+@not_in_sklearn_16
 @pytest.mark.parametrize(
     "head", [LogisticRegression(), Ridge(solver="svd"), GaussianNB(), PCA()]
 )
