@@ -14,8 +14,14 @@ state dict. The work has two steps, both resumable by repeating the command: the
 and the teacher's answers are computed once into ``run/views``, then the student is
 trained from them. ``run/best.pth`` is the averaged student that did best on the
 ``--yardstick`` (a folder with ``cifar10_subset.npz`` and ``hymenoptera/``), or the
-latest one without a yardstick. ``python examples/export_mini.py run/best.pth`` packs
-it for the wheel.
+latest one without a yardstick. A second, shorter run on larger views teaches it finer
+detail:
+
+    python examples/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth \\
+        --out run2 --start run/latest.pth --size 160 --probe-size 160 \\
+        --views 24000 --steps 900 --lr 1e-3 --seed 1
+
+``python tools/pack_mini.py run2/best.pth`` packs it for the wheel.
 """
 
 import argparse
@@ -32,7 +38,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-TEACHER_SIZE, STUDENT_SIZE = 224, 112
+TEACHER_SIZE = 224
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
@@ -140,9 +146,9 @@ def teacher_answers(teacher, views):
     }
 
 
-def open_views(folder, n_views, mode):
+def open_views(folder, n_views, size, mode):
     """The memory maps of the views and of the teacher's answers."""
-    shapes = {"views": (3, STUDENT_SIZE, STUDENT_SIZE)}
+    shapes = {"views": (3, size, size)}
     shapes |= {name: (c, side, side) for name, (c, side) in TARGETS.items()}
     return {
         name: np.lib.format.open_memmap(
@@ -155,12 +161,12 @@ def open_views(folder, n_views, mode):
     }
 
 
-def render_views(folder, photos, teacher, n_views, seed, batch=64):
+def render_views(folder, photos, teacher, n_views, size, seed, batch=64):
     """Write the views and the answers to disk, batch by batch; resumes."""
     folder.mkdir(parents=True, exist_ok=True)
     progress = folder / "done.json"
     done = json.loads(progress.read_text()) if progress.exists() else 0
-    maps = open_views(folder, n_views, "r+" if done else "w+")
+    maps = open_views(folder, n_views, size, "r+" if done else "w+")
     started = time.monotonic()
     for start in range(done, n_views, batch):
         rng = np.random.default_rng([seed, start])
@@ -171,13 +177,13 @@ def render_views(folder, photos, teacher, n_views, seed, batch=64):
         views = distort(views, rng)
         for name, answer in teacher_answers(teacher, views).items():
             maps[name][start:stop] = answer
-        small = F.interpolate(views, STUDENT_SIZE, mode="bilinear", antialias=True)
+        small = F.interpolate(views, size, mode="bilinear", antialias=True)
         maps["views"][start:stop] = (small * 255).round().byte().numpy()
         progress.write_text(json.dumps(stop))
         if start // batch % 50 == 0:
             rate = (stop - done) / (time.monotonic() - started)
             print(f"{stop:>7} of {n_views} views, {rate:.0f} a second", flush=True)
-    return open_views(folder, n_views, "r+")
+    return open_views(folder, n_views, size, "r+")
 
 
 # Student ----------------------------------------------------------------------------
@@ -267,6 +273,9 @@ def train(maps, out, args):
     """The loop: draw, predict, compare, step, average; a checkpoint every few."""
     torch.manual_seed(args.seed)
     model = Student().to(memory_format=torch.channels_last).train()
+    if args.start:
+        saved = torch.load(args.start, weights_only=True)
+        model.load_state_dict(saved["average"])
     average = copy.deepcopy(model)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -301,7 +310,7 @@ def train(maps, out, args):
             print(f"step {step + 1}: loss {shown:.3f}, {pace:.2f} s", flush=True)
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             state["step"] = step + 1
-            keep_best(average.trunk, state, out, args.yardstick)
+            keep_best(average.trunk, state, out, args)
             save(latest, model, average, optimizer, state)
 
 
@@ -314,9 +323,9 @@ def save(path, model, average, optimizer, state):
     partial.replace(path)
 
 
-def keep_best(trunk, state, out, yardstick):
+def keep_best(trunk, state, out, args):
     """Measure the averaged trunk and keep it when it is the best so far."""
-    scores = measure(trunk, yardstick) if yardstick else {}
+    scores = measure(trunk, args.yardstick, args.probe_size) if args.yardstick else {}
     score = float(np.mean(list(scores.values()))) if scores else state["step"]
     print(f"step {state['step']}: {scores}", flush=True)
     if score > state["best"]:
@@ -328,7 +337,7 @@ def keep_best(trunk, state, out, yardstick):
 
 
 @torch.inference_mode()
-def pooled_features(trunk, images, size=128):
+def pooled_features(trunk, images, size):
     """(n, d) averages of the last maps, with resize and centre crop."""
     transforms = v2.Compose(
         [
@@ -365,7 +374,7 @@ def yardstick_sets(folder):
     return sets | {"hymenoptera": tuple(parts)}
 
 
-def measure(trunk, folder):
+def measure(trunk, folder, size):
     """Accuracy of a linear probe on each set of the yardstick."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -377,8 +386,8 @@ def measure(trunk, folder):
         probe = make_pipeline(
             StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)
         )
-        probe.fit(pooled_features(trunk, train_x), train_y)
-        scores[name] = probe.score(pooled_features(trunk, test_x), test_y)
+        probe.fit(pooled_features(trunk, train_x, size), train_y)
+        scores[name] = probe.score(pooled_features(trunk, test_x, size), test_y)
     return scores
 
 
@@ -390,6 +399,9 @@ def main():
     parser.add_argument("--yardstick", type=Path)
     parser.add_argument("--views", type=int, default=96_000)
     parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--probe-size", type=int, default=128)
+    parser.add_argument("--start", type=Path)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--every", type=int, default=500)
@@ -403,7 +415,8 @@ def main():
     rng = np.random.default_rng(args.seed)
     photos = load_photos(args.photos)
     photos += [render_fractal(rng) for _ in range(len(photos) // 25)]
-    maps = render_views(args.out / "views", photos, teacher, args.views, args.seed)
+    views = args.out / "views"
+    maps = render_views(views, photos, teacher, args.views, args.size, args.seed)
     train(maps, args.out, args)
 
 

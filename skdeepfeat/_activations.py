@@ -12,19 +12,21 @@ import inspect
 import math
 import operator
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from ._backbones import Backbone, Layer, closest
-from ._networks import Network, skeleton_of
+from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
+from ._networks import Network, build_network, skeleton_of
 
 INPUT_OF = ".input"
 
 # In-place arithmetic → the same without changing what an earlier layer returned.
-OUT_OF_PLACE = {
+OUT_OF_PLACE: dict[Any, Callable] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
     operator.isub: operator.sub,
@@ -45,6 +47,8 @@ class Tracer(NodePathTracer):
     """
 
     trace_lock = threading.Lock()
+    # Buffers are read when the graph runs, not turned into constants of the skeleton.
+    proxy_buffer_attributes = True
 
     def __init__(self):
         operators = [m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass)]
@@ -81,7 +85,7 @@ class Structure:
         tracer = Tracer()
         with Tracer.trace_lock:
             graph = tracer.trace(self.skeleton)
-        _remove_inplace_steps(graph)
+        _remove_inplace_steps(graph, self.skeleton)
         self._named = {
             name: node
             for node, name in tracer.node_to_qualname.items()
@@ -126,12 +130,27 @@ class Structure:
         reader = self._named[name.removesuffix(INPUT_OF)]
         return _before_dropout(reader.all_input_nodes[0], self.skeleton)
 
-    def shapes(self, nodes: tuple[str, ...]) -> dict[str, tuple]:
-        """Shape of one image's output at each node, the batch axis left out."""
-        x = torch.zeros(1, 3, self.image_size, self.image_size, device="meta")
-        run = bind(self, self.skeleton, nodes)
+    def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
+        """Shape of one image's output at each node, the batch axis left out.
+
+        Nodes whose output is no tensor with one row for each image are left out.
+        """
+        size, n = image_size or self.image_size, 2
+        device = "meta" if self.traceable else "cpu"
+        x = torch.zeros(n, 3, size, size, device=device)
+        network = self.skeleton if self.traceable else self._real_network()
         with torch.no_grad():
-            return {node: tuple(value.shape[1:]) for node, value in run(x).items()}
+            values = bind(self, network, nodes)(x)
+        return {
+            node: tuple(value.shape[1:])
+            for node, value in values.items()
+            if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == n
+        }
+
+    def _real_network(self) -> nn.Module:
+        """The network with its weights: untraced code may look at values."""
+        source = resolve_weights(self.backbone, "default", 0)
+        return build_network(source).module
 
 
 @functools.lru_cache(maxsize=32)
@@ -158,32 +177,52 @@ def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
     return _before_dropout(node.all_input_nodes[0], net)
 
 
-def _remove_inplace_steps(graph: fx.Graph) -> None:
-    """Replace steps that would overwrite the value of an earlier layer."""
-    for node in graph.nodes:
-        if node.op == "call_method":
-            node.target = _out_of_place_method(str(node.target))
-        elif node.op == "call_function":
-            node.target = OUT_OF_PLACE.get(node.target, node.target)
-            _pass_inplace_false(node)
+def _remove_inplace_steps(graph: fx.Graph, net: nn.Module) -> None:
+    """Replace steps that would overwrite the value of an earlier layer.
+
+    What was computed later from the overwritten value is computed from the result of
+    the step instead, so the network means the same.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not _make_out_of_place(node, net) or not node.all_input_nodes:
+            continue
+        place = order[node]
+        node.all_input_nodes[0].replace_all_uses_with(
+            node, delete_user_cb=lambda user, place=place: order[user] > place
+        )
 
 
-def _out_of_place_method(name: str) -> str:
-    """ "add_" → "add"; names such as "__getitem__" stay."""
-    in_place = name.endswith("_") and not name.endswith("__")
-    return name.removesuffix("_") if in_place else name
+def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
+    """Rewrite a step that works in place; says whether it did."""
+    if node.op == "call_module":
+        return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        if name.endswith("_") and not name.endswith("__"):
+            node.target = name.removesuffix("_")
+            return True
+    if node.op == "call_function":
+        if node.target in OUT_OF_PLACE:
+            node.target = OUT_OF_PLACE[node.target]
+            return True
+        return _pass_inplace_false(node)
+    return False
 
 
-def _pass_inplace_false(node: fx.Node) -> None:
+def _pass_inplace_false(node: fx.Node) -> bool:
     """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
     try:
         signature = inspect.signature(node.target)  # type: ignore[arg-type]
     except ValueError:  # builtins have none, and no such argument either
-        return
-    if "inplace" in signature.parameters:
-        bound = signature.bind(*node.args, **node.kwargs)
-        bound.arguments["inplace"] = False
-        node.args, node.kwargs = bound.args, bound.kwargs
+        return False
+    if "inplace" not in signature.parameters:
+        return False
+    bound = signature.bind(*node.args, **node.kwargs)
+    was_in_place = bool(bound.arguments.get("inplace", False))
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return was_in_place
 
 
 # Running ----------------------------------------------------------------------------
@@ -192,9 +231,25 @@ def _pass_inplace_false(node: fx.Node) -> None:
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     """A callable (n, 3, h, w) → {node: tensor} that runs `network` no further than
     the last of `nodes`."""
-    if structure.traceable:
-        return fx.GraphModule(network, structure.cut(nodes)).eval()
-    return HookedNetwork(network, nodes)
+    if not structure.traceable:
+        return HookedNetwork(network, nodes)
+    graph = structure.cut(nodes)
+    used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    parts = {target: _part(structure, network, target) for target in used}
+    return fx.GraphModule(parts, graph).eval()
+
+
+def _part(structure: Structure, network: nn.Module, target: str):
+    """A module, parameter or buffer of the network, or a constant where it runs."""
+    find = operator.attrgetter(target)
+    try:
+        part = find(network)
+    except AttributeError:  # tracing leaves its constants on the skeleton
+        part = find(structure.skeleton)
+    if isinstance(part, nn.Module):
+        return part
+    like = next(network.parameters(), part)
+    return part.to(like.device, like.dtype if part.is_floating_point() else part.dtype)
 
 
 class HookedNetwork:
@@ -234,7 +289,8 @@ class HookedNetwork:
     def _keeper(self, node):
         def keep(module, args, output=None):
             value = args[0] if output is None else output
-            self._seen[node] = value.clone()  # a later step may work in place
+            if isinstance(value, torch.Tensor):  # a later step may work in place
+                self._seen.setdefault(node, value.clone())
             if self._seen.keys() == self._wanted:
                 raise self._Done
 
@@ -269,44 +325,38 @@ def activations_of(
 # Layers of networks without a record -------------------------------------------------
 
 
-def layout_of(shape: tuple, net: nn.Module, node: str) -> tuple[str, tuple]:
-    """(layout, shape without the batch axis) of the output of a node.
+def layout_of(shape: tuple, larger: tuple | None, has_class_token: bool):
+    """How the output of a node is laid out, the batch axis left out.
 
-    Swin keeps channels last inside its stages; transformers that have a class token
-    put it first.
+    `larger` is its shape for a larger image: places become more, channels do not.
     """
-    shape = tuple(shape[1:])
     if len(shape) == 1:
-        return "vector", shape
+        return "vector"
     if len(shape) == 2:
-        has_class = hasattr(net, "class_token") or hasattr(net, "cls_token")
-        return ("cls+tokens" if has_class else "tokens"), shape
-    swin = "Swin" in type(net).__name__
-    inside = node.startswith(("features.", "norm")) and node != "features.0.0"
-    return ("hwc" if swin and inside else "chw"), shape
+        return "cls+tokens" if has_class_token else "tokens"
+    channels_last = larger and shape[-1] == larger[-1] and shape[0] != larger[0]
+    return "hwc" if channels_last else "chw"
 
 
 def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """Aliased layers of a network without a record: its top-level children, in the
     order in which they are used, and the input of the last linear layer."""
-    size = backbone.input.image_size
-    structure = structure_of(backbone, size)
+    structure = structure_of(backbone, backbone.input.image_size)
     children = [name for name, _ in structure.skeleton.named_children()]
     blocks = _in_order_of_use(structure, children)
+    linear = _in_order_of_use(structure, linear_layers(structure.skeleton))
     aliases = {f"block{i}": name for i, name in enumerate(blocks, 1)}
-    if backbone.head:
-        aliases["penultimate"] = backbone.head + INPUT_OF
-        aliases["logits"] = backbone.head
+    if linear:
+        aliases["penultimate"] = linear[-1] + INPUT_OF
+        aliases["logits"] = linear[-1]
     elif blocks:
         aliases["penultimate"] = blocks[-1]
     nodes = {alias: structure.canonical(name) for alias, name in aliases.items()}
     shapes = structure.shapes(tuple(dict.fromkeys(nodes.values())))
-    rows = [
-        (alias, node, shapes[node]) for alias, node in nodes.items() if shapes[node]
-    ]
+    found = [(alias, node) for alias, node in nodes.items() if node in shapes]
     return tuple(
-        _layer(structure, alias, node, index, shape)
-        for index, (alias, node, shape) in enumerate(rows)
+        _layer(structure, alias, node, index, shapes[node])
+        for index, (alias, node) in enumerate(found)
     )
 
 
@@ -314,7 +364,12 @@ def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The layer of any node of the traced network."""
     structure = structure_of(backbone, image_size)
     node = structure.canonical(node)
-    shape = structure.shapes((node,))[node]
+    shape = structure.shapes((node,)).get(node)
+    if shape is None or len(shape) > 3:
+        raise ValueError(
+            f"Layer {node!r} of backbone {backbone.name!r} does not give one vector, "
+            "map or row of tokens for each image. Choose another node."
+        )
     return _layer(structure, None, node, None, shape)
 
 
@@ -323,19 +378,27 @@ def find_shape(backbone: Backbone, node: str, image_size: int) -> tuple[int, ...
     return structure_of(backbone, image_size).shapes((node,))[node]
 
 
-def _layer(structure, alias, node, index, shape) -> Layer:
-    layout, shape = layout_of((1, *shape), structure.skeleton, node)
+def _layer(structure: Structure, alias, node, index, shape) -> Layer:
+    net = structure.skeleton
+    has_class = hasattr(net, "class_token") or hasattr(net, "cls_token")
+    layout = layout_of(shape, _larger_shape(structure, node, shape), has_class)
     return Layer.from_shape(alias, node, index, layout, shape, structure.image_size)
 
 
-def _in_order_of_use(structure: Structure, children: list[str]) -> list[str]:
-    """Children that answer with one tensor, in the order of the computation."""
+def _larger_shape(structure: Structure, node: str, shape: tuple) -> tuple | None:
+    """Shape of a map for an image of twice the side; None if the network refuses."""
+    if len(shape) != 3:
+        return None
+    try:
+        return structure.shapes((node,), 2 * structure.image_size).get(node)
+    except Exception:  # whatever a network built for one size raises
+        return None
+
+
+def _in_order_of_use(structure: Structure, names: list[str]) -> list[str]:
+    """Those of these modules that are used, in the order of the computation."""
     if not structure.traceable:
-        return children
-    used = [representative_node(name, structure.nodes) for name in children]
-    places = {
-        structure.nodes.index(node): name
-        for node, name in zip(used, children, strict=True)
-        if node is not None
-    }
+        return names
+    used = {name: representative_node(name, structure.nodes) for name in names}
+    places = {structure.nodes.index(node): name for name, node in used.items() if node}
     return [name for _, name in sorted(places.items())]

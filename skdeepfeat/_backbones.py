@@ -250,10 +250,11 @@ class Backbone:
             Its digest is that of its weights and structure; it pickles with its
             weights as arrays.
         """
-        if not hasattr(net, "state_dict") or isinstance(net, type):
+        kinds = [base.__name__ for base in type(net).__mro__]
+        if "Module" not in kinds or "ScriptModule" in kinds:
             raise TypeError(
-                "Backbone.from_module takes a torch.nn.Module instance, got "
-                f"{net!r} instead."
+                "Backbone.from_module takes a torch.nn.Module in plain Python, got "
+                f"{type(net).__name__} instead."
             )
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {key: _as_array(value) for key, value in tensors.items()}
@@ -262,7 +263,7 @@ class Backbone:
             name=name or type(net).__name__,
             build=Skeleton(skeleton),
             input=InputSpec(image_size, None, mean=tuple(mean), std=tuple(std)),
-            head=head or _last_linear(skeleton),
+            head=head or next(reversed(linear_layers(skeleton)), None),
             arrays=arrays,
         )
 
@@ -286,11 +287,42 @@ class Skeleton:
         return copy.deepcopy(self.module)
 
 
-def _describe(build) -> str:
+def _describe(build) -> list:
     """A builder's name or structure, the same in every process."""
+    if isinstance(build, str):
+        return [build]
     if isinstance(build, Skeleton):
-        return repr(build.module)
-    return f"{build.__module__}.{build.__qualname__}"
+        return _describe_module(build.module)
+    name = getattr(build, "__qualname__", "<unnamed>")
+    if "<" in name:
+        raise TypeError(
+            "The 'build' of a Backbone must be a function at the top of a module, or "
+            f"'module:function', so that other processes find it. Got {build!r} "
+            "instead. Backbone.from_module(net, image_size=...) takes any network."
+        )
+    return [f"{build.__module__}.{name}"]
+
+
+def _describe_module(net) -> list:
+    """Structure, plain attributes and code of a network: all but its weights."""
+    parts: list[Any] = [repr(net)]
+    for name, module in net.named_modules():
+        for key, value in sorted(vars(module).items()):
+            if isinstance(value, (bool, int, float, str, tuple)):
+                parts.append(f"{name}.{key}={value!r}")
+            elif hasattr(value, "detach"):
+                parts += [f"{name}.{key}", _as_array(value)]
+        if not type(module).__module__.startswith("torch"):
+            parts.append(repr(_describe_code(type(module).forward.__code__)))
+    return parts
+
+
+def _describe_code(code) -> tuple:
+    """What a function does, without where it stands."""
+    constants = [
+        _describe_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts
+    ]
+    return code.co_code, code.co_names, constants
 
 
 def _as_array(tensor) -> np.ndarray:
@@ -301,14 +333,13 @@ def _as_array(tensor) -> np.ndarray:
     return tensor.numpy().copy()
 
 
-def _last_linear(net) -> str | None:
-    """Name of the last linear layer in order of definition."""
-    linear = [
+def linear_layers(net) -> list[str]:
+    """Names of the linear layers in order of definition."""
+    return [
         name
         for name, module in net.named_modules()
         if any(base.__name__ == "Linear" for base in type(module).__mro__)
     ]
-    return linear[-1] if linear else None
 
 
 # The registry -----------------------------------------------------------------------
@@ -472,16 +503,26 @@ class WeightsSource:
 
 def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
     """Make the `weights` parameter concrete; loads nothing."""
+    if weights is None and backbone.arrays is not None:
+        raise ValueError(
+            f"Backbone {backbone.name!r} was made of a network with its weights; use "
+            "weights='default' for them."
+        )
     if weights is None:
         return WeightsSource(backbone, backbone.input, seed=seed)
     if isinstance(weights, tuple):
+        if len(weights) != 2:
+            raise ValueError(
+                "A tuple as 'weights' must be (name of a published version, path). Got "
+                f"{weights!r} instead."
+            )
         name, path = weights
         recipe = _published(backbone, name).input
-        return WeightsSource(backbone, recipe, path=Path(path))
+        return WeightsSource(backbone, recipe, path=Path(path).expanduser())
     if weights == "default" and backbone.arrays is not None:
         return WeightsSource(backbone, backbone.input, embedded=True)
     if _is_path(weights):
-        path = Path(weights)
+        path = Path(weights).expanduser()
         return WeightsSource(backbone, _recipe_of_file(backbone, path), path=path)
     version = _published(backbone, weights)
     return WeightsSource(backbone, version.input, published=version)

@@ -67,6 +67,8 @@ def open_pil(image, value_range) -> Pixels:
     if image.mode == "F":
         return open_array(np.asarray(image), value_range)
     if image.mode in TRANSPARENT or "transparency" in image.info:
+        if image.mode == "La":
+            image = image.convert("LA")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode != "RGB":

@@ -13,13 +13,13 @@ def resolve_device(device: str) -> torch.device:
     """The first GPU where there is one, else the CPU."""
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
+    kind, _, index = device.partition(":")
+    if kind not in BATCH_SIZES or not (index.isdigit() or index == ""):
         raise ValueError(
-            f"The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
+            "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
             f"Got {device!r} instead."
-        ) from error
+        )
+    resolved = torch.device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device={device!r} was asked for, but torch sees no CUDA device here. "
@@ -30,10 +30,9 @@ def resolve_device(device: str) -> torch.device:
 
 def resolve_batch_size(batch_size, device: torch.device) -> int:
     """The computed batch shape: never taken from the number of images."""
-    kind = device.type if device.type in BATCH_SIZES else "cpu"
     if batch_size == "auto":
-        return BATCH_SIZES[kind]
-    return min(batch_size, LARGEST_BATCH[kind])
+        return BATCH_SIZES[device.type]
+    return min(batch_size, LARGEST_BATCH[device.type])
 
 
 def resolve_threads(n_jobs) -> int:

@@ -43,9 +43,14 @@ def sha256_file(path) -> str:
 
 
 def _hash_once(path, algorithm) -> bytes:
-    """Hash a file unless the memo knows (algorithm, path, size, time stamp)."""
+    """Hash a file unless the memo knows this state of it.
+
+    The time of the last change of its record tells a rewritten file even where a
+    program has set the time stamp back, as archives and synchronisation do.
+    """
     stat = os.stat(path)
-    known = (algorithm, os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    known = (algorithm, os.path.abspath(path), *state)
     with _memo_lock:
         if known in _memo:
             return _memo[known]
@@ -57,4 +62,4 @@ def _hash_once(path, algorithm) -> bytes:
         if len(_memo) >= _MEMO_ROWS:
             _memo.clear()
         _memo[known] = hasher.digest()
-    return _memo[known]
+    return hasher.digest()

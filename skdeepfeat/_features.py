@@ -4,7 +4,7 @@ import sys
 import threading
 import warnings
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 
@@ -37,8 +37,10 @@ from ._validation import (
     Interval,
     StrOptions,
     check_columns,
+    check_image_shape,
     check_rows_exist,
     check_table,
+    check_value_range,
     with_callbacks,
 )
 
@@ -68,6 +70,7 @@ class Plan:
     source: WeightsSource
     weights_key: bytes
     spec: InputSpec
+    value_range: tuple[float, float] | None
     columns: tuple[Column, ...]
     prefetched: tuple[Column, ...]
 
@@ -375,7 +378,7 @@ class PretrainedCNNFeatures(
         "on_error": [StrOptions({"raise", "nan"})],
         "n_jobs": [Integral, None],
         "output": [StrOptions({"numpy", "torch"})],
-        "random_state": [Interval(Integral, 0, None, closed="left")],
+        "random_state": [Interval(Integral, 0, 2**63 - 1, closed="both")],
         "verbose": ["verbose"],
     }
 
@@ -519,8 +522,7 @@ class PretrainedCNNFeatures(
             self.precision,
             self.batch_size,
         )
-        value_range = self.value_range and tuple(self.value_range)
-        return engine.run(images, missing, value_range, self.n_jobs)
+        return engine.run(images, missing, plan.value_range, self.n_jobs)
 
     def _read(self, X, *, reset) -> Images:
         """X as rows of images."""
@@ -553,6 +555,8 @@ class PretrainedCNNFeatures(
     def _plan(self) -> Plan:
         """Validate the parameters and resolve every default."""
         self._validate_params()
+        check_image_shape(self.image_shape)
+        value_range = check_value_range(self.value_range)
         source, spec = self._resolve_source()
         key = weights_key(source)
         columns = tuple(
@@ -563,20 +567,27 @@ class PretrainedCNNFeatures(
             self._column(source, spec, key, layer)
             for layer in self._prefetched(source, spec, [c.layer for c in columns])
         )
-        return Plan(source, key, spec, columns, prefetched)
+        return Plan(source, key, spec, value_range, columns, prefetched)
 
     def _resolve_source(self) -> tuple[WeightsSource, InputSpec]:
         backbone = resolve_backbone(self.backbone)
         source = resolve_weights(backbone, self.weights, self.random_state)
-        return source, source.input.scaled(self.image_size)
+        spec = source.input.scaled(self.image_size)
+        if backbone.size_option and source.seed is None and spec != source.input:
+            raise ValueError(
+                f"Backbone {backbone.name!r} with these weights takes images of "
+                f"{source.input.image_size} pixels only. Got image_size="
+                f"{self.image_size!r} instead; leave it None."
+            )
+        return replace(source, input=spec), spec
 
     def _asked(self, source, spec) -> list[Layer]:
         """The layers of `layer`, in its order."""
         names = self.layer if isinstance(self.layer, (tuple, list)) else (self.layer,)
-        if not names:
+        if not names or not all(isinstance(n, (str, Integral)) for n in names):
             raise ValueError(
                 "The 'layer' parameter of PretrainedCNNFeatures must name at least one "
-                f"layer. Got {self.layer!r} instead."
+                f"layer, by strings or integers. Got {self.layer!r} instead."
             )
         return [resolve_layer(source.backbone, name, spec.image_size) for name in names]
 
@@ -604,7 +615,7 @@ class PretrainedCNNFeatures(
         about = (
             SCHEMA,
             spec,
-            self.value_range and tuple(self.value_range),
+            check_value_range(self.value_range),
             self.decode,
             layer.node,
             pooling,

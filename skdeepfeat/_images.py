@@ -5,7 +5,7 @@ that a list, a Series or an object array of the same images mean the same.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,9 @@ def is_missing(cell) -> bool:
 
 
 def is_nan(cell) -> bool:
+    """Whether this is nan, or a data frame's own missing value."""
     return type(cell).__name__ in ("NAType", "NaTType") or (
-        isinstance(cell, float) and cell != cell
+        isinstance(cell, (float, np.floating)) and bool(cell != cell)
     )
 
 
@@ -69,10 +70,10 @@ def digest_array(array) -> bytes:
 def digest_pil(image) -> bytes:
     """Key of a PIL image; a plain 8-bit one has that of its array."""
     orientation = image.getexif().get(0x0112, 1)
-    if image.mode in ("RGB", "L") and orientation == 1:
+    transparency = image.info.get("transparency")
+    if image.mode in ("RGB", "L") and orientation == 1 and transparency is None:
         return digest_array(np.asarray(image))
     palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-    transparency = image.info.get("transparency")
     about = repr((image.mode, image.size, palette, transparency, orientation))
     return digest("pil", about, image.tobytes())
 
@@ -203,22 +204,29 @@ def is_table(X) -> bool:
     if sparse.issparse(X):
         return True
     if _is_frame(X):
-        return _all_numeric(X)
-    if isinstance(X, np.ndarray):
-        numeric = X.dtype.kind in "biufc"
-        flat = X.ndim == 2 and (numeric or _holds_numbers(X))
-        return flat or (X.ndim < 2 and numeric)
-    if is_tensor(X) or isinstance(X, (str, bytes, Path, Image.Image)):
+        return X.shape[1] > 0 and _all_numeric(X)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "biufc":
+        return X.ndim <= 2
+    if is_tensor(X):
+        return X.ndim == 2
+    if isinstance(X, (str, bytes, bytearray, Path, Image.Image)):
         return False
     if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
-        return True
-    first = next((cell for cell in _head(X) if not is_missing(cell)), None)
-    return _is_number(first) or _is_row_of_numbers(first)
+        return hasattr(X, "__array__") or not hasattr(X, "__iter__")
+    if isinstance(X, Mapping):
+        return False
+    if isinstance(X, np.ndarray) and X.ndim == 2:
+        one_column = X.shape[1] == 1
+        return _are_numbers(X.flat) if one_column else any(map(_is_number, X.flat))
+    return _are_numbers(X)
 
 
-def _head(X):
-    """The first cells, enough to see past missing ones."""
-    return (cell for _, cell in zip(range(1000), X, strict=False))
+def _are_numbers(cells) -> bool:
+    """Whether no cell, of the first thousand, can be an image."""
+    head = (cell for cell, _ in zip(cells, range(1000), strict=False))
+    present = [cell for cell in head if not is_missing(cell)]
+    numbers = [_is_number(cell) or _is_row_of_numbers(cell) for cell in present]
+    return len(numbers) > 0 and all(numbers)
 
 
 def _is_frame(X) -> bool:
@@ -241,17 +249,22 @@ def _is_row_of_numbers(cell) -> bool:
     return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
 
 
-def _holds_numbers(array) -> bool:
-    """Whether an object array is a table of numbers rather than of images."""
-    return array.size > 0 and any(_is_number(cell) for cell in array.flat[:1000])
-
-
 def read_images(X) -> Images:
     """Rows of any container of images; says what to type instead of anything else."""
     if isinstance(X, (str, os.PathLike, bytes, bytearray, Image.Image)):
         raise ValueError(
             f"X must be a sequence of images. Got one {type(X).__name__} instead; "
             "pass [X] for a single image, or load_image_folder(X).data for a folder."
+        )
+    if isinstance(X, Mapping) or not hasattr(X, "__getitem__"):
+        raise ValueError(
+            f"X must be a sequence of images. Got a {type(X).__name__} instead; pass a "
+            "list of them."
+        )
+    if isinstance(X, np.ma.MaskedArray):
+        raise ValueError(
+            "X must not be a masked array, whose mask no network can see. Fill it, for "
+            "instance with X.filled(0)."
         )
     if hasattr(X, "column_names"):
         raise ValueError(
@@ -264,6 +277,8 @@ def read_images(X) -> Images:
         return Images(_stacked_tensor(X))
     if isinstance(X, np.ndarray):
         return Images(_cells_of_array(X))
+    if hasattr(X, "to_pylist"):  # an Arrow column
+        return Images(X.to_pylist())
     cells = X if isinstance(X, Sequence) else list(X)
     return _checked(Images(cells))
 
@@ -311,10 +326,11 @@ def _cells_of_array(X):
             "trailing zeros; pass a list, or an array of dtype object."
         )
     if X.dtype.kind in "OUT":
-        if X.ndim == 2 and X.shape[1] != 1:
+        if X.ndim > 2 or (X.ndim == 2 and X.shape[1] != 1):
             raise ValueError(
-                "X must be one column of images. Got an array of shape "
-                f"{X.shape} instead; select one column, for instance X[:, 0]."
+                "An array of objects must be one column of images. Got the shape "
+                f"{X.shape} instead; select one column, for instance X[:, 0], or give "
+                "pixels a dtype of numbers."
             )
         return list(X.reshape(-1))
     if X.ndim == 3 and X.shape[-1] in CHANNELS[1:]:

@@ -82,7 +82,9 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
     `key` is the digest of the weights. One lock holds everybody else while a network
     is built, so that eight threads that ask for the same one load it once.
     """
-    name = (source.backbone.digest, key, device, precision)
+    # Some networks are built for one size.
+    size = source.input.image_size if source.backbone.size_option else None
+    name = (source.backbone.digest, size, key, device, precision)
     with _lock:
         if name not in _networks:
             network = build_network(source)
@@ -109,7 +111,7 @@ def build_network(source: WeightsSource) -> Network:
     size = source.input.image_size
     if source.seed is not None:
         network = Network(
-            _with_seed(source.seed, lambda: call_builder(source.backbone, size))
+            _with_seed(int(source.seed), lambda: call_builder(source.backbone, size))
         )
     else:
         state = _read_state(source)
@@ -159,6 +161,17 @@ def _with_seed(seed: int, build):
 
 
 # Reading ----------------------------------------------------------------------------
+
+
+def _verified(path: Path, weights: Weights) -> Path:
+    """The path of a published file, if its checksum is the one in its name."""
+    if not sha256_file(path).startswith(weights.sha256_prefix):
+        raise WeightsError(
+            f"{str(path)!r} is damaged or another file: its checksum does not begin "
+            f"with {weights.sha256_prefix!r}. Delete it to fetch it again, or pass its "
+            "path as weights=... if it is meant."
+        )
+    return path
 
 
 def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
@@ -219,7 +232,7 @@ def download(weights: Weights) -> Path:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.filename
     if path.is_file():
-        return path
+        return _verified(path, weights)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(

@@ -16,7 +16,7 @@ def progress_bar(n_rows: int, n_stored: int, verbose):
         total=n_rows,
         initial=n_stored,
         unit="image",
-        desc=f"features ({100 * n_stored / n_rows:.0f} % stored)",
+        desc=f"features ({100 * n_stored / max(n_rows, 1):.0f} % stored)",
         disable=not verbose,
     )
     with bar:

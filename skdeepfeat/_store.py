@@ -111,6 +111,13 @@ class FeatureStore:
     name: str = "memory"
     max_bytes: int = DEFAULT_MAX_BYTES
 
+    def __post_init__(self):
+        if not isinstance(self.name, str) or self.max_bytes < 0:
+            raise ValueError(
+                "FeatureStore takes a name and a bound in bytes of at least 0. Got "
+                f"name={self.name!r} and max_bytes={self.max_bytes!r} instead."
+            )
+
     def __deepcopy__(self, memo):
         return self
 

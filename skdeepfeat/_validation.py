@@ -4,6 +4,7 @@ The only file that touches private names of scikit-learn, or names that its vers
 do not share.
 """
 
+import math
 from numbers import Integral, Real
 
 import numpy as np
@@ -30,14 +31,17 @@ __all__ = [
     "Real",
     "StrOptions",
     "check_columns",
+    "check_image_shape",
     "check_rows_exist",
     "check_table",
+    "check_value_range",
     "with_callbacks",
 ]
 
 
 def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
     """Flat rows (n, d) of real numbers, with scikit-learn's own sentences."""
+    whole = _holds_whole_numbers(X)
     X = validate_data(
         estimator,
         X,
@@ -52,12 +56,50 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
             "instead; type for instance image_shape=(28, 28) or (32, 32, 3), or pass "
             "paths or an array of shape (n, h, w[, channels])."
         )
-    return X
+    return X.astype(np.int64) if whole and np.isfinite(X).all() else X
+
+
+def _holds_whole_numbers(X) -> bool:
+    """Whether a frame's columns are integers, which missing values may turn to floats.
+
+    The kind of number says how pixels are scaled.
+    """
+    dtypes = [str(dtype) for dtype in getattr(X, "dtypes", ())]
+    whole = [dtype.startswith(("Int", "UInt")) for dtype in dtypes]
+    return len(whole) > 0 and all(whole)
+
+
+def check_image_shape(image_shape) -> None:
+    """Refuse what is no (h, w), (h, w, channels) or (channels, h, w)."""
+    if image_shape is None:
+        return
+    sides = all(
+        isinstance(s, Integral) and (int(s) > 0 or s == -1) for s in image_shape
+    )
+    if len(image_shape) not in (2, 3) or not sides or list(image_shape).count(-1) > 1:
+        raise ValueError(
+            "The 'image_shape' parameter must be (h, w), (h, w, channels) or "
+            f"(channels, h, w), with at most one -1. Got {image_shape!r} instead."
+        )
+
+
+def check_value_range(value_range) -> tuple[float, float] | None:
+    """(low, high) as floats; refuses what is no range of numbers."""
+    if value_range is None:
+        return None
+    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in value_range)
+    if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
+        raise ValueError(
+            "The 'value_range' parameter must be (low, high), the values of black and "
+            f"white. Got {value_range!r} instead."
+        )
+    return float(value_range[0]), float(value_range[1])
 
 
 def check_columns(estimator, X, *, reset) -> None:
     """Remember or compare the name of the column of a one-column data frame."""
-    if hasattr(X, "columns") and hasattr(X, "shape") and len(X.shape) == 2:
+    is_frame = hasattr(X, "columns") and len(getattr(X, "shape", ())) == 2
+    if is_frame and (reset or hasattr(estimator, "feature_names_in_")):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 

@@ -244,21 +244,32 @@ class Meter(torch.fx.Interpreter):
         return value
 
 
-def describe_layers(net, family, size):
-    nodes = get_graph_node_names(net, suppress_diff_warning=True)[1]
-    aliases = {a: representative_node(m, nodes) for a, m in family(net).items()}
-    cut = create_feature_extractor(
-        net, sorted(set(aliases.values())), suppress_diff_warning=True
-    ).eval()
+def measure(net, nodes, size):
+    """(shape without the batch axis, cost so far) of each node, by name."""
+    cut = create_feature_extractor(net, nodes, suppress_diff_warning=True).eval()
     meter = Meter(torch.fx.GraphModule(net, cut.graph))
     meter.measure(torch.zeros(1, 3, size, size, device="meta"))
     (returned,) = next(n for n in cut.graph.nodes if n.op == "output").args
-    total = meter.flops[returned[aliases["logits"]].name]
+    places = {node: returned[node].name for node in nodes}
+    return {n: (meter.shapes[at][1:], meter.flops[at]) for n, at in places.items()}
+
+
+def describe_layers(net, family, size):
+    names = get_graph_node_names(net, suppress_diff_warning=True)[1]
+    aliases = {a: representative_node(m, names) for a, m in family(net).items()}
+    nodes = sorted(set(aliases.values()))
+    measured = measure(net, nodes, size)
+    try:
+        larger = measure(net, nodes, 2 * size)
+    except Exception:  # built for one size; such networks keep channels first
+        larger = {}
+    has_class = hasattr(net, "class_token")
+    total = measured[aliases["logits"]][1]
     rows = []
     for alias, node in aliases.items():
-        at = returned[node].name
-        layout, shape = layout_of(meter.shapes[at], net, node)
-        rows.append([alias, node, layout, shape, round(meter.flops[at] / total, 4)])
+        shape, cost = measured[node]
+        layout = layout_of(shape, larger.get(node, (None,))[0], has_class)
+        rows.append([alias, node, layout, shape, round(cost / total, 4)])
     return rows
 
 

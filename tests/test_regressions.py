@@ -1,0 +1,305 @@
+"""Mistakes that were found by use, one test each."""
+
+import functools
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from skdeepfeat import (
+    Backbone,
+    FeatureStore,
+    ImageWarning,
+    PretrainedCNNFeatures,
+    WeightsError,
+    list_layers,
+)
+from skdeepfeat._backbones import InputSpec
+from skdeepfeat._digests import digest_file
+
+
+def of_module(net, **parameters):
+    net = net.eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    backbone = Backbone.from_module(net, image_size=32, mean=(0,) * 3, std=(1,) * 3)
+    return PretrainedCNNFeatures(backbone, cache=None, **parameters)
+
+
+@pytest.fixture
+def X(photos):
+    large = [Image.fromarray(photo).resize((32, 32)) for photo in photos]
+    return np.stack([np.asarray(image) for image in large])
+
+
+def as_input(X):
+    return torch.from_numpy(X).permute(0, 3, 1, 2) / 255
+
+
+class InPlace(torch.nn.Module):
+    """Throws the results of its in-place steps away and reads their argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True)
+        self.fc = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        y.mul_(-1)
+        self.relu(y)
+        y.add_(0.5)
+        F.hardtanh(y, -1, 1, inplace=True)
+        return self.fc(y.mean((2, 3)))
+
+
+def test_in_place_steps_whose_result_is_thrown_away(X):
+    net = InPlace()
+    features = of_module(net, layer="logits").transform(X)
+    with torch.no_grad():
+        np.testing.assert_allclose(features, net(as_input(X)), rtol=1e-4, atol=1e-4)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.conv, self.scale = torch.nn.Conv2d(3, 4, 3), scale
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+
+def redefined(sign):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def plus(self, x):
+        return self.conv(x).relu()
+
+    def minus(self, x):
+        return -self.conv(x)
+
+    Net.forward = plus if sign > 0 else minus
+    return Net()
+
+
+def test_networks_that_differ_in_attributes_or_code_alone_are_different():
+    one, two = (of_module(Scaled(s)).backbone for s in (1.0, 100.0))
+    assert one != two and one == of_module(Scaled(1.0)).backbone
+    plus, minus = (of_module(redefined(sign)).backbone for sign in (1, -1))
+    assert plus != minus and plus == of_module(redefined(1)).backbone
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: None, functools.partial(print)], ids=["lambda", "partial"]
+)
+def test_builders_that_other_processes_cannot_find_are_refused(build):
+    with pytest.raises(TypeError, match="top of a module"):
+        Backbone("mine", build, InputSpec(8, None))
+
+
+def test_transparency_of_an_rgb_image_is_part_of_its_content():
+    flat = Image.new("RGB", (32, 32), (10, 20, 30))
+    buffer = io.BytesIO()
+    flat.save(buffer, "PNG", transparency=(10, 20, 30))
+    features = PretrainedCNNFeatures("tiny")
+    opaque = features.transform([flat])
+    assert not np.array_equal(features.transform([Image.open(buffer)]), opaque)
+
+
+def test_channels_are_found_wherever_a_node_keeps_them(photos):
+    features = PretrainedCNNFeatures("convnext_tiny", weights=None, image_size=64)
+    for node, width in [("features.1.0.block.3", 384), ("features.1.0.block.1", 96)]:
+        assert features.set_params(layer=node).transform(photos[:1]).shape == (1, width)
+
+
+class Regrouped(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        halves = x.reshape(x.shape[0] * 2, 4, 30, 30)
+        return halves.mean((2, 3)).reshape(x.shape[0], 8)
+
+
+def test_nodes_that_mix_images_are_refused(X):
+    features = of_module(Regrouped())
+    assert features.set_params(layer="reshape_1").transform(X).shape == (6, 8)
+    with pytest.raises(ValueError, match="for each image"):
+        features.set_params(layer="reshape").transform(X)
+
+
+def test_nullable_integers_are_integers(X):
+    features = PretrainedCNNFeatures("tiny", image_shape=(32, 32, 3), cache=None)
+    frame = pd.DataFrame(X.reshape(6, -1))
+    expected = features.transform(frame)
+    np.testing.assert_array_equal(features.transform(frame.astype("Int64")), expected)
+
+
+def test_masked_arrays_and_mappings_are_refused(X, photo_files):
+    for wrong in (np.ma.masked_array(X, mask=True), {"a": photo_files[0]}, set("ab")):
+        with pytest.raises(ValueError, match="X must"):
+            PretrainedCNNFeatures("tiny").transform(wrong)
+    with pytest.raises(ValueError, match="dtype of numbers"):
+        PretrainedCNNFeatures("tiny").transform(X.astype(object))
+
+
+class Undecided(torch.nn.Module):
+    """fx cannot trace it; one module is used twice, one never."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()
+        self.never = torch.nn.Conv2d(3, 4, 3)
+        self.fc, self.dead = torch.nn.Linear(4, 2), torch.nn.Linear(9, 9)
+
+    def forward(self, x):
+        y = self.relu(self.conv(x))
+        if x.sum() > 0:
+            y = self.relu(F.avg_pool2d(y, 2) - 0.5)
+        return self.fc(y.mean((2, 3)))
+
+
+def test_a_module_used_twice_is_read_the_first_time(X):
+    features = of_module(Undecided(), layer="relu")
+    alone = features.transform(X)
+    together = features.set_params(layer=("relu", "fc")).transform(X)
+    np.testing.assert_array_equal(together[:, :4], alone)
+    assert [layer.node for layer in list_layers(features.backbone)] == [
+        "conv",
+        "relu",
+        "fc",
+    ]
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.rnn = torch.nn.Conv2d(3, 4, 3), torch.nn.LSTM(30, 5)
+        self.fc, self.dead = torch.nn.Linear(5, 2), torch.nn.Linear(9, 9)
+        self.shift = torch.ones(4, 1, 1)
+
+    def forward(self, x):
+        x, _ = self.rnn((self.conv(x) + self.shift).mean(1))
+        return self.fc(x.mean(1))
+
+
+def test_children_without_a_tensor_or_a_use_are_no_layers(X):
+    features = of_module(Recurrent())
+    aliases = {layer.alias: layer.node for layer in list_layers(features.backbone)}
+    assert aliases["penultimate"] == "fc.input" and "rnn" not in aliases.values()
+    assert features.transform(X).shape == (6, 5)
+
+
+def test_what_is_no_plain_network_is_refused():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    with pytest.raises(TypeError, match="plain Python"):
+        Backbone.from_module(torch.nn.Sequential, image_size=8)
+    with pytest.raises(ValueError, match="weights='default'"):
+        of_module(net, weights=None).fit(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_files_in_the_download_folder_are_verified(tmp_path, monkeypatch, photos):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"not that file")
+    with pytest.raises(WeightsError, match="checksum"):
+        PretrainedCNNFeatures("squeezenet1_1").transform(photos)
+
+
+def test_a_rewritten_file_with_its_old_time_stamp_is_read_again(tmp_path):
+    import os
+
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    stat, first = file.stat(), digest_file(file)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert digest_file(file) != first
+
+
+@pytest.mark.parametrize("X", [["nowhere.png"], [None, "nowhere.png"]])
+def test_no_readable_row_at_all(X):
+    features = PretrainedCNNFeatures("tiny", on_error="nan")
+    with pytest.warns(ImageWarning):
+        out = features.transform(X)
+    assert out.shape == (len(X), 10) and np.isnan(out).all()
+
+
+@pytest.mark.parametrize(
+    "first", [5, np.zeros(0), np.zeros(5), [1, 2], np.float32("nan")]
+)
+def test_a_strange_first_row_costs_no_other(first, photos):
+    features = PretrainedCNNFeatures("tiny", on_error="nan")
+    with pytest.warns(ImageWarning, match="1 of 2"):
+        out = features.transform([first, photos[0]])
+    np.testing.assert_array_equal(np.isnan(out).all(1), [True, False])
+
+
+def test_missing_first_cell_of_an_object_column(photo_files):
+    column = np.array([np.nan, *photo_files], dtype=object)[:, None]
+    features = PretrainedCNNFeatures("tiny", on_error="nan")
+    with pytest.warns(ImageWarning, match="1 of 7"):
+        assert features.transform(column).shape == (7, 10)
+
+
+@pytest.mark.parametrize("layer", ["block1", "penultimate"])
+def test_maxvit(layer):
+    X = np.zeros((1, 224, 224, 3), np.uint8)
+    features = PretrainedCNNFeatures("maxvit_t", weights=None, layer=layer)
+    assert features.transform(X).shape[1] == len(features.get_feature_names_out())
+
+
+def test_networks_built_for_one_size(photos, tmp_path):
+    features = PretrainedCNNFeatures("vit_b_32", weights=None, image_size=64)
+    assert features.transform(photos[:1]).shape == (1, 768)
+    (tmp_path / "w.pth").write_bytes(b"")
+    features.set_params(weights=str(tmp_path / "w.pth"))
+    with pytest.raises(ValueError, match="224 pixels only"):
+        features.transform(photos[:1])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"value_range": (255,)},
+        {"value_range": (0, 0)},
+        {"value_range": (0, float("inf"))},
+        {"value_range": ("a", "b")},
+        {"image_shape": (3072,)},
+        {"image_shape": (-1, -1)},
+        {"image_shape": (0, 4)},
+        {"weights": ("default",)},
+        {"layer": (1.5,)},
+        {"device": "meta"},
+    ],
+    ids=str,
+)
+def test_wrong_values_are_parameter_errors_not_row_errors(parameters, photos):
+    (name,) = parameters
+    features = PretrainedCNNFeatures("tiny", on_error="nan", **parameters)
+    with pytest.raises(ValueError, match=name):
+        features.transform(photos)
+
+
+def test_numpy_seeds_and_store_bounds(photos):
+    seeded = PretrainedCNNFeatures(
+        "squeezenet1_1", weights=None, layer="stem", random_state=np.int64(2)
+    )
+    assert seeded.transform(photos[:1]).shape == (1, 64)
+    with pytest.raises(ValueError, match="at least 0"):
+        FeatureStore("x", max_bytes=-1)
+
+
+def test_a_frame_needs_no_fit(photo_files, recwarn):
+    PretrainedCNNFeatures("tiny").transform(pd.DataFrame({"path": photo_files}))
+    assert not recwarn
