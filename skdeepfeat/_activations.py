@@ -57,6 +57,7 @@ class Tracer(NodePathTracer):
         self._thread = threading.get_ident()
 
     def call_module(self, m, forward, args, kwargs):
+        """Trace a module, unless another thread calls it."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)

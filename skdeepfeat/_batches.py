@@ -45,11 +45,13 @@ class Pixels:
 
 
 def open_file(path, value_range) -> Pixels:
+    """Decode an image file."""
     with open(path, "rb") as file:
         return open_bytes(file.read(), value_range)
 
 
 def open_bytes(blob, value_range) -> Pixels:
+    """Decode an encoded image; of an animation, its first frame."""
     if len(blob) == 0:
         raise ValueError("the file is empty")
     return open_pil(Image.open(io.BytesIO(blob)), value_range)

@@ -1,7 +1,6 @@
 """Drives batches → activations → pooled rows on a device.
 
-A :class:`Plan` says everything that makes a feature what it is; the engine turns the
-rows of X that the store lacks into features, batch by batch.
+The engine turns the rows of X that the store lacks into features, batch by batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from ._activations import activations_of
-from ._backbones import InputSpec, Layer, WeightsSource
+from ._backbones import Layer, WeightsSource
 from ._batches import Batch, read_batches
 from ._device import resolve_batch_size, resolve_device, resolve_threads
 from ._exceptions import ImageError, WeightsError
@@ -50,8 +49,6 @@ class Engine:
     source : WeightsSource
     weights_key : bytes
         Digest of the weights.
-    spec : InputSpec
-        The preprocessing.
     layers : sequence of (Layer, str)
         What to read, and how it is pooled.
     device, precision : str
@@ -62,19 +59,20 @@ class Engine:
         self,
         source: WeightsSource,
         weights_key: bytes,
-        spec: InputSpec,
         layers: Sequence[tuple[Layer, str]],
         device: str,
         precision: str,
         batch_size,
     ):
-        self.spec, self.layers = spec, layers
+        self.spec, self.layers = source.input, layers
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
         self.batch_size = resolve_batch_size(batch_size, self.device)
         network = get_network(source, weights_key, str(self.device), precision)
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in layers))
-        self.network = activations_of(network, source.backbone, spec.image_size, nodes)
+        self.network = activations_of(
+            network, source.backbone, self.spec.image_size, nodes
+        )
         _check_head(self.network, network.absent, source)
 
     def run(

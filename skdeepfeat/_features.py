@@ -17,7 +17,6 @@ from sklearn.base import (
 
 from ._backbones import (
     Backbone,
-    InputSpec,
     Layer,
     WeightsSource,
     resolve_backbone,
@@ -69,13 +68,13 @@ class Plan:
 
     source: WeightsSource
     weights_key: bytes
-    spec: InputSpec
     value_range: tuple[float, float] | None
     columns: tuple[Column, ...]
     prefetched: tuple[Column, ...]
 
     @property
     def width(self) -> int:
+        """Number of features."""
         return sum(column.width for column in self.columns)
 
     @cached_property
@@ -99,6 +98,11 @@ def weights_key(source: WeightsSource) -> bytes:
     if source.published is not None:
         return digest("published", source.published.filename, source.published.sha256)
     return source.backbone.digest
+
+
+def _find_layer(source: WeightsSource, name) -> Layer:
+    """The layer of this alias, index or node."""
+    return resolve_layer(source.backbone, name, source.input.image_size)
 
 
 # Rows of one call -------------------------------------------------------------------
@@ -516,7 +520,6 @@ class PretrainedCNNFeatures(
         engine = Engine(
             plan.source,
             plan.weights_key,
-            plan.spec,
             layers,
             self.device,
             self.precision,
@@ -557,19 +560,18 @@ class PretrainedCNNFeatures(
         self._validate_params()
         check_image_shape(self.image_shape)
         value_range = check_value_range(self.value_range)
-        source, spec = self._resolve_source()
+        source = self._resolve_source()
         key = weights_key(source)
-        columns = tuple(
-            self._column(source, spec, key, layer)
-            for layer in self._asked(source, spec)
+        asked = self._asked(source)
+        prefetched = self._prefetched(source, asked)
+        columns, others = (
+            tuple(self._column(source, key, value_range, layer) for layer in layers)
+            for layers in (asked, prefetched)
         )
-        prefetched = tuple(
-            self._column(source, spec, key, layer)
-            for layer in self._prefetched(source, spec, [c.layer for c in columns])
-        )
-        return Plan(source, key, spec, value_range, columns, prefetched)
+        return Plan(source, key, value_range, columns, others)
 
-    def _resolve_source(self) -> tuple[WeightsSource, InputSpec]:
+    def _resolve_source(self) -> WeightsSource:
+        """The weights, with the preprocessing for the input size asked for."""
         backbone = resolve_backbone(self.backbone)
         source = resolve_weights(backbone, self.weights, self.random_state)
         spec = source.input.scaled(self.image_size)
@@ -579,9 +581,9 @@ class PretrainedCNNFeatures(
                 f"{source.input.image_size} pixels only. Got image_size="
                 f"{self.image_size!r} instead; leave it None."
             )
-        return replace(source, input=spec), spec
+        return replace(source, input=spec)
 
-    def _asked(self, source, spec) -> list[Layer]:
+    def _asked(self, source) -> list[Layer]:
         """The layers of `layer`, in its order."""
         names = self.layer if isinstance(self.layer, (tuple, list)) else (self.layer,)
         if not names or not all(isinstance(n, (str, Integral)) for n in names):
@@ -589,40 +591,38 @@ class PretrainedCNNFeatures(
                 "The 'layer' parameter of PretrainedCNNFeatures must name at least one "
                 f"layer, by strings or integers. Got {self.layer!r} instead."
             )
-        return [resolve_layer(source.backbone, name, spec.image_size) for name in names]
+        return [_find_layer(source, name) for name in names]
 
-    def _prefetched(self, source, spec, asked) -> list[Layer]:
+    def _prefetched(self, source, asked) -> list[Layer]:
         """Other layers that are stored in the same pass."""
         if self.pooling == "flatten" or self.cache is None:
             return []
         if isinstance(self.prefetch_layers, str):
+            # A file of one's own may have a head for other classes, or none.
+            skipped = "logits" if source.path is not None else None
             aliased = aliased_layers(source.backbone)
             deepest = max((layer.index for layer in asked if layer.index), default=0)
             limit = len(aliased) if self.prefetch_layers == "all" else deepest
-            wanted = list(aliased[:limit])
+            wanted = [layer for layer in aliased[:limit] if layer.alias != skipped]
         else:
-            wanted = [
-                resolve_layer(source.backbone, name, spec.image_size)
-                for name in self.prefetch_layers
-            ]
+            wanted = [_find_layer(source, name) for name in self.prefetch_layers]
         nodes = {layer.node for layer in asked}
-        return [layer for layer in wanted if layer.node not in nodes]
+        by_node = {layer.node: layer for layer in wanted if layer.node not in nodes}
+        return list(by_node.values())
 
-    def _column(self, source, spec, key, layer: Layer) -> Column:
+    def _column(self, source, key, value_range, layer: Layer) -> Column:
         """One layer with the fingerprint of everything that makes its features."""
-        pooling = "none" if layer.layout == "vector" else self.pooling
-        device = self.device.partition(":")[0]
         about = (
             SCHEMA,
-            spec,
-            check_value_range(self.value_range),
+            source.input,
+            value_range,
             self.decode,
             layer.node,
-            pooling,
+            "none" if layer.layout == "vector" else self.pooling,
             self.precision,
-            device,
+            self.device.partition(":")[0],
         )
-        width = width_of(source.backbone, spec, layer, self.pooling)
+        width = width_of(source.backbone, source.input, layer, self.pooling)
         fingerprint = digest(source.backbone.digest, key, repr(about))
         return Column(layer, self.pooling, width, fingerprint)
 
@@ -630,14 +630,15 @@ class PretrainedCNNFeatures(
 
     @property
     def _n_features_out(self) -> int:
-        source, spec = self._resolve_source()
+        source = self._resolve_source()
         return sum(
-            width_of(source.backbone, spec, layer, self.pooling)
-            for layer in self._asked(source, spec)
+            width_of(source.backbone, source.input, layer, self.pooling)
+            for layer in self._asked(source)
         )
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
+        """Row, source and reason of what this thread's last call could not read."""
         return [(error.row, error.source, error.reason) for error in last_errors(self)]
 
     def __sklearn_tags__(self):

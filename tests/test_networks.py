@@ -77,6 +77,8 @@ def test_a_head_for_other_classes_does_not_matter_for_features(state, file, phot
         np.testing.assert_array_equal(features(file).transform(photos), expected)
         with pytest.raises(WeightsError, match="layer='penultimate'"):
             features(file, layer="logits").transform(photos)
+        prefetching = features(file, prefetch_layers="all").set_params(cache="memory")
+        np.testing.assert_array_equal(prefetching.transform(photos), expected)
 
 
 class Bomb:
