@@ -3,8 +3,8 @@
 import joblib
 import torch
 
-# Images per computed batch: what "auto" means, and the most that is ever computed at
-# once. On a CPU more than a few only costs memory.
+# Images of 224 pixels per computed batch that "auto" means, and the most images that
+# are ever computed at once. On a CPU more than a few only costs memory.
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
 LARGEST_BATCH = {"cpu": 64, "cuda": 512}
 
@@ -28,11 +28,14 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def resolve_batch_size(batch_size, device: torch.device) -> int:
-    """The computed batch shape: never taken from the number of images."""
+def resolve_batch_size(batch_size, device: torch.device, image_size: int) -> int:
+    """The computed batch shape: never taken from the number of images.
+
+    "auto" keeps the number of pixels, so small networks get enough work at once.
+    """
     if batch_size == "auto":
-        return BATCH_SIZES[device.type]
-    return min(batch_size, LARGEST_BATCH[device.type])
+        batch_size = int(BATCH_SIZES[device.type] * (224 / image_size) ** 2)
+    return max(1, min(batch_size, LARGEST_BATCH[device.type]))
 
 
 def resolve_threads(n_jobs) -> int:

@@ -67,7 +67,8 @@ class Engine:
         self.spec, self.layers = source.input, layers
         self.device = resolve_device(device)
         self.dtype = PRECISIONS[precision]
-        self.batch_size = resolve_batch_size(batch_size, self.device)
+        size = self.spec.image_size
+        self.batch_size = resolve_batch_size(batch_size, self.device, size)
         network = get_network(source, weights_key, str(self.device), precision)
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in layers))
         self.network = activations_of(

@@ -17,9 +17,11 @@ from skdeepfeat._engine import Engine
 def test_device_and_batch_size():
     cpu = torch.device("cpu")
     assert resolve_device("cpu") == cpu
-    assert resolve_batch_size("auto", cpu) == BATCH_SIZES["cpu"]
-    assert resolve_batch_size(3, cpu) == 3
-    assert resolve_batch_size(100_000, cpu) == LARGEST_BATCH["cpu"]
+    assert resolve_batch_size("auto", cpu, 224) == BATCH_SIZES["cpu"]
+    assert resolve_batch_size("auto", cpu, 112) == 4 * BATCH_SIZES["cpu"]
+    assert resolve_batch_size("auto", cpu, 1000) == 1
+    assert resolve_batch_size(3, cpu, 224) == 3
+    assert resolve_batch_size(100_000, cpu, 224) == LARGEST_BATCH["cpu"]
     if not torch.cuda.is_available():
         assert resolve_device("auto") == cpu
         with pytest.raises(ValueError, match="sees no CUDA device"):
