@@ -17,8 +17,8 @@ trained from them. ``run/best.pth`` is the averaged student that did best on the
 latest one without a yardstick. ``python tools/pack_mini.py run/best.pth`` packs it for
 the wheel.
 
-Two hours on 2 CPU cores are not the end of what it can learn. ``--start`` goes on from a
-checkpoint, or from the packed weights, for instance on larger views:
+Two hours on 2 CPU cores are not the end of what it can learn. ``--start`` goes on from
+a checkpoint, or from the packed weights, for instance on larger views:
 
     python examples/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth \\
         --out run2 --start skdeepfeat/_weights/mini.safetensors --size 160 \\
