@@ -289,6 +289,7 @@ class HookedNetwork:
 
     def _keeper(self, node):
         def keep(module, args, output=None):
+            """Keep what a module takes or gives, the first time it is used."""
             value = args[0] if output is None else output
             if isinstance(value, torch.Tensor):  # a later step may work in place
                 self._seen.setdefault(node, value.clone())
