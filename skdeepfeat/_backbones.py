@@ -209,10 +209,8 @@ class Backbone:
 
     def _digest(self) -> bytes:
         """What makes two backbones the same: never an address in memory."""
-        build = self.build if isinstance(self.build, str) else _describe(self.build)
-        parts: list[Any] = [
-            repr((self.name, build, self.input, self.head, self.options))
-        ]
+        parts: list[Any] = [repr((self.name, self.input, self.head, self.options))]
+        parts += _describe(self.build)
         for name, array in sorted((self.arrays or {}).items()):
             parts += [name, array]
         return digest(*parts)
@@ -346,7 +344,6 @@ def linear_layers(net) -> list[str]:
 
 _registered: dict[str, Backbone] = {}
 _registry_lock = threading.Lock()
-
 
 RECORDS = ("_torchvision.json", "_weights/manifest.json")
 PACKAGED = "package:"  # begins the address of weights that ship with the package

@@ -19,9 +19,8 @@ from torchvision.transforms import functional as F
 
 from ._backbones import InputSpec
 from ._exceptions import ImageError
-from ._images import Images, as_array
+from ._images import ORIENTATION, Images, as_array
 
-ORIENTATION = 0x0112  # the EXIF tag
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 

@@ -45,6 +45,14 @@ class ImageError(ValueError):
 class WeightsError(ValueError):
     """A weights file is missing, damaged, unsafe to load, or of another network."""
 
+    @classmethod
+    def missing(cls, path):
+        """The error of a path where there is no file."""
+        return cls(
+            f"No weights file at {str(path)!r}. Check the path, or pass the name of a "
+            "published version."
+        )
+
 
 class OutputTooLarge(MemoryError):
     """Unpooled features would take more memory than the limit."""

@@ -88,10 +88,7 @@ def weights_key(source: WeightsSource) -> bytes:
     """Digest of the weights, without loading them."""
     if source.path is not None:
         if not source.path.is_file():
-            raise WeightsError(
-                f"No weights file at {str(source.path)!r}. Check the path, or pass "
-                "the name of a published version."
-            )
+            raise WeightsError.missing(source.path)
         return digest_file(source.path)
     if source.seed is not None:
         return digest("seed", str(source.seed), version("torch"))

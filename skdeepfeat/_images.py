@@ -18,6 +18,7 @@ from ._digests import digest, digest_file
 from ._exceptions import ImageError
 
 CHANNELS = (1, 3, 4)
+ORIENTATION = 0x0112  # the EXIF tag
 ALLOWED = (
     "a path, encoded bytes, a PIL image, a (h, w) or (h, w, channels) array, or a "
     "(channels, h, w) tensor"
@@ -38,15 +39,12 @@ class CellKind:
 
 
 def is_missing(cell) -> bool:
-    """Whether a cell is None, nan or a data frame's own missing value."""
-    return cell is None or cell is np.ma.masked or is_nan(cell)
-
-
-def is_nan(cell) -> bool:
-    """Whether this is nan, or a data frame's own missing value."""
-    return type(cell).__name__ in ("NAType", "NaTType") or (
-        isinstance(cell, (float, np.floating)) and bool(cell != cell)
-    )
+    """Whether a cell is None, masked, nan or a data frame's own missing value."""
+    if cell is None or cell is np.ma.masked:
+        return True
+    if isinstance(cell, (float, np.floating)):
+        return bool(cell != cell)
+    return type(cell).__name__ in ("NAType", "NaTType")
 
 
 def is_tensor(cell) -> bool:
@@ -69,7 +67,7 @@ def digest_array(array) -> bytes:
 
 def digest_pil(image) -> bytes:
     """Key of a PIL image; a plain 8-bit one has that of its array."""
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = image.getexif().get(ORIENTATION, 1)
     transparency = image.info.get("transparency")
     if image.mode in ("RGB", "L") and orientation == 1 and transparency is None:
         return digest_array(np.asarray(image))

@@ -189,10 +189,7 @@ def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
     """Entries of a .safetensors or .pth file; never runs code from it."""
     if not path.is_file():
-        raise WeightsError(
-            f"No weights file at {str(path)!r}. Check the path, or pass the name of a "
-            "published version."
-        )
+        raise WeightsError.missing(path)
     reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
     try:
         state = reader(path)

@@ -96,6 +96,15 @@ def test_networks_that_differ_in_attributes_or_code_alone_are_different():
     assert plus != minus and plus == of_module(redefined(1)).backbone
 
 
+def test_long_constants_of_a_network_are_compared_to_the_last_value():
+    ends = []
+    for end in (0.0, 1.0):
+        scale = torch.zeros(4, 30, 30)
+        scale[2, 15, 15] = end  # numpy would not print it
+        ends.append(of_module(Scaled(scale)).backbone)
+    assert ends[0] != ends[1]
+
+
 @pytest.mark.parametrize(
     "build", [lambda: None, functools.partial(print)], ids=["lambda", "partial"]
 )
