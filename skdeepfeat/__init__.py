@@ -8,6 +8,7 @@ from ._exceptions import (
     ImageWarning,
     OutputTooLarge,
     RecipeWarning,
+    StoreWarning,
     WeightsError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
@@ -25,6 +26,7 @@ __all__ = [
     "OutputTooLarge",
     "PretrainedCNNFeatures",
     "RecipeWarning",
+    "StoreWarning",
     "WeightsError",
     "clear_caches",
     "list_backbones",

@@ -7,9 +7,10 @@ float. Batches always have the same shape; the last one is padded with zeros.
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -220,25 +221,21 @@ def read_row(images: Images, row: int, spec: InputSpec, value_range):
 
 def read_batches(
     images: Images,
-    rows: Sequence[int],
+    rows: Iterable[int],
     spec: InputSpec,
     value_range,
     batch_size: int,
     n_threads: int,
 ) -> Iterator[Batch]:
     """Batches of these rows, in order; the next ones are decoded meanwhile."""
-    if len(rows) == 1:
-        results = iter([read_row(images, rows[0], spec, value_range)])
-        yield _collect(rows, results, spec, 1)
-        return
+
+    def read(row):
+        return row, read_row(images, row, spec, value_range)
+
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
-        ahead = 2 * batch_size + n_threads
-        results = _map_ahead(
-            pool, lambda row: read_row(images, row, spec, value_range), rows, ahead
-        )
-        for start in range(0, len(rows), batch_size):
-            some = rows[start : start + batch_size]
-            yield _collect(some, results, spec, batch_size)
+        results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
+        while some := list(islice(results, batch_size)):
+            yield _collect(some, spec, batch_size)
 
 
 def _map_ahead(pool, function, items, ahead) -> Iterator:
@@ -256,8 +253,8 @@ def _map_ahead(pool, function, items, ahead) -> Iterator:
             future.cancel()
 
 
-def _collect(rows, results, spec: InputSpec, batch_size: int) -> Batch:
-    """Fill one batch with the results of these rows."""
+def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
+    """Fill one batch with the results of some rows."""
     size = spec.image_size
     pixels = torch.zeros(batch_size, 3, size, size).contiguous(
         memory_format=torch.channels_last
@@ -265,7 +262,7 @@ def _collect(rows, results, spec: InputSpec, batch_size: int) -> Batch:
     kept: list[int] = []
     errors: list[ImageError] = []
     in_range = True
-    for row, result in zip(rows, results, strict=False):
+    for row, result in results:
         if isinstance(result, ImageError):
             errors.append(result)
             continue

@@ -14,9 +14,10 @@ from blake3 import blake3
 DIGEST_SIZE = 16
 _CHUNK = 1 << 20
 
-_MEMO_ROWS = 1_000_000
-_memo: dict[tuple, bytes] = {}
+# (algorithm, path) → (state of the file, digest)
+_memo: dict[tuple, tuple[str, bytes]] = {}
 _memo_lock = threading.Lock()
+_MEMO_ROWS = 1_000_000
 
 
 def digest(*parts) -> bytes:
@@ -32,6 +33,11 @@ def digest(*parts) -> bytes:
     return hasher.digest(DIGEST_SIZE)
 
 
+def digest_bytes(data) -> bytes:
+    """Digest of encoded bytes, the same as that of a file which contains them."""
+    return blake3(data).digest(DIGEST_SIZE)
+
+
 def digest_file(path) -> bytes:
     """Digest of a file's bytes; read once as long as size and time stamp stay."""
     return _hash_once(path, blake3)[:DIGEST_SIZE]
@@ -42,24 +48,53 @@ def sha256_file(path) -> str:
     return _hash_once(path, hashlib.sha256).hex()
 
 
+def known_digest(path) -> tuple[str, str, bytes] | None:
+    """(path, state, digest) of a file if it was hashed in its present state."""
+    path = os.path.abspath(path)
+    try:
+        state = _state_of(os.stat(path))
+    except (OSError, ValueError):
+        return None
+    remembered, known = _recall((blake3, path))
+    return (path, state, known) if remembered == state else None
+
+
+def learn_digest(path: str, state: str, known: bytes) -> None:
+    """Trust that a file in this state has this digest."""
+    _remember((blake3, path), state, known)
+
+
 def _hash_once(path, algorithm) -> bytes:
-    """Hash a file unless the memo knows this state of it.
+    """Hash a file unless the memo knows this state of it."""
+    name = (algorithm, os.path.abspath(path))
+    remembered, known = _recall(name)
+    if remembered == _state_of(os.stat(path)):
+        return known
+    hasher = algorithm()
+    with open(path, "rb") as file:
+        state = _state_of(os.fstat(file.fileno()))
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+    _remember(name, state, hasher.digest())
+    return hasher.digest()
+
+
+def _state_of(stat) -> str:
+    """What tells a changed file from the same one.
 
     The time of the last change of its record tells a rewritten file even where a
     program has set the time stamp back, as archives and synchronisation do.
     """
-    stat = os.stat(path)
-    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    known = (algorithm, os.path.abspath(path), *state)
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def _recall(name) -> tuple[str, bytes]:
     with _memo_lock:
-        if known in _memo:
-            return _memo[known]
-    hasher = algorithm()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            hasher.update(chunk)
+        return _memo.get(name, ("", b""))
+
+
+def _remember(name, state: str, known: bytes) -> None:
     with _memo_lock:
         if len(_memo) >= _MEMO_ROWS:
             _memo.clear()
-        _memo[known] = hasher.digest()
-    return hasher.digest()
+        _memo[name] = state, known

@@ -11,7 +11,8 @@
     UserWarning
     └── FeatureWarning
         ├── ImageWarning      rows filled with nan, pixel values outside their range
-        └── RecipeWarning     a weights file is read with a guessed preprocessing
+        ├── RecipeWarning     a weights file is read with a guessed preprocessing
+        └── StoreWarning      a store on disk is damaged, full, or may not be written
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -68,3 +69,7 @@ class ImageWarning(FeatureWarning):
 
 class RecipeWarning(FeatureWarning):
     """The preprocessing of a weights file had to be guessed."""
+
+
+class StoreWarning(FeatureWarning):
+    """A store on disk is damaged, full, or may not be written; work goes on."""

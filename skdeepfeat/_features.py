@@ -1,12 +1,10 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
+import os
 import sys
-import threading
-import warnings
-import weakref
-from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from sklearn.base import (
@@ -22,12 +20,13 @@ from ._backbones import (
     resolve_backbone,
     resolve_weights,
 )
-from ._digests import digest, digest_file
-from ._exceptions import ImageError, ImageWarning, WeightsError
+from ._digests import digest
 from ._images import Images, is_table, read_images, shape_rows
 from ._layers import aliased_layers, resolve_layer, width_of
+from ._plan import Column, Plan, weights_key
 from ._pooling import POOLINGS, check_size
 from ._progress import FitTask, progress_bar
+from ._rows import Report, Rows, last_errors
 from ._store import FeatureStore, clear_tables, open_table
 from ._validation import (
     CallbackSupportMixin,
@@ -44,192 +43,24 @@ from ._validation import (
 )
 
 SCHEMA = 1  # raise it when features change, so that stored ones are not served
+# Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
 
 
-# What is computed -------------------------------------------------------------------
+def device_class(device: str) -> str:
+    """ "cpu" or "cuda"; torch is only asked where "auto" might be a GPU."""
+    if device != "auto":
+        return device.partition(":")[0]
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
+        return "cpu"
+    from ._device import resolve_device
 
-
-@dataclass(frozen=True)
-class Column:
-    """One layer, pooled: the unit that the store keeps."""
-
-    layer: Layer
-    pooling: str
-    width: int
-    fingerprint: bytes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The parameters of an estimator made concrete for one call.
-
-    Everything that changes a feature is in the fingerprints of the columns.
-    """
-
-    source: WeightsSource
-    weights_key: bytes
-    value_range: tuple[float, float] | None
-    columns: tuple[Column, ...]
-    prefetched: tuple[Column, ...]
-
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return sum(column.width for column in self.columns)
-
-    @cached_property
-    def slices(self) -> list[slice]:
-        """Where each column stands in the output."""
-        ends = np.cumsum([column.width for column in self.columns]).tolist()
-        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-
-
-def weights_key(source: WeightsSource) -> bytes:
-    """Digest of the weights, without loading them."""
-    if source.path is not None:
-        if not source.path.is_file():
-            raise WeightsError.missing(source.path)
-        return digest_file(source.path)
-    if source.seed is not None:
-        return digest("seed", str(source.seed), version("torch"))
-    if source.published is not None:
-        return digest("published", source.published.filename, source.published.sha256)
-    return source.backbone.digest
+    return resolve_device(device).type
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:
     """The layer of this alias, index or node."""
     return resolve_layer(source.backbone, name, source.input.image_size)
-
-
-# Rows of one call -------------------------------------------------------------------
-
-
-class Rows:
-    """The distinct rows of one call, found by content.
-
-    Parameters
-    ----------
-    images : Images
-    fail : callable
-        Takes the ImageError of a row whose content cannot be read.
-    """
-
-    def __init__(self, images: Images, fail):
-        self._first: dict[bytes, int] = {}
-        self._key_of: dict[int, bytes] = {}
-        self._same_as: list[tuple[int, int]] = []
-        for row in range(len(images)):
-            try:
-                key = images.key(row)
-            except ImageError as error:
-                fail(error)
-                continue
-            first = self._first.setdefault(key, row)
-            if first == row:
-                self._key_of[row] = key
-            else:
-                self._same_as.append((row, first))
-
-    def __len__(self):
-        return len(self._key_of)
-
-    def read(self, table, plan: Plan, out) -> list[int]:
-        """Fill in what the store has; returns the rows that lack anything."""
-        missing: set[int] = set()
-        rows, keys = list(self._key_of), list(self._key_of.values())
-        for column, place in zip(plan.columns, plan.slices, strict=True):
-            lacking = table.read(column.fingerprint, keys, out[:, place], rows)
-            missing.update(rows[position] for position in lacking)
-        return sorted(missing)
-
-    def write(self, table, plan: Plan, computed, out) -> None:
-        """Put the features of one batch into the output and into the store."""
-        keys = [self._key_of[row] for row in computed.rows]
-        columns = (*plan.columns, *plan.prefetched)
-        for column, features in zip(columns, computed.features, strict=True):
-            table.write(column.fingerprint, keys, features)
-        asked = computed.features[: len(plan.columns)]
-        for place, features in zip(plan.slices, asked, strict=True):
-            out[computed.rows, place] = features
-
-    def copy_duplicates(self, out, failed: dict, fail) -> None:
-        """Give rows of equal content the features, or the error, of the first."""
-        for row, first in self._same_as:
-            if first in failed:
-                fail(failed[first].at(row))
-            else:
-                out[row] = out[first]
-
-
-# What a call reports ----------------------------------------------------------------
-
-_errors: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_errors_lock = threading.Lock()
-
-
-class Report:
-    """What went wrong in one call; kept by thread, outside the estimator.
-
-    Parameters
-    ----------
-    estimator : PretrainedCNNFeatures
-        Its `on_error` decides whether an unreadable row raises.
-    n_rows : int
-    """
-
-    def __init__(self, estimator, n_rows: int):
-        self._estimator, self._n_rows = estimator, n_rows
-        self.failed: dict[int, ImageError] = {}
-        self._in_range = True
-        with _errors_lock:
-            by_thread = _errors.setdefault(estimator, {})
-            by_thread[threading.get_ident()] = self.failed
-
-    def fail(self, error: ImageError) -> None:
-        """Raise the error of a row, or remember it."""
-        if self._estimator.on_error == "raise":
-            raise error
-        self.failed[error.row] = error
-
-    def add(self, computed) -> None:
-        """Take over the errors of one batch, whose good rows are stored by now."""
-        self._in_range &= computed.in_range
-        for error in computed.errors:
-            self.fail(error)
-
-    def finish(self, out):
-        """Fill failed rows with nan, and warn once of each kind of trouble."""
-        out[list(self.failed)] = np.nan
-        if self.failed:
-            warnings.warn(
-                f"{len(self.failed)} of {self._n_rows} images could not be read; their "
-                "rows are nan and errors_ lists them. The first is "
-                f"{self.failed[min(self.failed)]}.",
-                ImageWarning,
-                stacklevel=4,
-            )
-        if not self._in_range:
-            warnings.warn(
-                "Some pixel values lie outside the range that is taken as black to "
-                "white for their dtype. If they are on another scale, type for "
-                "instance value_range=(0, 255).",
-                ImageWarning,
-                stacklevel=4,
-            )
-        return out
-
-
-def last_errors(estimator) -> list[ImageError]:
-    """Errors of the last call of this thread, in the order of rows."""
-    with _errors_lock:
-        failed = _errors.get(estimator, {}).get(threading.get_ident())
-    if failed is None:
-        raise AttributeError(
-            f"This {type(estimator).__name__} has not transformed anything in this "
-            "thread yet, so it has no errors_."
-        )
-    return [failed[row] for row in sorted(failed)]
 
 
 def clear_caches():
@@ -299,9 +130,10 @@ class PretrainedCNNFeatures(
         Arithmetic of the network.
     engine : {"auto", "torch"}, default="auto"
         What runs the network.
-    cache : "memory", FeatureStore, or None, default="memory"
-        Where features are kept: one bounded table of this process, a named one, or
-        nowhere.
+    cache : "memory", path, FeatureStore, or None, default="memory"
+        Where features are kept: in one bounded table of this process, in a folder
+        that all processes of this machine may share and that lasts, in a store with a
+        bound of its own, or nowhere.
     prefetch_layers : {"auto", "all"} or list, default="auto"
         Other layers that are stored in the same pass: "auto" those with an alias
         below the deepest one asked for, which cost nothing; "all" every one with an
@@ -374,7 +206,7 @@ class PretrainedCNNFeatures(
         "device": [str],
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
         "engine": [StrOptions({"auto", "torch"})],
-        "cache": [StrOptions({"memory"}), FeatureStore, None],
+        "cache": [str, HasMethods("__fspath__"), FeatureStore, None],
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
         "on_error": [StrOptions({"raise", "nan"})],
         "n_jobs": [Integral, None],
@@ -463,7 +295,8 @@ class PretrainedCNNFeatures(
             As from `transform`.
         """
         with FitTask(self, X) as task:
-            return self._walk(X, reset=True, batch_done=task.batch_done)
+            out = self._walk(X, reset=True, batch_done=task.batch_done)
+            return self._as_output(out)
 
     def transform(self, X):
         """Return the features of images.
@@ -485,44 +318,125 @@ class PretrainedCNNFeatures(
         WeightsError
             If the weights cannot be found or do not fit.
         """
-        return self._walk(X, reset=False)
+        return self._as_output(self._walk(X))
+
+    def transform_to(self, path, X):
+        """Write the features of images to a file, which may be larger than memory.
+
+        With a store in a folder this can be interrupted at any moment: the next call
+        goes on from what was computed. The file appears when it is complete.
+
+        Parameters
+        ----------
+        path : str or path
+            The .npy file to write; replaced if it exists.
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        features : memmap of shape (n_images, n_features), float32
+            The file, opened for reading.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read and ``on_error="raise"``.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from skdeepfeat import PretrainedCNNFeatures, load_textures
+        >>> folder = tempfile.mkdtemp()
+        >>> features = PretrainedCNNFeatures(cache=f"{folder}/store")
+        >>> rows = features.transform_to(f"{folder}/rows.npy", load_textures().data[:4])
+        >>> rows.shape
+        (4, 576)
+        """
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.partial")
+
+        def make_output(*shape):
+            return np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+
+        self._walk(X, make_output=make_output).flush()
+        partial.replace(path)
+        return np.load(path, mmap_mode="r")
+
+    def warm(self, X):
+        """Store the features of images without returning them.
+
+        What comes later, for instance a grid search with many workers, then only
+        reads.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        self : PretrainedCNNFeatures
+            The estimator itself.
+
+        Examples
+        --------
+        >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures, load_textures
+        >>> store = FeatureStore(name="textures")
+        >>> features = PretrainedCNNFeatures(cache=store, prefetch_layers="all")
+        >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
+        4
+        """
+        self._walk(X, make_output=lambda n, width: None)
+        return self
 
     # The walk -----------------------------------------------------------------------
 
-    def _walk(self, X, *, reset, batch_done=lambda: None):
+    def _walk(self, X, *, reset=False, make_output=None, batch_done=lambda: None):
         """X → images → batches → activations → pooled rows → store → array."""
         plan = self._plan()
         images = self._read(X, reset=reset)
-        check_size(len(images), plan.width, self.pooling)
-        table = open_table(self.cache)
+        out = (make_output or self._allocate)(len(images), plan.width)
         report = Report(self, len(images))
-        rows, out = Rows(images, report.fail), np.empty((len(images), plan.width), "f4")
-        missing = rows.read(table, plan, out)
-        with progress_bar(len(rows), len(rows) - len(missing), self.verbose) as advance:
-            for computed in self._compute(images, plan, missing):
-                rows.write(table, plan, computed, out)
-                report.add(computed)
-                advance(len(computed.rows))
-                batch_done()
-        rows.copy_duplicates(out, report.failed, report.fail)
-        return self._as_output(report.finish(out))
+        rows = Rows(images, open_table(self.cache), plan, out, report.fail)
+        with progress_bar(len(rows), self.verbose) as show, rows:
+            while rows.read():
+                show(len(rows) - len(rows.missing))
+                for computed in self._compute(images, plan, rows):
+                    rows.write(computed)
+                    report.add(computed)
+                    show(len(rows) - len(rows.missing))
+                    batch_done()
+            show(len(rows))
+        rows.finish(report.failed)
+        report.finish(out)
+        return out
 
-    def _compute(self, images, plan, missing):
-        """Features of the missing rows, batch by batch; needs no network for none."""
-        if not missing:
-            return ()
-        from ._engine import Engine
+    def _allocate(self, n, width):
+        """The output in memory."""
+        check_size(n, width, self.pooling)
+        return np.empty((n, width), np.float32)
 
-        layers = [(c.layer, c.pooling) for c in (*plan.columns, *plan.prefetched)]
-        engine = Engine(
-            plan.source,
-            plan.weights_key,
-            layers,
-            self.device,
-            self.precision,
-            self.batch_size,
-        )
-        return engine.run(images, missing, plan.value_range, self.n_jobs)
+    def _compute(self, images, plan, rows):
+        """Features of the missing rows that nobody else computes, batch by batch."""
+        with rows.turn():
+            claimed = rows.claim()
+            first = next(claimed, None)
+            if first is None:
+                return  # others compute them all: no network is built here
+            from ._engine import Engine
+
+            layers = [(c.layer, c.pooling) for c in (*plan.columns, *plan.prefetched)]
+            engine = Engine(
+                plan.source,
+                plan.weights_key,
+                layers,
+                self.device,
+                self.precision,
+                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
+            )
+            computed = chain([first], claimed)
+            yield from engine.run(images, computed, plan.value_range, self.n_jobs)
 
     def _read(self, X, *, reset) -> Images:
         """X as rows of images."""
@@ -561,11 +475,15 @@ class PretrainedCNNFeatures(
         key = weights_key(source)
         asked = self._asked(source)
         prefetched = self._prefetched(source, asked)
+        device = device_class(self.device)
+        made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
+        scope = digest(source.backbone.digest, key, repr((*made_with, device)))
         columns, others = (
-            tuple(self._column(source, key, value_range, layer) for layer in layers)
+            tuple(self._column(source, scope, layer) for layer in layers)
             for layers in (asked, prefetched)
         )
-        return Plan(source, key, value_range, columns, others)
+        scope = digest(scope, self.pooling)
+        return Plan(source, key, value_range, device, columns, others, scope)
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""
@@ -607,21 +525,13 @@ class PretrainedCNNFeatures(
         by_node = {layer.node: layer for layer in wanted if layer.node not in nodes}
         return list(by_node.values())
 
-    def _column(self, source, key, value_range, layer: Layer) -> Column:
+    def _column(self, source, scope: bytes, layer: Layer) -> Column:
         """One layer with the fingerprint of everything that makes its features."""
-        about = (
-            SCHEMA,
-            source.input,
-            value_range,
-            self.decode,
-            layer.node,
-            "none" if layer.layout == "vector" else self.pooling,
-            self.precision,
-            self.device.partition(":")[0],
-        )
+        pooling = "none" if layer.layout == "vector" else self.pooling
         width = width_of(source.backbone, source.input, layer, self.pooling)
-        fingerprint = digest(source.backbone.digest, key, repr(about))
-        return Column(layer, self.pooling, width, fingerprint)
+        label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
+        fingerprint = digest(scope, layer.node, pooling)
+        return Column(layer, self.pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import sparse
 
-from ._digests import digest, digest_file
+from ._digests import digest, digest_bytes, digest_file
 from ._exceptions import ImageError
 
 CHANNELS = (1, 3, 4)
@@ -86,7 +86,7 @@ CELL_KINDS = (
     CellKind(
         "bytes",
         lambda c: isinstance(c, (bytes, bytearray, memoryview)),
-        lambda c: digest("blob", bytes(c)),
+        digest_bytes,
         lambda c: f"{len(c)} bytes",
     ),
     CellKind(
@@ -161,6 +161,11 @@ class Images:
             return kind.digest(self[row])
         except Exception as error:
             raise self.error(row, error) from error
+
+    def paths(self) -> list[str]:
+        """The rows that are paths."""
+        cells = (self[row] for row in range(len(self)))
+        return [os.fspath(c) for c in cells if isinstance(c, (str, os.PathLike))]
 
     def error(self, row, error: Exception) -> ImageError:
         """What went wrong with a row, in a sentence that names it."""

@@ -6,21 +6,14 @@ from tqdm import tqdm
 
 
 @contextlib.contextmanager
-def progress_bar(n_rows: int, n_stored: int, verbose):
-    """A function to call with the number of rows done; draws a bar if `verbose`.
+def progress_bar(n_rows: int, verbose):
+    """A function to call with the number of rows that are done; a bar if `verbose`.
 
-    The bar counts rows of X and images per second, and says how many rows the store
-    already had.
+    The bar counts distinct rows of X, and images per second.
     """
-    bar = tqdm(
-        total=n_rows,
-        initial=n_stored,
-        unit="image",
-        desc=f"features ({100 * n_stored / max(n_rows, 1):.0f} % stored)",
-        disable=not verbose,
-    )
+    bar = tqdm(total=n_rows, unit="image", desc="features", disable=not verbose)
     with bar:
-        yield bar.update
+        yield lambda n_done: bar.update(n_done - bar.n)
 
 
 class FitTask:

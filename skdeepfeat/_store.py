@@ -2,18 +2,29 @@
 
 A row is found by what its image contains and by the fingerprint of everything that
 makes its features what they are, so features of all layers and settings live side by
-side and nobody gets a row that was made differently. The memory store is one table
-for the whole process, shared by all estimators, clones and threads.
+side and nobody gets a row that was made differently. While one worker computes rows,
+the others that need them wait and then read.
+
+The table is in the memory of the process, shared by all its estimators, clones and
+threads, or in a folder, shared by all processes (`_disk`). Both answer to the same
+methods.
 """
 
+import contextlib
+import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-DEFAULT_MAX_BYTES = 2**30
+from ._disk import DiskTable
+
+MEMORY_BYTES = 2**30
+DISK_BYTES = 20 * 2**30
 ROW_OVERHEAD = 300  # bytes that Python needs to hold one row
 
 
@@ -29,11 +40,13 @@ class MemoryTable:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self._rows: OrderedDict[tuple[bytes, bytes], np.ndarray] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._labels: dict[bytes, str] = {}
+        self._claims: set[tuple[bytes, bytes]] = set()
+        self._bytes = self._hits = self._misses = 0
+        self._changed = threading.Condition()
 
     def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> list[int]:
-        """Copy the rows of `keys` to ``out[places]``.
+        """Copy the rows of `keys` to ``out[places]``, unless `out` is None.
 
         Returns
         -------
@@ -42,104 +55,218 @@ class MemoryTable:
         """
         missing = []
         for position, (key, place) in enumerate(zip(keys, places, strict=True)):
-            with self._lock:
+            with self._changed:
                 row = self._rows.get((fingerprint, key))
                 if row is not None:
                     self._rows.move_to_end((fingerprint, key))
             if row is None:
                 missing.append(position)
-            else:
+            elif out is not None:
                 out[place] = row
         return missing
 
-    def write(self, fingerprint: bytes, keys: Sequence[bytes], rows) -> None:
-        """Keep these rows; drops the least recently used beyond the bound."""
-        for key, row in zip(keys, rows, strict=True):
-            size = row.nbytes + ROW_OVERHEAD
-            if size > self.max_bytes:
-                continue
-            kept = row.copy()
-            with self._lock:
-                if (fingerprint, key) not in self._rows:
-                    self._rows[fingerprint, key] = kept
-                    self._bytes += size
-                while self._bytes > self.max_bytes:
-                    _, dropped = self._rows.popitem(last=False)
-                    self._bytes -= dropped.nbytes + ROW_OVERHEAD
+    def write(self, scope: bytes, keys: Sequence[bytes], parts) -> None:
+        """Keep computed rows, count them as misses, and give back their claims."""
+        for column, rows in parts:
+            for key, row in zip(keys, rows, strict=True):
+                self._put(column, key, row)
+        with self._changed:
+            self._misses += len(keys)
+        self.release(scope, keys)
+
+    def _put(self, column, key: bytes, row) -> None:
+        """Keep one row; drops the least recently used ones beyond the bound."""
+        size = row.nbytes + ROW_OVERHEAD
+        if size > self.max_bytes:
+            return
+        kept = row.copy()
+        with self._changed:
+            self._labels[column.fingerprint] = column.label
+            if (column.fingerprint, key) not in self._rows:
+                self._rows[column.fingerprint, key] = kept
+                self._bytes += size
+            while self._bytes > self.max_bytes:
+                _, dropped = self._rows.popitem(last=False)
+                self._bytes -= dropped.nbytes + ROW_OVERHEAD
+
+    def claim(self, scope: bytes, keys: Sequence[bytes], fingerprints) -> list[int]:
+        """Reserve rows for computing; see :meth:`DiskTable.claim`."""
+        granted = []
+        with self._changed:
+            for position, key in enumerate(keys):
+                here = all((column, key) in self._rows for column in fingerprints)
+                if not here and (scope, key) not in self._claims:
+                    self._claims.add((scope, key))
+                    granted.append(position)
+        return granted
+
+    def release(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Give back claims."""
+        with self._changed:
+            self._claims.difference_update((scope, key) for key in keys)
+            self._changed.notify_all()
+
+    def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Return as soon as nobody computes these rows any more."""
+        ids = {(scope, key) for key in keys}
+        with self._changed:
+            self._changed.wait_for(lambda: self._claims.isdisjoint(ids))
+
+    def turn(self, device_class: str):
+        """Threads of one process share a device."""
+        return contextlib.nullcontext()
+
+    def count_hits(self, n: int, fingerprints) -> None:
+        """Note that so many rows were served."""
+        with self._changed:
+            self._hits += n
+
+    def read_files(self, paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
+        """Nothing: the process remembers by itself which files it has hashed."""
+        return []
+
+    def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
+        """Nothing, likewise."""
+
+    def info(self) -> dict[str, Any]:
+        """What is here, see :meth:`FeatureStore.info`."""
+        with self._changed:
+            layers = Counter(self._labels[column] for column, _ in self._rows)
+            return {
+                "rows": len(self._rows),
+                "bytes": self._bytes,
+                "hits": self._hits,
+                "misses": self._misses,
+                "layers": dict(sorted(layers.items())),
+            }
 
     def clear(self) -> None:
         """Forget all rows."""
-        with self._lock:
+        with self._changed:
             self._rows.clear()
-            self._bytes = 0
+            self._labels.clear()
+            self._bytes = self._hits = self._misses = 0
 
-    @property
-    def n_bytes(self) -> int:
-        """What the rows take."""
-        return self._bytes
+    forget = clear  # nothing else is held
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def after_fork(self) -> None:
+        """In a child process: nobody holds the lock, nobody computes anything."""
+        self._changed = threading.Condition()
+        self._claims.clear()
 
 
-_tables: dict[str, MemoryTable] = {}
+Table = MemoryTable | DiskTable
+
+_tables: dict[str | Path, Table] = {}
 _tables_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """The threads that held locks or claims are not in a child process."""
+    global _tables_lock
+    _tables_lock = threading.Lock()
+    for table in _tables.values():
+        table.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A named place where features are kept, shared by everybody who names it.
+    """A place where features are kept, shared by everybody who names it.
 
-    It is an immutable value: copies, clones and pickles of it mean the same table.
-    The table itself lives as long as the process.
+    It is an immutable value: copies, clones and pickles of it mean the same place.
 
     Parameters
     ----------
+    path : str or path, default=None
+        A folder on a disk of this machine, made at its first use, which all processes
+        may share and which lasts; None keeps the features in the memory of the
+        process, as long as it lives.
     name : str, default="memory"
-        The table; ``cache="memory"`` is the one of the default name.
-    max_bytes : int, default=1073741824
-        Bound of what its rows take in memory, 1 GiB by default; the least recently
-        used rows make room for new ones. Whoever opens a table first sets its bound.
+        Which table in memory; ``cache="memory"`` is the one of the default name.
+    max_bytes : int, default=None
+        Bound of what the features take. None is 1 GiB in memory, where the least
+        recently used rows make room for new ones, and 20 GiB in a folder, where rows
+        of the least recently used layers do. Whoever opens a place first in a process
+        sets its bound there.
 
     Examples
     --------
     >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures
-    >>> store = FeatureStore("photos", max_bytes=100_000_000)
+    >>> store = FeatureStore(name="photos", max_bytes=100_000_000)
     >>> features = PretrainedCNNFeatures(cache=store)
+    >>> store.info()
+    {'rows': 0, 'bytes': 0, 'hits': 0, 'misses': 0, 'layers': {}}
     """
 
+    path: str | os.PathLike | None = None
     name: str = "memory"
-    max_bytes: int = DEFAULT_MAX_BYTES
+    max_bytes: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or self.max_bytes < 0:
+        if self.path is not None:
+            object.__setattr__(self, "path", os.fspath(self.path))
+        if not isinstance(self.name, str) or (self.max_bytes or 0) < 0:
             raise ValueError(
-                "FeatureStore takes a name and a bound in bytes of at least 0. Got "
-                f"name={self.name!r} and max_bytes={self.max_bytes!r} instead."
+                "FeatureStore takes a path or a name, and a bound in bytes of at least "
+                f"0. Got name={self.name!r} and max_bytes={self.max_bytes!r} instead."
             )
 
     def __deepcopy__(self, memo):
         return self
 
-    def open(self) -> MemoryTable:
-        """The table of this name."""
+    def open(self) -> Table:
+        """The table of this place."""
+        place = self.name if self.path is None else Path(self.path).resolve()
+        if isinstance(place, Path) and place.is_file():
+            raise ValueError(
+                f"The 'cache' parameter must name a folder. Got the file "
+                f"{str(self.path)!r} instead; choose another name."
+            )
         with _tables_lock:
-            return _tables.setdefault(self.name, MemoryTable(self.max_bytes))
+            if place not in _tables:
+                _tables[place] = self._make_table(place)
+            return _tables[place]
+
+    def _make_table(self, place) -> Table:
+        in_memory = self.path is None
+        bound = self.max_bytes
+        if bound is None:
+            bound = MEMORY_BYTES if in_memory else DISK_BYTES
+        return MemoryTable(bound) if in_memory else DiskTable(place, bound)
+
+    def info(self) -> dict[str, Any]:
+        """What is kept here.
+
+        Returns
+        -------
+        info : dict
+            "rows": features kept, one for each image and layer. "bytes": what they
+            take. "hits" and "misses": distinct images of all calls that were found,
+            and that had to be computed; in a folder over all processes. "layers":
+            rows of each network, layer and pooling.
+        """
+        return self.open().info()
 
     def clear(self) -> None:
-        """Forget all rows of this table."""
+        """Forget everything that is kept here."""
         self.open().clear()
 
 
-def open_table(cache) -> MemoryTable:
+def open_table(cache) -> Table:
     """The table behind the `cache` parameter; None is one that keeps nothing."""
     if cache is None:
         return MemoryTable(0)
-    return (FeatureStore() if cache == "memory" else cache).open()
+    if isinstance(cache, FeatureStore):
+        return cache.open()
+    return FeatureStore(None if cache == "memory" else cache).open()
 
 
 def clear_tables() -> None:
-    """Forget all rows of all tables of this process."""
+    """Forget all features that this process holds in memory; folders stay."""
     with _tables_lock:
         for table in _tables.values():
-            table.clear()
+            table.forget()

@@ -14,17 +14,24 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
     {"_exceptions", "_digests"},
-    {"_backbones", "_validation", "_images", "_pooling", "_store", "_datasets"}
+    {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress"},
-    {"_device", "_networks"},
-    {"_batches", "_activations"},
+    {"_device", "_networks", "_store", "_plan"},
+    {"_batches", "_activations", "_rows"},
     {"_engine", "_layers"},
     {"_features"},
     {"__init__"},
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-TORCH_FREE = set().union(*LINES[:2]) | {"_layers", "_features", "__init__"}
+TORCH_FREE = set().union(*LINES[:2]) | {
+    "_layers",
+    "_store",
+    "_plan",
+    "_rows",
+    "_features",
+}
+TORCH_FREE |= {"__init__"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_features", "_engine"),

@@ -1,0 +1,512 @@
+"""Rows in a folder: the table that survives the process and is shared by many.
+
+The rows live in one SQLite database in write-ahead mode. It was chosen by measuring
+10,000 rows of 2,048 float32 on 2 busy cores, where ``numpy.load`` of the same matrix
+takes 0.04 s:
+
+========================  ==========  ===========
+\\                         SQLite WAL  LMDB
+========================  ==========  ===========
+write, 64 rows at a time  0.62 s      0.30 s
+read, checksums verified  0.20 s      0.13 s
+4 processes read at once  0.54 s      0.41 s
+size of the file          87 MB       124 MB
+========================  ==========  ===========
+
+Both are far faster than any network, and SQLite comes with Python, grows by what is
+written, and needs no size of its map beforehand. The folder must be on a disk of this
+machine: write-ahead logs do not work across a network.
+
+A transaction is there as a whole or not at all, so a process may be killed at any
+instant. Every row carries a checksum and is computed again when that does not fit.
+Whoever computes rows claims them first. A claim counts as long as its owner holds a
+lock on a file of its own, which the operating system takes back when a process dies.
+"""
+
+import atexit
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ._digests import digest
+from ._exceptions import StoreWarning
+
+FILE = "features.v1.sqlite"  # another layout of the tables gets another name
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS columns (
+    id INTEGER PRIMARY KEY, fingerprint BLOB UNIQUE, label TEXT, used REAL);
+CREATE TABLE IF NOT EXISTS rows (
+    column INTEGER, key BLOB, checksum BLOB, data BLOB);
+CREATE UNIQUE INDEX IF NOT EXISTS rows_by_key ON rows (column, key);
+CREATE TABLE IF NOT EXISTS claims (id BLOB PRIMARY KEY, owner TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest BLOB);
+INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
+"""
+BUSY_SECONDS = 60  # how long a writer waits for another one
+AT_ONCE = 500  # values in one SQL statement
+EVICTED_AT_ONCE = 256
+STAMP_SECONDS = 60  # how exactly the last use of a column is known
+
+# What goes wrong, by SQLite's primary error code, in words that follow the folder.
+TROUBLES = {
+    sqlite3.SQLITE_FULL: "has no space left on its disk",
+    sqlite3.SQLITE_READONLY: "may not be written",
+    sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
+}
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+_inherited: list[tuple] = []  # of a parent process, which alone may close them
+
+
+class DiskTable:
+    """Rows in a folder; the least recently used columns make room beyond a bound.
+
+    Trouble with the disk costs a warning and repeated work, never a result.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it does not exist.
+    max_bytes : int
+        Bound of the size of the database.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int):
+        self.folder, self.max_bytes = folder, max_bytes
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._owner: FileLock | None = None
+        self._told: set[str] = set()
+        atexit.register(self.close)
+
+    # What the walk asks -------------------------------------------------------------
+
+    def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> list[int]:
+        """Copy the rows of `keys` to ``out[places]``, unless `out` is None.
+
+        Returns
+        -------
+        missing : list of int
+            Positions in `keys` of the rows that are not here.
+        """
+        place_of = dict(zip(keys, places, strict=True))
+
+        def work(db):
+            if out is None:
+                found = self._present(db, fingerprint, keys)
+                return [i for i, key in enumerate(keys) if key not in found]
+            found, damaged = set(), []
+            for key, checksum, data in self._rows(db, fingerprint, keys):
+                if checksum != digest(fingerprint, key, data):
+                    damaged.append(key)
+                    continue
+                out[place_of[key]] = np.frombuffer(data, "<f4")
+                found.add(key)
+            self._drop(db, fingerprint, damaged)
+            return [i for i, key in enumerate(keys) if key not in found]
+
+        return self._attempt(work, lambda: list(range(len(keys))))
+
+    def write(self, scope: bytes, keys: Sequence[bytes], parts) -> None:
+        """Keep computed rows, count them as misses, and give back their claims.
+
+        Parameters
+        ----------
+        scope : bytes
+            That of the claims.
+        keys : sequence of bytes
+        parts : sequence of (column, ndarray of shape (len(keys), width))
+            A column has a `fingerprint` and a `label`.
+        """
+
+        def work(db):
+            with writing(db):
+                for column, rows in parts:
+                    number = _number_of(db, column)
+                    blobs = [row.tobytes() for row in np.asarray(rows, "<f4")]
+                    stored = [
+                        (number, key, digest(column.fingerprint, key, data), data)
+                        for key, data in zip(keys, blobs, strict=True)
+                    ]
+                    db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?)", stored)
+                _add_to_counter(db, "misses", len(keys))
+                _delete_claims(db, [digest(scope, key) for key in keys])
+                self._evict(db)
+
+        self._attempt(work, lambda: None)
+
+    def claim(self, scope: bytes, keys: Sequence[bytes], fingerprints) -> list[int]:
+        """Reserve rows for computing.
+
+        Parameters
+        ----------
+        scope : bytes
+            What is computed in one pass through the network.
+        keys : sequence of bytes
+        fingerprints : sequence of bytes
+            Of the columns without which a row counts as lacking.
+
+        Returns
+        -------
+        granted : list of int
+            Positions in `keys` of rows that lack a column and that nobody computes.
+        """
+        ids = [digest(scope, key) for key in keys]
+
+        def work(db):
+            with writing(db):
+                here = [self._present(db, column, keys) for column in fingerprints]
+                taken = self._claimed(db, ids)
+                granted = [
+                    i
+                    for i, (key, id_) in enumerate(zip(keys, ids, strict=True))
+                    if id_ not in taken and not all(key in found for found in here)
+                ]
+                name = self._owner_name()
+                rows = [(ids[i], name) for i in granted]
+                db.executemany("INSERT INTO claims VALUES (?, ?)", rows)
+            return granted
+
+        return self._attempt(work, lambda: list(range(len(keys))))
+
+    def release(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Give back claims of rows that were not computed after all."""
+        ids = [digest(scope, key) for key in keys]
+
+        def work(db):
+            with writing(db):
+                _delete_claims(db, ids)
+
+        if ids:
+            self._attempt(work, lambda: None)
+
+    def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Return as soon as nobody computes these rows any more."""
+        ids = [digest(scope, key) for key in keys]
+        pause = 0.005
+        while self._attempt(lambda db: self._claimed(db, ids), lambda: None):
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
+
+    def turn(self, device_class: str):
+        """A context in which at most one process uses a device other than the CPU."""
+        if device_class == "cpu":
+            return contextlib.nullcontext()
+        return FileLock(self.folder / f"{device_class}.lock", thread_local=False)
+
+    def count_hits(self, n: int, fingerprints) -> None:
+        """Note that so many rows of these columns were served."""
+        now = time.time()
+
+        def work(db):
+            with writing(db):
+                _add_to_counter(db, "hits", n)
+                db.executemany(
+                    "UPDATE columns SET used = ? WHERE fingerprint = ? AND used < ?",
+                    [(now, f, now - STAMP_SECONDS) for f in fingerprints],
+                )
+
+        if n:
+            self._attempt(work, lambda: None)
+
+    def read_files(self, paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
+        """(path, state, digest) of the files among these that were hashed before."""
+
+        def work(db):
+            query = "SELECT path, state, digest FROM files WHERE path IN"
+            return list(select(db, query, (), paths))
+
+        return self._attempt(work, list) if paths else []
+
+    def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
+        """Keep (path, state, digest) of files."""
+
+        def work(db):
+            with writing(db):
+                db.executemany("REPLACE INTO files VALUES (?, ?, ?)", files)
+
+        if files:
+            self._attempt(work, lambda: None)
+
+    # What its users ask -------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """What is here, see :meth:`skdeepfeat.FeatureStore.info`."""
+
+        def work(db):
+            counters = dict(db.execute("SELECT name, value FROM counters"))
+            layers = db.execute(
+                "SELECT label, count(*) FROM rows JOIN columns ON id = column "
+                "GROUP BY label ORDER BY label"
+            )
+            layers = dict(layers)
+            return {"rows": sum(layers.values()), **counters, "layers": layers}
+
+        found = self._attempt(
+            work, lambda: {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
+        )
+        files = self.folder.glob(f"{FILE}*")
+        return found | {"bytes": sum(file.stat().st_size for file in files)}
+
+    def clear(self) -> None:
+        """Forget all rows, and give their place on the disk back."""
+
+        def work(db):
+            with writing(db):
+                for name in ("rows", "columns", "files"):
+                    db.execute(f"DELETE FROM {name}")
+                db.execute("UPDATE counters SET value = 0")
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        self._attempt(work, lambda: None)
+
+    def forget(self) -> None:
+        """Let go of everything that this process holds; the folder stays."""
+        self.close()
+
+    def after_fork(self) -> None:
+        """In a child process: leave the parent's connection and lock to it."""
+        self._lock = threading.RLock()
+        _inherited.append((self._connection, self._owner))
+        self._connection = self._owner = None
+
+    def close(self) -> None:
+        """Close the database and let go of the lock that proves this owner alive."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            if self._owner is not None:
+                with contextlib.suppress(OSError):  # the next owner sweeps it away
+                    Path(self._owner.lock_file).unlink()
+                self._owner.release()
+            self._connection = self._owner = None
+            self._told.clear()
+
+    # Rows ---------------------------------------------------------------------------
+
+    def _rows(self, db, fingerprint, keys):
+        """(key, checksum, data) of the rows that are here."""
+        query = (
+            "SELECT key, checksum, data FROM rows JOIN columns ON id = column "
+            "WHERE fingerprint = ? AND key IN"
+        )
+        return select(db, query, (fingerprint,), keys)
+
+    def _present(self, db, fingerprint, keys) -> set[bytes]:
+        """The keys of the rows that are here."""
+        query = (
+            "SELECT key FROM rows JOIN columns ON id = column "
+            "WHERE fingerprint = ? AND key IN"
+        )
+        return {key for (key,) in select(db, query, (fingerprint,), keys)}
+
+    def _drop(self, db, fingerprint, keys) -> None:
+        """Remove damaged rows, so that they are computed again."""
+        if not keys:
+            return
+        self._warn(f"had {len(keys)} damaged rows, which are computed again")
+        with writing(db):
+            db.executemany(
+                "DELETE FROM rows WHERE key = ? AND column = "
+                "(SELECT id FROM columns WHERE fingerprint = ?)",
+                [(key, fingerprint) for key in keys],
+            )
+
+    def _evict(self, db) -> None:
+        """Beyond the bound, drop rows of the column whose last use is longest ago."""
+        if _bytes_used(db) <= self.max_bytes:
+            return
+        oldest = db.execute(
+            "SELECT id FROM columns WHERE id IN (SELECT column FROM rows) ORDER BY used"
+        ).fetchall()
+        for (column,) in oldest:
+            while _bytes_used(db) > 0.9 * self.max_bytes:
+                dropped = db.execute(
+                    "DELETE FROM rows WHERE rowid IN "
+                    "(SELECT rowid FROM rows WHERE column = ? ORDER BY rowid LIMIT ?)",
+                    (column, EVICTED_AT_ONCE),
+                )
+                if not dropped.rowcount:
+                    break
+
+    # Claims -------------------------------------------------------------------------
+
+    def _claimed(self, db, ids) -> set[bytes]:
+        """Those of these claims whose owner lives; the others are dropped."""
+        query = "SELECT id, owner FROM claims WHERE id IN"
+        claims = list(select(db, query, (), ids))
+        dead = {name for name in {name for _, name in claims} if self._is_dead(name)}
+        for name in dead:
+            db.execute("DELETE FROM claims WHERE owner = ?", (name,))
+        return {id_ for id_, name in claims if name not in dead}
+
+    def _is_dead(self, name: str) -> bool:
+        """Whether no process holds the lock of this owner any more."""
+        if name == self._owner_name():
+            return False
+        path = self._owners / name
+        if not path.exists():
+            return True
+        return _is_free(path)
+
+    @property
+    def _owners(self) -> Path:
+        return self.folder / "owners"
+
+    def _owner_name(self) -> str:
+        """Empty where we may only read, and so never claim."""
+        return "" if self._owner is None else Path(self._owner.lock_file).name
+
+    def _become_owner(self) -> FileLock:
+        """Hold a lock of our own, and sweep away those of processes that are gone."""
+        self._owners.mkdir(exist_ok=True)
+        with FileLock(self.folder / "setup.lock"):
+            for path in self._owners.iterdir():
+                if _is_free(path):
+                    path.unlink(missing_ok=True)
+            lock = FileLock(self._owners / secrets.token_hex(8), thread_local=False)
+            lock.acquire()
+        return lock
+
+    # The database -------------------------------------------------------------------
+
+    def _attempt(self, work: Callable, otherwise: Callable):
+        """The result of `work` on the database, or `otherwise` with a warning."""
+        try:
+            with self._lock:
+                return work(self._database())
+        except (sqlite3.Error, OSError) as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in DAMAGED:
+                self._set_aside()
+                self._warn(
+                    f"was damaged; its database now ends in '.damaged' and a new one "
+                    f"is begun ({error})"
+                )
+            else:
+                self._warn(
+                    f"{TROUBLES.get(code, f'cannot be used ({error})')}; what it lacks "
+                    "is computed and not kept"
+                )
+            return otherwise()
+
+    def _database(self) -> sqlite3.Connection:
+        """The connection of this process, opened at its first use."""
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open for reading and writing, or, where that is forbidden, for reading."""
+        file = self.folder / FILE
+        if file.exists() and not os.access(self.folder, os.W_OK):
+            uri = f"{file.absolute().as_uri()}?immutable=1"
+            return sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._owner = self._become_owner()
+        db = sqlite3.connect(
+            file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA journal_size_limit = 16777216")
+            if not db.execute("PRAGMA table_info(files)").fetchall():
+                with writing(db):
+                    for statement in filter(str.strip, SCHEMA.split(";")):
+                        db.execute(statement)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self) -> None:
+        """Rename a damaged database, for whoever wants to look at it."""
+        with self._lock:
+            self.close()
+            for file in self.folder.glob(f"{FILE}*"):
+                if not file.name.endswith(".damaged"):
+                    file.replace(file.with_name(f"{file.name}.damaged"))
+
+    def _warn(self, trouble: str) -> None:
+        """Tell each trouble once."""
+        if trouble not in self._told:
+            self._told.add(trouble)
+            message = f"The feature store in {str(self.folder)!r} {trouble}."
+            warnings.warn(message, StoreWarning, stacklevel=2)
+
+
+# SQL --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that writes, whole or not at all."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def select(db, query: str, parameters: tuple, values: Sequence) -> Iterator[tuple]:
+    """Rows of a query that ends in "IN", for any number of values."""
+    for start in range(0, len(values), AT_ONCE):
+        some = values[start : start + AT_ONCE]
+        marks = ", ".join("?" * len(some))
+        yield from db.execute(f"{query} ({marks})", (*parameters, *some))
+
+
+def _number_of(db, column) -> int:
+    """The number of a column in the database, given at its first row."""
+    db.execute(
+        "INSERT OR IGNORE INTO columns (fingerprint, label, used) VALUES (?, ?, ?)",
+        (column.fingerprint, column.label, time.time()),
+    )
+    query = "SELECT id FROM columns WHERE fingerprint = ?"
+    return db.execute(query, (column.fingerprint,)).fetchone()[0]
+
+
+def _add_to_counter(db, name: str, n: int) -> None:
+    db.execute("UPDATE counters SET value = value + ? WHERE name = ?", (n, name))
+
+
+def _delete_claims(db, ids) -> None:
+    db.executemany("DELETE FROM claims WHERE id = ?", [(id_,) for id_ in ids])
+
+
+def _bytes_used(db) -> int:
+    """Bytes of the database that hold something."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return (pages - free) * size
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds this lock."""
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True

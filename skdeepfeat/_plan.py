@@ -1,0 +1,91 @@
+"""What one call computes: the parameters of an estimator made concrete.
+
+Everything that changes a feature is in the fingerprint of its column, so that the
+store never serves a row that was made differently.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+
+import numpy as np
+
+from ._backbones import Layer, WeightsSource
+from ._digests import digest, digest_file
+from ._exceptions import WeightsError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One layer, pooled: the unit that the store keeps.
+
+    Parameters
+    ----------
+    layer : Layer
+    pooling : str
+    width : int
+        Number of features.
+    label : str
+        What a person calls it.
+    fingerprint : bytes
+        Digest of everything that makes its features what they are.
+    """
+
+    layer: Layer
+    pooling: str
+    width: int
+    label: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parameters of an estimator made concrete for one call.
+
+    Parameters
+    ----------
+    source : WeightsSource
+    weights_key : bytes
+        Digest of the weights.
+    value_range : tuple of float or None
+    device_class : str
+        "cpu" or "cuda".
+    columns : tuple of Column
+        What is asked for, in the order of the output.
+    prefetched : tuple of Column
+        What is stored besides.
+    scope : bytes
+        What is computed in one pass: the fingerprints of all columns, less the layer.
+    """
+
+    source: WeightsSource
+    weights_key: bytes
+    value_range: tuple[float, float] | None
+    device_class: str
+    columns: tuple[Column, ...]
+    prefetched: tuple[Column, ...]
+    scope: bytes
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return sum(column.width for column in self.columns)
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """Where each column stands in the output."""
+        ends = np.cumsum([column.width for column in self.columns]).tolist()
+        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def weights_key(source: WeightsSource) -> bytes:
+    """Digest of the weights, without loading them."""
+    if source.path is not None:
+        if not source.path.is_file():
+            raise WeightsError.missing(source.path)
+        return digest_file(source.path)
+    if source.seed is not None:
+        return digest("seed", str(source.seed), version("torch"))
+    if source.published is not None:
+        return digest("published", source.published.filename, source.published.sha256)
+    return source.backbone.digest

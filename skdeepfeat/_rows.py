@@ -1,0 +1,202 @@
+"""The rows of one call: found by content, read, claimed, written, and reported on."""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+
+from ._digests import known_digest, learn_digest
+from ._exceptions import ImageError, ImageWarning
+from ._images import Images
+from ._plan import Plan
+
+CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
+
+
+class Rows:
+    """The distinct rows of one call, on their way from the store to the output.
+
+    Parameters
+    ----------
+    images : Images
+    table : MemoryTable or DiskTable
+        Where features are kept.
+    plan : Plan
+    out : ndarray of shape (n_images, width) or None
+        Where features go; None if they are only to be stored.
+    fail : callable
+        Takes the ImageError of a row whose content cannot be read.
+    """
+
+    def __init__(self, images: Images, table, plan: Plan, out, fail):
+        self._table, self._plan, self._out, self._fail = table, plan, out, fail
+        self._key_of: dict[int, bytes] = {}
+        self._same_as: list[tuple[int, int]] = []
+        self._held: set[bytes] = set()  # keys claimed by this call
+        self._refused: list[bytes] = []  # keys that others computed when asked
+        self._n_computed = 0
+        self._find(images)
+        self.missing = dict.fromkeys(self._key_of)  # an ordered set of rows
+
+    def __len__(self):
+        return len(self._key_of)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Let others compute what was claimed here and not computed."""
+        self._table.release(self._plan.scope, list(self._held))
+
+    def turn(self):
+        """A context in which no other process uses the same GPU."""
+        return self._table.turn(self._plan.device_class)
+
+    def _find(self, images: Images) -> None:
+        """Hash the rows, files only where neither we nor the store know them."""
+        unknown = [path for path in images.paths() if known_digest(path) is None]
+        for file in self._table.read_files(unknown):
+            learn_digest(*file)
+        unknown = [path for path in unknown if known_digest(path) is None]
+        first_of: dict[bytes, int] = {}
+        for row in range(len(images)):
+            try:
+                key = images.key(row)
+            except ImageError as error:
+                self._fail(error)
+                continue
+            first = first_of.setdefault(key, row)
+            if first == row:
+                self._key_of[row] = key
+            else:
+                self._same_as.append((row, first))
+        self._table.write_files([f for f in map(known_digest, unknown) if f])
+
+    def read(self) -> bool:
+        """Take what the store has, and what others were computing.
+
+        Returns
+        -------
+        missing : bool
+            Whether any row is missing still.
+        """
+        self._table.wait(self._plan.scope, self._refused)
+        self._refused = []
+        rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
+        lacking: set[int] = set()
+        for column, place in zip(self._plan.columns, self._plan.slices, strict=True):
+            out = None if self._out is None else self._out[:, place]
+            lacking.update(self._table.read(column.fingerprint, keys, out, rows))
+        self.missing = dict.fromkeys(rows[position] for position in sorted(lacking))
+        return bool(self.missing)
+
+    def claim(self) -> Iterator[int]:
+        """Rows to compute here: missing ones that nobody else computes meanwhile."""
+        asked = [column.fingerprint for column in self._plan.columns]
+        missing = list(self.missing)
+        for start in range(0, len(missing), CLAIMED_AT_ONCE):
+            some = missing[start : start + CLAIMED_AT_ONCE]
+            keys = [self._key_of[row] for row in some]
+            granted = set(self._table.claim(self._plan.scope, keys, asked))
+            self._held.update(keys[position] for position in granted)
+            others = (key for i, key in enumerate(keys) if i not in granted)
+            self._refused.extend(others)
+            yield from (row for i, row in enumerate(some) if i in granted)
+
+    def write(self, computed) -> None:
+        """Put the features of one batch into the output and into the store."""
+        keys = [self._key_of[row] for row in computed.rows]
+        columns = (*self._plan.columns, *self._plan.prefetched)
+        parts = list(zip(columns, computed.features, strict=True))
+        self._table.write(self._plan.scope, keys, parts)
+        self._held.difference_update(keys)
+        self._n_computed += len(keys)
+        for row in (*computed.rows, *(error.row for error in computed.errors)):
+            del self.missing[row]
+        if self._out is not None:
+            asked = computed.features[: len(self._plan.columns)]
+            for place, features in zip(self._plan.slices, asked, strict=True):
+                self._out[computed.rows, place] = features
+
+    def finish(self, failed: dict) -> None:
+        """Give rows of equal content the features, or the error, of the first."""
+        n_hits = len(self) - self._n_computed - len(failed.keys() & self._key_of.keys())
+        asked = [column.fingerprint for column in self._plan.columns]
+        self._table.count_hits(n_hits, asked)
+        for row, first in self._same_as:
+            if first in failed:
+                self._fail(failed[first].at(row))
+            elif self._out is not None:
+                self._out[row] = self._out[first]
+
+
+# What a call reports ----------------------------------------------------------------
+
+_errors: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_errors_lock = threading.Lock()
+
+
+class Report:
+    """What went wrong in one call; kept by thread, outside the estimator.
+
+    Parameters
+    ----------
+    estimator : PretrainedCNNFeatures
+        Its `on_error` decides whether an unreadable row raises.
+    n_rows : int
+    """
+
+    def __init__(self, estimator, n_rows: int):
+        self._estimator, self._n_rows = estimator, n_rows
+        self.failed: dict[int, ImageError] = {}
+        self._in_range = True
+        with _errors_lock:
+            by_thread = _errors.setdefault(estimator, {})
+            by_thread[threading.get_ident()] = self.failed
+
+    def fail(self, error: ImageError) -> None:
+        """Raise the error of a row, or remember it."""
+        if self._estimator.on_error == "raise":
+            raise error
+        self.failed[error.row] = error
+
+    def add(self, computed) -> None:
+        """Take over the errors of one batch, whose good rows are stored by now."""
+        self._in_range &= computed.in_range
+        for error in computed.errors:
+            self.fail(error)
+
+    def finish(self, out) -> None:
+        """Fill failed rows with nan, and warn once of each kind of trouble."""
+        if out is not None:
+            out[list(self.failed)] = np.nan
+        if self.failed:
+            warnings.warn(
+                f"{len(self.failed)} of {self._n_rows} images could not be read; their "
+                "rows are nan and errors_ lists them. The first is "
+                f"{self.failed[min(self.failed)]}.",
+                ImageWarning,
+                stacklevel=4,
+            )
+        if not self._in_range:
+            warnings.warn(
+                "Some pixel values lie outside the range that is taken as black to "
+                "white for their dtype. If they are on another scale, type for "
+                "instance value_range=(0, 255).",
+                ImageWarning,
+                stacklevel=4,
+            )
+
+
+def last_errors(estimator) -> list[ImageError]:
+    """Errors of the last call of this thread, in the order of rows."""
+    with _errors_lock:
+        failed = _errors.get(estimator, {}).get(threading.get_ident())
+    if failed is None:
+        raise AttributeError(
+            f"This {type(estimator).__name__} has not transformed anything in this "
+            "thread yet, so it has no errors_."
+        )
+    return [failed[row] for row in sorted(failed)]
