@@ -24,14 +24,7 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-TORCH_FREE = set().union(*LINES[:2]) | {
-    "_layers",
-    "_store",
-    "_plan",
-    "_rows",
-    "_features",
-}
-TORCH_FREE |= {"__init__"}
+HEAVY = {"_device", "_networks", "_batches", "_activations", "_engine"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_features", "_engine"),
@@ -65,9 +58,9 @@ def test_imports_run_one_way(module):
             assert LINE_OF[name] < LINE_OF[module], f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("module", sorted(TORCH_FREE))
+@pytest.mark.parametrize("module", sorted(set(MODULES) - HEAVY))
 def test_torch_is_imported_late_and_in_few_places(module):
-    heavy = TORCH | set().union(*LINES[2:4]) | {"_engine"}
+    heavy = TORCH | HEAVY
     found = {(module, name) for name, _ in imports(module) if name in heavy}
     assert found <= LATE
     assert not any(at_top for name, at_top in imports(module) if name in heavy)

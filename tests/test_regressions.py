@@ -306,7 +306,7 @@ def test_numpy_seeds_and_store_bounds(photos):
     )
     assert seeded.transform(photos[:1]).shape == (1, 64)
     with pytest.raises(ValueError, match="at least 0"):
-        FeatureStore("x", max_bytes=-1)
+        FeatureStore(name="x", max_bytes=-1)
 
 
 def test_a_frame_needs_no_fit(photo_files, recwarn):

@@ -1,0 +1,428 @@
+"""One pass of the network for each image, whatever a search does."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_backbone
+from PIL import Image
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+import skdeepfeat._features
+import skdeepfeat._networks
+from skdeepfeat import (
+    FeatureStore,
+    ImageError,
+    ImageWarning,
+    PretrainedCNNFeatures,
+    StoreWarning,
+    clear_caches,
+    load_image_folder,
+)
+
+N = 40
+DEEPEST_FIRST = ["block9", "block5", "block2"]
+HEADS = [KNeighborsClassifier(k) for k in (1, 3, 5, 7, 9)] + [GaussianNB()]
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Number of images that reached a first convolution, in a list of one."""
+    forward, seen, lock = torch.nn.Conv2d.forward, [0], threading.Lock()
+
+    def counted(self, x):
+        if self.in_channels == 3:
+            with lock:
+                seen[0] += len(x)
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    return seen
+
+
+@pytest.fixture
+def files(tmp_path):
+    """N small photos in two classes, and their labels."""
+    rng = np.random.default_rng(0)
+    y = np.arange(N) % 2
+    paths = []
+    for row, label in enumerate(y):
+        pixels = rng.integers(0, 200, (12, 12, 3)) + 40 * label
+        paths.append(str(tmp_path / f"{row}.png"))
+        Image.fromarray(pixels.astype(np.uint8)).save(paths[-1])
+    return paths, y
+
+
+def search(layers=DEEPEST_FIRST, n_jobs=None, heads=HEADS, **parameters):
+    """3 depths x 6 heads x 5 folds, refit, train scores, two scorers."""
+    features = PretrainedCNNFeatures(
+        **{"backbone": tiny_backbone(), "batch_size": 1, **parameters}
+    )
+    steps = [("features", features), ("scale", StandardScaler()), ("head", heads[0])]
+    return GridSearchCV(
+        Pipeline(steps),
+        {"features__layer": layers, "head": heads},
+        scoring=["accuracy", "neg_log_loss"],
+        refit="accuracy",
+        return_train_score=True,
+        n_jobs=n_jobs,
+    )
+
+
+def scores_of(fitted):
+    """All scores of all folds, by layer and head."""
+    results = fitted.cv_results_
+    names = sorted(name for name in results if name.startswith("split"))
+    by_layer = np.argsort(results["param_features__layer"].astype(str), kind="stable")
+    return np.array([results[name][by_layer] for name in names])
+
+
+def in_new_process(code, *arguments):
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    folder = os.path.dirname(__file__)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def run(code, *arguments):
+    process = in_new_process(code, *arguments)
+    process.communicate()
+    assert process.returncode == 0
+
+
+# Searches ---------------------------------------------------------------------------
+
+
+def test_a_search_computes_each_image_once(files, forwards, tmp_path):
+    uncached = search(cache=None).fit(*files)
+    assert forwards[0] > 100 * N
+    settings = {
+        "all": {"prefetch_layers": "all", "layers": DEEPEST_FIRST[::-1]},
+        "deepest first": {},
+        "disk": {"cache": tmp_path / "store"},
+    }
+    for parameters in settings.values():
+        clear_caches()
+        forwards[0] = 0
+        fitted = search(**parameters).fit(*files)
+        assert forwards[0] == N
+        np.testing.assert_array_equal(scores_of(fitted), scores_of(uncached))
+
+
+def test_threads_compute_each_image_once(files, forwards):
+    with joblib.parallel_config(backend="threading"):
+        threaded = search(n_jobs=2, prefetch_layers="all").fit(*files)
+    assert forwards[0] == N
+    single = search(prefetch_layers="all").fit(*files)
+    assert forwards[0] == N
+    np.testing.assert_array_equal(scores_of(threaded), scores_of(single))
+
+
+def test_worker_processes_compute_each_image_once(files, forwards, tmp_path):
+    store = FeatureStore(tmp_path / "store")
+    parallel = search(n_jobs=2, prefetch_layers="all", cache=store).fit(*files)
+    assert store.info()["misses"] == N
+    single = search(prefetch_layers="all", cache=None, heads=HEADS[:2]).fit(*files)
+    n_heads, both = len(HEADS), [0, 1]
+    columns = [n_heads * layer + head for layer in range(3) for head in both]
+    np.testing.assert_allclose(
+        scores_of(parallel)[:, columns], scores_of(single), rtol=1e-6
+    )
+
+
+def test_a_second_run_in_a_new_process_computes_nothing(files, tmp_path):
+    code = """
+        import sys
+        from test_one_pass import HEADS, search
+        store, *paths = sys.argv[1:]
+        y = [i % 2 for i in range(len(paths))]
+        search(cache=store, prefetch_layers="all", heads=HEADS[:1]).fit(paths, y)
+    """
+    store = FeatureStore(tmp_path / "store")
+    for _ in range(2):
+        run(code, store.path, *files[0])
+        assert store.info()["misses"] == N
+
+
+def test_only_new_content_costs(files, forwards, tmp_path):
+    paths, y = files
+    fit = search(prefetch_layers="all").fit
+    fit(paths[:30], y[:30])
+    assert forwards[0] == 30
+    fit(paths, y)
+    assert forwards[0] == N
+    shuffled = np.random.default_rng(0).permutation(N)
+    fit([paths[i] for i in shuffled], y[shuffled])
+    fit(paths * 2, np.tile(y, 2))
+    fit(paths, 1 - y)
+    search(prefetch_layers="all", heads=[GaussianNB(var_smoothing=0.1)]).fit(paths, y)
+    copied = tmp_path / "another name.png"
+    copied.write_bytes(Path(paths[0]).read_bytes())
+    PretrainedCNNFeatures(tiny_backbone(), layer="block2").transform(
+        [copied, copied.read_bytes()]
+    )
+    assert forwards[0] == N
+
+
+def test_hymenoptera(shared_data, forwards, tmp_path):
+    photos = load_image_folder(shared_data / "hymenoptera" / "train")
+    n = len(photos.data)
+    parameters = {
+        "backbone": "mini",
+        "prefetch_layers": "all",
+        "layers": ["block3", "block5", "penultimate"],
+        "image_size": 64,
+    }
+    searched = search(**parameters).fit(photos.data, photos.target)
+    assert forwards[0] == n
+    auto = parameters | {"prefetch_layers": "auto", "cache": tmp_path / "store"}
+    auto["layers"] = auto["layers"][::-1]
+    again = search(**auto).fit(photos.data, photos.target)
+    assert forwards[0] == 2 * n
+    assert again.best_score_ == searched.best_score_
+
+
+# Single flight ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_threads_that_ask_at_once_share_the_work(kind, files, forwards, tmp_path):
+    cache = FeatureStore(tmp_path / "store") if kind == "disk" else "memory"
+    expected = PretrainedCNNFeatures(tiny_backbone(), cache=None, batch_size=1)
+    expected = expected.transform(files[0])
+    forwards[0] = 0
+    results = []
+
+    def work():
+        features = PretrainedCNNFeatures(tiny_backbone(), cache=cache, batch_size=1)
+        results.append(features.transform(files[0]))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert forwards[0] == N and len(results) == 4
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_trouble_gives_claims_back(kind, files, tmp_path):
+    cache = FeatureStore(tmp_path / "store") if kind == "disk" else "memory"
+    paths = [*files[0][:20], "no photo.png", *files[0][20:]]
+    broken = [*files[0][:20], __file__, *files[0][20:]]
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=cache, batch_size=4)
+    for wrong in (paths, broken):
+        with pytest.raises(ImageError, match="row 20"):
+            features.transform(wrong)
+    assert len(features.transform(files[0])) == N  # would wait forever
+    features.set_params(on_error="nan")
+    with pytest.warns(ImageWarning):
+        rows = features.transform(broken)
+    assert np.isnan(rows[20]).all() and np.isfinite(rows[[19, 21]]).all()
+
+
+def test_a_killed_worker_is_replaced(files, tmp_path):
+    """Whoever waits for it takes over its rows."""
+    code = """
+        import sys, time
+        import skdeepfeat._engine as engine
+        from conftest import tiny_backbone
+        from skdeepfeat import PretrainedCNNFeatures
+
+        def stuck(self, pixels):
+            print("computing", flush=True)
+            time.sleep(100)
+
+        engine.Engine._forward = stuck
+        PretrainedCNNFeatures(tiny_backbone(), cache=sys.argv[1]).transform(
+            sys.argv[2:]
+        )
+    """
+    worker = in_new_process(code, tmp_path / "store", *files[0])
+    assert worker.stdout.readline() == "computing\n"
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=str(tmp_path / "store"))
+    results = []
+    waiting = threading.Thread(
+        target=lambda: results.append(features.transform(files[0]))
+    )
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    worker.kill()
+    worker.communicate()
+    waiting.join(30)
+    assert results[0].shape == (N, 10)
+
+
+def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
+    """Who waits for the GPU finds the rows stored, and never starts it."""
+    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    store = FeatureStore(tmp_path / "store")
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
+    table = store.open()
+    with table.turn("cuda"):
+        results = []
+        waiting = threading.Thread(
+            target=lambda: results.append(features.transform(files[0]))
+        )
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and store.info()["misses"] == 0
+        with monkeypatch.context() as patched:
+            patched.setattr(type(table), "turn", lambda *_: threading.Lock())
+            features.transform(files[0])
+        patch_network(monkeypatch)
+    waiting.join(30)
+    assert results[0].shape == (N, 10)
+    assert store.info()["misses"] == N
+
+
+# A warm store -----------------------------------------------------------------------
+
+
+def patch_network(monkeypatch):
+    """From here on no network may be built."""
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr("skdeepfeat._engine.get_network", refuse)
+
+
+def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
+    paths, _ = files
+    store = tmp_path / "store"
+    features = PretrainedCNNFeatures(layer="block2", image_size=32, cache=store)
+    assert features.warm(paths) is features
+    assert FeatureStore(store).info()["misses"] == N
+    expected = features.transform(paths)
+    code = """
+        import builtins, sys
+        from skdeepfeat import PretrainedCNNFeatures
+        store, out, *paths = sys.argv[1:]
+        features = PretrainedCNNFeatures(layer="block2", image_size=32, cache=store)
+        opened, real = [], builtins.open
+        builtins.open = lambda file, *a, **k: opened.append(file) or real(file, *a, **k)
+        rows = features.transform(paths)
+        builtins.open = real
+        assert not set(opened) & set(paths), "photos were opened"
+        assert "torch" not in sys.modules
+        import numpy; numpy.save(out, rows)
+    """
+    run(code, store, tmp_path / "rows.npy", *paths)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)
+
+
+def test_a_changed_file_is_hashed_again(files, tmp_path):
+    paths, _ = files
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=tmp_path / "store")
+    before = features.transform(paths[:2])
+    os.replace(paths[1], paths[0])
+    Image.new("RGB", (12, 12), "red").save(paths[1])
+    clear_caches()
+    after = features.transform(paths[:2])
+    np.testing.assert_array_equal(after[0], before[1])
+    assert not np.isclose(after[1], before[1]).all()
+
+
+def test_a_store_without_rights_costs_warnings_not_results(files):
+    features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
+    with pytest.warns(StoreWarning, match="cannot be used"):
+        rows = features.transform(files[0])
+    expected = PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_what_a_gpu_made_is_not_served_on_a_cpu(files, monkeypatch, forwards):
+    features = PretrainedCNNFeatures(tiny_backbone(), batch_size=1)
+    features.transform(files[0])
+    features.set_params(device="cpu").transform(files[0])
+    assert forwards[0] == N  # "auto" is the CPU here
+    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    features.transform(files[0])
+    assert forwards[0] == 2 * N
+
+
+def test_memory_stays_flat(files):
+    searching = search(prefetch_layers="all", heads=HEADS[:1])
+    page = os.sysconf("SC_PAGE_SIZE")
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    for _ in range(5):
+        searching.fit(*files)
+    before, stored = resident(), FeatureStore().info()
+    for _ in range(20):
+        searching.fit(*files)
+    assert resident() - before < 10_000_000
+    assert FeatureStore().info()["bytes"] == stored["bytes"]
+
+
+def test_the_bound_of_the_memory_store_holds_during_a_search(files):
+    store = FeatureStore(name="small", max_bytes=20_000)
+    searching = search(prefetch_layers="all", heads=HEADS[:1], cache=store)
+    searching.fit(*files)
+    assert 0 < store.info()["bytes"] <= 20_000
+
+
+# Streaming --------------------------------------------------------------------------
+
+
+def test_transform_to_a_file(files, tmp_path):
+    paths = [*files[0], files[0][3]]
+    features = PretrainedCNNFeatures(tiny_backbone(), layer=("block1", "block9"))
+    expected = features.transform(paths)
+    rows = features.transform_to(tmp_path / "rows.npy", paths)
+    assert isinstance(rows, np.memmap) and rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)
+    assert [p.name for p in tmp_path.glob("rows*")] == ["rows.npy"]
+
+
+def test_transform_to_goes_on_after_a_kill(files, tmp_path):
+    code = """
+        import sys, time
+        import skdeepfeat._engine as engine
+        from conftest import tiny_backbone
+        from skdeepfeat import PretrainedCNNFeatures
+        forward, n = engine.Engine._forward, [0]
+
+        def slow(self, pixels):
+            n[0] += 1
+            if n[0] == 5:
+                print("half way", flush=True)
+                time.sleep(100)
+            return forward(self, pixels)
+
+        engine.Engine._forward = slow
+        store, out, *paths = sys.argv[1:]
+        features = PretrainedCNNFeatures(tiny_backbone(), cache=store, batch_size=4)
+        features.transform_to(out, paths)
+    """
+    out = tmp_path / "rows.npy"
+    worker = in_new_process(code, tmp_path / "store", out, *files[0])
+    assert worker.stdout.readline() == "half way\n"
+    worker.send_signal(signal.SIGKILL)
+    worker.communicate()
+    assert not out.exists()
+    store = FeatureStore(tmp_path / "store")
+    assert store.info()["misses"] == 16
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store, batch_size=4)
+    rows = features.transform_to(out, files[0])
+    assert store.info()["misses"] == N
+    expected = PretrainedCNNFeatures(tiny_backbone(), cache=None, batch_size=4)
+    np.testing.assert_array_equal(rows, expected.transform(files[0]))
