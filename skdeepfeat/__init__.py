@@ -12,6 +12,7 @@ from ._exceptions import (
     WeightsError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
+from ._finetune import FineTunedClassifier
 from ._layers import list_layers
 from ._store import FeatureStore
 
@@ -21,6 +22,7 @@ __all__ = [
     "Backbone",
     "FeatureStore",
     "FeatureWarning",
+    "FineTunedClassifier",
     "ImageError",
     "ImageWarning",
     "OutputTooLarge",

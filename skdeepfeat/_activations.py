@@ -124,6 +124,51 @@ class Structure:
         module.graph.eliminate_dead_code()
         return module.graph
 
+    def tail(self, start: str, end: str) -> fx.Graph | None:
+        """The graph from the value of one node to that of another.
+
+        None if anything before `start` is needed besides, so that it is no cut.
+        """
+        graph = self.cut((start, end))
+        returned = graph.output_node().args[0]
+        assert isinstance(returned, dict)
+        entered, left = returned[start], returned[end]
+        image = next(node for node in graph.nodes if node.op == "placeholder")
+        graph.output_node().args = (left,)
+        with graph.inserting_before(image):
+            given = graph.placeholder("boundary")
+        entered.replace_all_uses_with(given)
+        module = fx.GraphModule(self.skeleton, graph)
+        module.graph.eliminate_dead_code()
+        images = [n for n in module.graph.nodes if n.op == "placeholder"][1:]
+        if any(node.users for node in images):
+            return None
+        for node in images:
+            module.graph.erase_node(node)
+        return module.graph
+
+    def comes_before(self, node: str, other: str) -> bool:
+        """Whether a node is computed no later than another one."""
+        assert self.graph is not None
+        order = {step: place for place, step in enumerate(self.graph.nodes)}
+        return order[self._node(node)] <= order[self._node(other)]
+
+    def block_of(self, ends: tuple[str, ...]) -> dict[str, int]:
+        """Module, parameter or buffer → which block uses it first.
+
+        Block i is what comes before node ``ends[i]``, and after the one before it.
+        """
+        assert self.graph is not None
+        last = [self._node(name) for name in ends]
+        found: dict[str, int] = {}
+        block = 0
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                found.setdefault(str(node.target), block)
+            if node in last:
+                block = last.index(node) + 1
+        return found
+
     def _node(self, name: str) -> fx.Node:
         """The step of this name, or what enters it if the name says so."""
         if not name.endswith(INPUT_OF):
@@ -234,10 +279,14 @@ def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     the last of `nodes`."""
     if not structure.traceable:
         return HookedNetwork(network, nodes)
-    graph = structure.cut(nodes)
+    return fill_graph(structure, network, structure.cut(nodes)).eval()
+
+
+def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):
+    """The module of a graph, with the network's own parts: nothing is copied."""
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     parts = {target: _part(structure, network, target) for target in used}
-    return fx.GraphModule(parts, graph).eval()
+    return fx.GraphModule(parts, graph)
 
 
 def _part(structure: Structure, network: nn.Module, target: str):

@@ -342,7 +342,40 @@ def linear_layers(net) -> list[str]:
 
 # The registry -----------------------------------------------------------------------
 
-_registered: dict[str, Backbone] = {}
+
+def _small_network(name: str, *layers: tuple) -> Backbone:
+    """A network to be trained from scratch; its head is all dense layers."""
+    spec = InputSpec(32, None, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Backbone(
+        name=name,
+        build=f"{__package__}._smallnets:{name}",
+        input=spec,
+        head="classifier",
+        layers=tuple(
+            Layer.from_shape(alias, node, index, layout, shape, 32, share)
+            for index, (alias, node, layout, shape, share) in enumerate(layers)
+        ),
+    )
+
+
+SMALL_NETWORKS = {
+    "smallcnn": _small_network(
+        "smallcnn",
+        ("block1", "features.1", "chw", (64, 30, 30), 0.0485),
+        ("block2", "features.4", "chw", (64, 14, 14), 0.9499),
+        ("penultimate", "classifier.1", "vector", (128,), 1.0),
+        ("logits", "classifier.3", "vector", (10,), 1.0),
+    ),
+    "lenet5": _small_network(
+        "lenet5",
+        ("block1", "features.2", "chw", (6, 14, 14), 0.5413),
+        ("block2", "features.5", "chw", (16, 5, 5), 0.9096),
+        ("penultimate", "classifier.3", "vector", (84,), 0.9987),
+        ("logits", "classifier.4", "vector", (10,), 1.0),
+    ),
+}
+
+_registered: dict[str, Backbone] = dict(SMALL_NETWORKS)
 _registry_lock = threading.Lock()
 
 RECORDS = ("_torchvision.json", "_weights/manifest.json")

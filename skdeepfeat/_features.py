@@ -2,7 +2,6 @@
 
 import os
 import sys
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from ._backbones import (
     Backbone,
     Layer,
     WeightsSource,
-    resolve_backbone,
-    resolve_weights,
 )
 from ._digests import digest
-from ._images import Images, is_table, read_images, shape_rows
+from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, weights_key
 from ._pooling import POOLINGS, check_size
@@ -34,10 +31,7 @@ from ._validation import (
     Integral,
     Interval,
     StrOptions,
-    check_columns,
     check_image_shape,
-    check_rows_exist,
-    check_table,
     check_value_range,
     with_callbacks,
 )
@@ -275,7 +269,7 @@ class PretrainedCNNFeatures(
             The estimator itself.
         """
         self._plan()
-        self._read(X, reset=True)
+        read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         return self
 
     @with_callbacks
@@ -294,8 +288,8 @@ class PretrainedCNNFeatures(
         features : ndarray of shape (n_images, n_features), float32
             As from `transform`.
         """
-        with FitTask(self, X) as task:
-            out = self._walk(X, reset=True, batch_done=task.batch_done)
+        with FitTask(self, X, "batch") as task:
+            out = self._walk(X, reset=True, batch_done=task.step_done)
             return self._as_output(out)
 
     def transform(self, X):
@@ -395,7 +389,7 @@ class PretrainedCNNFeatures(
     def _walk(self, X, *, reset=False, make_output=None, batch_done=lambda: None):
         """X → images → batches → activations → pooled rows → store → array."""
         plan = self._plan()
-        images = self._read(X, reset=reset)
+        images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.width)
         report = Report(self, len(images))
         rows = Rows(images, open_table(self.cache), plan, out, report.fail)
@@ -438,22 +432,6 @@ class PretrainedCNNFeatures(
             computed = chain([first], claimed)
             yield from engine.run(images, computed, plan.value_range, self.n_jobs)
 
-    def _read(self, X, *, reset) -> Images:
-        """X as rows of images."""
-        if is_table(X):
-            table = check_table(
-                self,
-                X,
-                reset=reset,
-                image_shape=self.image_shape,
-                allow_nan=self.on_error == "nan",
-            )
-            return shape_rows(table, self.image_shape)
-        images = read_images(X)
-        check_rows_exist(self, len(images))
-        check_columns(self, X, reset=reset)
-        return images
-
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""
         if self.output == "numpy":
@@ -487,16 +465,9 @@ class PretrainedCNNFeatures(
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""
-        backbone = resolve_backbone(self.backbone)
-        source = resolve_weights(backbone, self.weights, self.random_state)
-        spec = source.input.scaled(self.image_size)
-        if backbone.size_option and source.seed is None and spec != source.input:
-            raise ValueError(
-                f"Backbone {backbone.name!r} with these weights takes images of "
-                f"{source.input.image_size} pixels only. Got image_size="
-                f"{self.image_size!r} instead; leave it None."
-            )
-        return replace(source, input=spec)
+        return resolve_source(
+            self.backbone, self.weights, self.random_state, self.image_size
+        )
 
     def _asked(self, source) -> list[Layer]:
         """The layers of `layer`, in its order."""
@@ -550,11 +521,7 @@ class PretrainedCNNFeatures(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        flat = self.image_shape is not None
-        tags.input_tags.two_d_array = flat
-        tags.input_tags.three_d_array = True
-        tags.input_tags.one_d_array = not flat
-        tags.input_tags.string = not flat
+        set_input_tags(tags, self.image_shape)
         tags.transformer_tags.preserves_dtype = []
         tags.requires_fit = False
         return tags

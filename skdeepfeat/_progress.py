@@ -17,7 +17,7 @@ def progress_bar(n_rows: int, verbose):
 
 
 class FitTask:
-    """Reports the batches of one `fit_transform` to scikit-learn's callbacks.
+    """Reports the steps of one fit to scikit-learn's callbacks.
 
     Does nothing where scikit-learn has no callbacks or none are set.
 
@@ -25,10 +25,12 @@ class FitTask:
     ----------
     estimator : estimator
     X : array-like
+    step : str
+        What one step is called.
     """
 
-    def __init__(self, estimator, X):
-        self._estimator, self._X = estimator, X
+    def __init__(self, estimator, X, step: str):
+        self._estimator, self._X, self._step = estimator, X, step
         self._context = None
 
     def __enter__(self):
@@ -37,12 +39,13 @@ class FitTask:
             self._context.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
         return self
 
-    def batch_done(self):
-        """One batch was computed."""
-        if self._context is not None:
-            batch = self._context.subcontext("batch")
-            batch.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
-            batch.call_on_fit_task_end(estimator=self._estimator, X=self._X)
+    def step_done(self) -> bool:
+        """One step is done; says whether a callback wants to stop."""
+        if self._context is None:
+            return False
+        step = self._context.subcontext(self._step)
+        step.call_on_fit_task_begin(estimator=self._estimator, X=self._X)
+        return bool(step.call_on_fit_task_end(estimator=self._estimator, X=self._X))
 
     def __exit__(self, kind, error, traceback):
         if self._context is not None and kind is None:

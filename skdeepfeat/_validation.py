@@ -9,7 +9,8 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import validate_data
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, _check_y, validate_data
 
 try:  # scikit-learn 1.9 and later; experimental there
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -32,9 +33,11 @@ __all__ = [
     "StrOptions",
     "check_columns",
     "check_image_shape",
+    "check_labels",
     "check_rows_exist",
     "check_table",
     "check_value_range",
+    "check_weights",
     "with_callbacks",
 ]
 
@@ -110,3 +113,22 @@ def check_rows_exist(estimator, n_rows) -> None:
             f"Found array with 0 sample(s) while a minimum of 1 is required by "
             f"{type(estimator).__name__}."
         )
+
+
+def check_labels(estimator, y) -> np.ndarray:
+    """Labels (n,) of classes, with scikit-learn's own sentences."""
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but "
+            "the target y is None."
+        )
+    y = _check_y(y, estimator=estimator)
+    check_classification_targets(y)
+    return y
+
+
+def check_weights(sample_weight, n_rows: int) -> np.ndarray:
+    """Weights (n,) of at least 0, not all of them 0; 1 for None."""
+    return _check_sample_weight(
+        sample_weight, np.empty(n_rows), dtype=np.float64, ensure_non_negative=True
+    )

@@ -16,21 +16,27 @@ LINES = [
     {"_exceptions", "_digests"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress"},
-    {"_device", "_networks", "_store", "_plan"},
+    {"_device", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
     {"_batches", "_activations", "_rows"},
     {"_engine", "_layers"},
-    {"_features"},
+    {"_features", "_parts"},
+    {"_training"},
+    {"_finetune"},
     {"__init__"},
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_device", "_networks", "_batches", "_activations", "_engine"}
+HEAVY = {"_device", "_networks", "_smallnets", "_batches", "_activations", "_engine"}
+HEAVY |= {"_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_features", "_engine"),
     ("_features", "_device"),
     ("_layers", "_activations"),
     ("_features", "torch"),
+    ("_finetune", "_engine"),
+    ("_finetune", "_parts"),
+    ("_finetune", "_training"),
 }
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

@@ -1,0 +1,587 @@
+"""FineTunedClassifier: parameters, classes, and scores."""
+
+import threading
+import weakref
+from dataclasses import replace
+
+import numpy as np
+from safetensors.numpy import save_file
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from ._backbones import Backbone, WeightsSource
+from ._exceptions import WeightsError
+from ._inputs import read_input, resolve_source, set_input_tags
+from ._layers import aliased_layers
+from ._plan import weights_key
+from ._progress import FitTask
+from ._validation import (
+    CallbackSupportMixin,
+    HasMethods,
+    Integral,
+    Interval,
+    Real,
+    StrOptions,
+    check_image_shape,
+    check_labels,
+    check_value_range,
+    check_weights,
+    with_callbacks,
+)
+
+_tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
+_tuned_lock = threading.Lock()
+
+
+class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
+    """Classifier of images that trains a new head and the top of a pretrained network.
+
+    First the new head learns alone, on features of the untouched network that are
+    computed once (`head_epochs`). Then the top blocks are unfrozen and learn together
+    with the head (`epochs`), the lower the slower [1]_. Frozen blocks do not change by
+    a bit, neither their weights nor their statistics.
+
+    Parameters
+    ----------
+    backbone : str or Backbone, default="mini"
+        The network, as in :class:`PretrainedCNNFeatures`.
+    weights : str, path, tuple, or None, default="default"
+        What to start from, as in :class:`PretrainedCNNFeatures`; None trains from
+        random weights, best with ``unfreeze="all"``.
+    unfreeze : int or str, default=1
+        What learns besides the head: a number of blocks from the top, 0 for the head
+        alone, "all", or the alias of the lowest layer that learns.
+    head_epochs : int, default=3
+        Epochs of the head alone. It learns from standardised features without
+        augmentation, so these epochs cost next to nothing.
+    epochs : int, default=10
+        Epochs of head and blocks together; with ``unfreeze=0`` more of the head.
+    learning_rate : float, default=1e-3
+        Highest rate of the head, reached after a quarter of the steps of AdamW.
+    layer_decay : float, default=0.5
+        Ratio of the rates of a block and of what is above it. With ``weights=None``
+        there is nothing to preserve below, and all learn at the same rate.
+    weight_decay : float, default=0.01
+        Of AdamW; biases and norms are spared.
+    batch_size : int, default=32
+        Images per step, about: batches are made of nearly equal size.
+    augment : {"none", "light", "standard", "strong"} or callable, default="standard"
+        Random changes of the training images: mirrored and shifted ("light"), mirrored,
+        cropped and coloured ("standard"), or changed at random beyond that ("strong").
+        A callable takes one uint8 tensor (3, h, w) and returns another. With "none" the
+        frozen blocks are computed once.
+    label_smoothing : float, default=0.0
+        Share of each label that is spread over all classes.
+    dropout : float, default=0.0
+        Before the last layer of the new head.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of classes, as everywhere in scikit-learn.
+    early_stopping : bool, default=False
+        Hold images out, stop when their accuracy improves no more, and keep the best
+        epoch of each phase.
+    validation_fraction : float, default=0.1
+        Share of the images held out, stratified; only with `early_stopping`.
+    n_iter_no_change : int, default=5
+        Epochs to wait for an improvement; only with `early_stopping`.
+    warm_start : bool, default=False
+        Go on from the last fit, without training the head alone again.
+    image_shape, value_range, image_size : default=None
+        As in :class:`PretrainedCNNFeatures`.
+    device : str, default="auto"
+        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
+    precision : {"float32", "bfloat16", "float16"}, default="float32"
+        Arithmetic of training, under autocast.
+    n_jobs : int or None, default=None
+        Threads that decode images; None means all cores.
+    random_state : int, RandomState or None, default=None
+        Of shuffling, augmentation, dropout and new weights. The same seed gives the
+        same classifier, bit for bit, on a CPU.
+    verbose : int, default=0
+        Above 0, a line is printed for each epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels.
+    history_ : list of dict
+        One entry for each epoch: "phase" ("head" or "joint"), "epoch", "loss",
+        "accuracy" (of the training images, while they were learned), "learning_rate",
+        "seconds", and with `early_stopping` "validation_accuracy" and
+        "validation_loss".
+    n_iter_ : int
+        Number of epochs.
+    weights_ : dict of dict of str to ndarray
+        What was tuned, and nothing else: "tail" and "head".
+    seed_ : int
+        What was drawn from `random_state`.
+    frozen_digest_ : str
+        Of the weights that training started from, hexadecimal.
+    n_features_in_ : int
+        Number of columns seen in `fit`; only for flat rows and data frames.
+    feature_names_in_ : ndarray of shape (1,)
+        Name of the column seen in `fit`; only for data frames.
+
+    See Also
+    --------
+    PretrainedCNNFeatures : Features of a frozen network for any classifier.
+    recommend_strategy : Which of them suits some data.
+
+    Notes
+    -----
+    Pickles hold the tuned blocks and the head. The frozen rest comes from the same
+    place as in `fit`, and is refused if it has changed.
+
+    References
+    ----------
+    .. [1] Howard, Ruder, "Universal Language Model Fine-tuning for Text
+       Classification", 2018.
+
+    Examples
+    --------
+    >>> from skdeepfeat import FineTunedClassifier, load_textures
+    >>> textures = load_textures()
+    >>> X, y = textures.data[::8], textures.target[::8]
+    >>> clf = FineTunedClassifier(epochs=1, random_state=0).fit(X, y)
+    >>> clf.predict(X[:3]).shape
+    (3,)
+    """
+
+    _doc_link_module = "skdeepfeat"
+    _doc_link_template = (
+        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
+        "skdeepfeat.{estimator_name}.html"
+    )
+
+    _parameter_constraints: dict = {
+        "backbone": [str, Backbone, HasMethods("to_backbone")],
+        "weights": [str, HasMethods("__fspath__"), tuple, None],
+        "unfreeze": [Interval(Integral, 0, None, closed="left"), str],
+        "head_epochs": [Interval(Integral, 0, None, closed="left")],
+        "epochs": [Interval(Integral, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "augment": [StrOptions({"none", "light", "standard", "strong"}), callable],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "image_shape": [tuple, list, None],
+        "value_range": [tuple, list, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone="mini",
+        *,
+        weights="default",
+        unfreeze=1,
+        head_epochs=3,
+        epochs=10,
+        learning_rate=1e-3,
+        layer_decay=0.5,
+        weight_decay=1e-2,
+        batch_size=32,
+        augment="standard",
+        label_smoothing=0.0,
+        dropout=0.0,
+        class_weight=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        warm_start=False,
+        image_shape=None,
+        value_range=None,
+        image_size=None,
+        device="auto",
+        precision="float32",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.backbone = backbone
+        self.weights = weights
+        self.unfreeze = unfreeze
+        self.head_epochs = head_epochs
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.augment = augment
+        self.label_smoothing = label_smoothing
+        self.dropout = dropout
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.image_size = image_size
+        self.device = device
+        self.precision = precision
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(self, X, y, sample_weight=None):
+        """Train on images and their labels.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in :class:`PretrainedCNNFeatures`.
+        y : array-like of shape (n_images,)
+            Labels of any kind, of at least two classes.
+        sample_weight : array-like of shape (n_images,), default=None
+            Weights of the images; those of weight 0 are left out.
+
+        Returns
+        -------
+        self : FineTunedClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read; before anything is trained.
+        ValueError
+            If `y` has one class only, or `unfreeze` is deeper than the network.
+        """
+        going_on = self.warm_start and hasattr(self, "weights_")
+        with FitTask(self, X, "epoch") as task:
+            return self._train(X, y, sample_weight, None, going_on, task.step_done)
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train one epoch more on these images.
+
+        The first call trains the head first, as `fit` does; each call goes through a
+        cycle of learning rates of its own.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+        y : array-like of shape (n_images,)
+            Labels.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_images,), default=None
+            Weights of the images.
+
+        Returns
+        -------
+        self : FineTunedClassifier
+            The fitted classifier.
+        """
+        going_on = hasattr(self, "weights_")
+        if classes is None and not going_on:
+            raise ValueError(
+                "The first call of partial_fit needs all labels that will ever come; "
+                "type for instance classes=np.unique(y)."
+            )
+        return self._train(X, y, sample_weight, classes, going_on, epochs=1)
+
+    def predict(self, X):
+        """Labels of images.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n_images,)
+            The most likely class of each image.
+        """
+        scores = self._scores(X)
+        return self.classes_[scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_images, n_classes), float32
+            In the order of `classes_`.
+        """
+        return softmax(self._scores(X), axis=1)
+
+    def decision_function(self, X):
+        """Scores of the classes before they become probabilities.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
+            For two classes, that of the second less that of the first.
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def as_features(self, layer="penultimate", **parameters):
+        """A transformer that gives features of the tuned network.
+
+        Parameters
+        ----------
+        layer : str, int or tuple, default="penultimate"
+            As in :class:`PretrainedCNNFeatures`.
+        **parameters
+            Its other parameters.
+
+        Returns
+        -------
+        features : PretrainedCNNFeatures
+            Its backbone is this classifier, frozen, which clones and pickles keep.
+        """
+        from ._features import PretrainedCNNFeatures
+
+        check_is_fitted(self)
+        kept = {
+            name: getattr(self, name)
+            for name in ("image_shape", "value_range", "device")
+        }
+        backbone = FrozenEstimator(self)
+        return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
+
+    def to_backbone(self):
+        """The tuned network as a value, weights included.
+
+        Returns
+        -------
+        backbone : Backbone
+            Its layers are those of the original network, without "logits".
+        """
+        check_is_fitted(self)
+        with _tuned_lock:
+            weights, backbone = _tuned.get(self, (None, None))
+            if weights is not self.weights_:
+                backbone = self._make_backbone()
+                _tuned[self] = self.weights_, backbone
+        return backbone
+
+    def save_weights(self, path):
+        """Write the whole tuned network to a file that `weights` can name.
+
+        Parameters
+        ----------
+        path : str or path
+            Should end in .safetensors.
+        """
+        save_file(dict(self.to_backbone().arrays), path)
+
+    # Fit ----------------------------------------------------------------------------
+
+    def _train(
+        self, X, y, sample_weight, classes, going_on, stop=lambda: False, epochs=None
+    ):
+        """Everything that fit and partial_fit share."""
+        self._validate_params()
+        check_image_shape(self.image_shape)
+        images = read_input(self, X, reset=not going_on)
+        y = check_labels(self, y)
+        check_consistent_length(images, y)
+        sample_weight = check_weights(sample_weight, len(y))
+        encoder = self._encoder(y, classes, going_on)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        network_seed = self.seed_ if going_on else seed
+        source, key = self._source(network_seed)
+
+        from ._parts import Fitted, cut_network
+        from ._training import Data, fine_tune, read_pixels
+
+        cut = cut_network(source, self.unfreeze)
+        previous = Fitted(**self.weights_) if going_on else None
+        weights = compute_sample_weight(self.class_weight, y) * sample_weight
+        used = np.flatnonzero(weights)
+        targets = encoder.transform(y)[used]
+        train, held_out = self._split(targets, encoder.classes_, seed)
+        value_range = check_value_range(self.value_range)
+        pixels = read_pixels(images, source.input, value_range, self.n_jobs)
+        data = Data.of(pixels[used], targets, weights[used])
+        fitted = fine_tune(
+            source,
+            key,
+            cut,
+            data.at(train),
+            None if held_out is None else data.at(held_out),
+            len(encoder.classes_),
+            self._recipe(seed, epochs),
+            previous,
+            lambda entry: self._tell(entry) or stop(),
+        )
+        self.classes_ = encoder.classes_
+        self.weights_ = {"tail": fitted.tail, "head": fitted.head}
+        self.history_ = [*(self.history_ if going_on else []), *fitted.history]
+        self.n_iter_ = len(self.history_)
+        self.seed_, self.frozen_digest_ = network_seed, key.hex()
+        return self
+
+    def _encoder(self, y, classes, going_on) -> LabelEncoder:
+        """Labels to numbers; refuses one class, and strange ones when going on."""
+        known = self.classes_ if going_on else classes
+        encoder = LabelEncoder().fit(y if known is None else known)
+        if len(encoder.classes_) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs images of at least 2 classes. Got one "
+                f"class only, {encoder.classes_[0]!r}."
+            )
+        strange = np.setdiff1d(y, encoder.classes_)
+        if len(strange):
+            raise ValueError(
+                f"y has the labels {strange[:5].tolist()}, which are not among the "
+                f"classes {encoder.classes_[:5].tolist()} of the first fit. Fit a new "
+                "classifier, or set warm_start=False."
+            )
+        return encoder
+
+    def _split(self, targets, classes, seed):
+        """Positions to train on, and to hold out for early stopping or None."""
+        rows = np.arange(len(targets))
+        if not self.early_stopping:
+            return rows, None
+        n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
+        counts = np.bincount(targets, minlength=len(classes))
+        if n_held_out < len(classes) or counts.min() < 2:
+            rare = classes[counts.argmin()]
+            raise ValueError(
+                f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
+                f"which cannot show all {len(classes)} classes (the rarest, {rare!r}, "
+                f"has {counts.min()} images). Raise validation_fraction="
+                f"{self.validation_fraction:g}, give more images, or set "
+                "early_stopping=False."
+            )
+        return train_test_split(
+            rows, test_size=n_held_out, stratify=targets, random_state=seed
+        )
+
+    def _recipe(self, seed, epochs):
+        """The parameters of training."""
+        from ._training import Recipe
+
+        return Recipe(
+            self.head_epochs,
+            self.epochs if epochs is None else epochs,
+            self.learning_rate,
+            self.layer_decay,
+            self.weight_decay,
+            self.batch_size,
+            self.augment,
+            self.label_smoothing,
+            self.dropout,
+            self.n_iter_no_change,
+            self.device,
+            self.precision,
+            seed,
+        )
+
+    def _tell(self, entry) -> None:
+        """Print a line about an epoch."""
+        if self.verbose:
+            seen = "validation_accuracy"
+            held_out = f", held out {entry[seen]:.3f}" if seen in entry else ""
+            print(
+                f"{entry['phase']:5} epoch {entry['epoch']}: loss {entry['loss']:.4f}, "
+                f"accuracy {entry['accuracy']:.3f}{held_out}, {entry['seconds']:.1f} s"
+            )
+
+    def _source(self, seed) -> tuple[WeightsSource, bytes]:
+        """What training starts from, and its digest."""
+        source = resolve_source(self.backbone, self.weights, seed, self.image_size)
+        return source, weights_key(source)
+
+    # Prediction ---------------------------------------------------------------------
+
+    def _scores(self, X) -> np.ndarray:
+        """Scores (n_images, n_classes) of the classes, float32."""
+        check_is_fitted(self)
+        images = read_input(self, X, reset=False)
+        value_range = check_value_range(self.value_range)
+        source, key, cut = self._tuned_network()
+
+        from ._engine import Engine
+        from ._parts import head_scores
+
+        engine = Engine(source, key, [(cut.end, "avg")], self.device, "float32", "auto")
+        parts = []
+        for computed in engine.run(
+            images, range(len(images)), value_range, self.n_jobs
+        ):
+            if computed.errors:
+                raise computed.errors[0]
+            parts.append(computed.features[0])
+        return head_scores(cut, self.weights_["head"], np.concatenate(parts))
+
+    def _tuned_network(self):
+        """Source and key of the network below the head, and where it ends."""
+        from ._parts import cut_network
+
+        source, key = self._frozen_source()
+        cut = cut_network(source, self.unfreeze)
+        if not self.weights_["tail"]:  # nothing below the head was tuned
+            return source, key, cut
+        backbone = self.to_backbone()
+        tuned = WeightsSource(backbone, source.input, embedded=True)
+        return tuned, backbone.digest, cut
+
+    def _frozen_source(self) -> tuple[WeightsSource, bytes]:
+        """What training started from; refuses weights that have changed since."""
+        source, key = self._source(self.seed_)
+        if key.hex() != self.frozen_digest_:
+            raise WeightsError(
+                f"The weights that {self.backbone!r} has now are not those that this "
+                "classifier was trained on, so what was tuned does not fit them. "
+                f"Restore weights={self.weights!r}, or fit again."
+            )
+        return source, key
+
+    def _make_backbone(self) -> Backbone:
+        """The network with what was tuned."""
+        from ._parts import Fitted, weights_of
+
+        source, key = self._frozen_source()
+        original = source.backbone
+        layers = aliased_layers(original)
+        return replace(
+            original,
+            name=f"tuned {original.name}",
+            input=source.input,
+            weights=(),
+            layers=tuple(layer for layer in layers if layer.alias != "logits"),
+            arrays=weights_of(source, key, Fitted(**self.weights_)),
+        )
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "weights_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        set_input_tags(tags, self.image_shape)
+        return tags

@@ -1,0 +1,139 @@
+"""What fine-tuning brings, and how fast it is.
+
+    python tests/benchmarks/bench_finetune.py accuracy DATA [--seeds 3]
+    python tests/benchmarks/bench_finetune.py transfer DATA [--epochs 8]
+    python tests/benchmarks/bench_finetune.py speed
+
+DATA is a folder with `hymenoptera/{train,val}`, `weights/squeezenet1_0-imagenet.pth`
+and `cifar10_subset.npz`. "accuracy" compares frozen features, a trained head, tuned
+blocks and training from scratch; "transfer" trains a small network on five classes and
+reuses it for five others; "speed" times the head phase and the joint phase beside
+plain loops.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torchvision import models
+
+from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures, load_image_folder
+
+
+def compare_accuracy(data, seeds):
+    train, val = (load_image_folder(data / "hymenoptera" / s) for s in ("train", "val"))
+    weights = data / "weights" / "squeezenet1_0-imagenet.pth"
+    frozen = make_pipeline(
+        PretrainedCNNFeatures("squeezenet1_0", weights=weights),
+        StandardScaler(),
+        LogisticRegression(C=0.01, max_iter=1000),
+    ).fit(train.data, train.target)
+    print(f"frozen features, logistic: {frozen.score(val.data, val.target):.3f}")
+    settings = {
+        "head only": {"unfreeze": 0, "weights": weights},
+        "fine-tuned, 1 block": {"unfreeze": 1, "weights": weights},
+        "fine-tuned, 2 blocks": {"unfreeze": 2, "weights": weights},
+        "from scratch": {"unfreeze": "all", "weights": None},
+    }
+    for name, parameters in settings.items():
+        scores, started = [], time.perf_counter()
+        for seed in range(seeds):
+            clf = FineTunedClassifier("squeezenet1_0", random_state=seed, **parameters)
+            clf.fit(train.data, train.target)
+            scores.append(clf.score(val.data, val.target))
+        seconds = (time.perf_counter() - started) / seeds
+        shown = " ".join(f"{score:.3f}" for score in scores)
+        print(f"{name:25}: {np.mean(scores):.3f} ({shown}), {seconds:.0f} s a fit")
+
+
+def compare_transfer(data, epochs, n=2500):
+    cifar = np.load(data / "cifar10_subset.npz")
+    X, y = cifar["X_train"], cifar["y_train"]
+    test_X, test_y = cifar["X_test"], cifar["y_test"]
+    old, new = y < 5, y >= 5
+    test = test_y >= 5
+    common = {"augment": "none", "random_state": 0, "head_epochs": 0}
+    base = FineTunedClassifier(
+        "smallcnn", weights=None, unfreeze="all", epochs=epochs, **common
+    ).fit(X[old][:n], y[old][:n])
+    base.save_weights("smallcnn-0-4.safetensors")
+    print(f"base on classes 0-4: {base.score(test_X[~test], test_y[~test]):.3f}")
+    settings = {
+        "transfer": {"weights": "smallcnn-0-4.safetensors", "unfreeze": 0},
+        "scratch": {"weights": None, "unfreeze": "all"},
+    }
+    for name, parameters in settings.items():
+        scores = []
+        for k in range(1, epochs + 1):  # the same schedule, cut short
+            clf = FineTunedClassifier("smallcnn", epochs=k, **parameters, **common)
+            clf.fit(X[new][:n], y[new][:n])
+            scores.append(clf.score(test_X[test], test_y[test]))
+        seconds = np.mean([entry["seconds"] for entry in clf.history_])
+        shown = " ".join(f"{score:.3f}" for score in scores)
+        print(f"{name:9}: after 1, 2, ... epochs {shown}; {seconds:.2f} s an epoch")
+
+
+def compare_speed(n=128):
+    photos = np.random.default_rng(0).integers(0, 256, (n, 232, 232, 3), np.uint8)
+    y = np.arange(n) % 2
+    clf = FineTunedClassifier(
+        "resnet18", weights=None, unfreeze=2, augment="none", epochs=2, head_epochs=2
+    )
+    clf.set_params(unfreeze=0).fit(photos, y)
+    head = np.mean([entry["seconds"] for entry in clf.history_])
+    features = PretrainedCNNFeatures("resnet18", weights=None, cache=None)
+    features.transform(photos[:8])
+    started = time.perf_counter()
+    features.transform(photos)
+    trunk = time.perf_counter() - started
+    print(f"an epoch of the head: {head:.4f} s; the trunk forward {trunk:.2f} s")
+    print(f"  ratio {trunk / head:.0f}")
+    clf.set_params(unfreeze="all", augment="none", head_epochs=0).fit(photos, y)
+    ours = n / min(entry["seconds"] for entry in clf.history_)
+    print(
+        f"joint, all blocks: {ours:.1f} images/s; plain loop {plain_loop(photos, y):.1f}"
+    )
+
+
+def plain_loop(photos, y, epochs=2):
+    """Images per second of the loop that a user would write."""
+    net = models.resnet18(weights=None, num_classes=2)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485,) * 3, (0.229,) * 3))
+    X = torch.from_numpy(photos).permute(0, 3, 1, 2)[:, :, 4:228, 4:228].contiguous()
+    targets, best = torch.from_numpy(y), 0.0
+    net.train()
+    for _ in range(epochs):
+        started = time.perf_counter()
+        for rows in torch.randperm(len(X)).split(32):
+            batch = (X[rows].float() / 255 - mean) / std
+            loss = torch.nn.functional.cross_entropy(net(batch), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        best = max(best, len(X) / (time.perf_counter() - started))
+    return best
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["accuracy", "transfer", "speed"])
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    args = parser.parse_args()
+    if args.what == "accuracy":
+        compare_accuracy(args.data, args.seeds)
+    elif args.what == "transfer":
+        compare_transfer(args.data, args.epochs)
+    else:
+        compare_speed()
+
+
+if __name__ == "__main__":
+    main()
