@@ -130,6 +130,9 @@ class Structure:
         None if anything before `start` is needed besides, so that it is no cut.
         """
         graph = self.cut((start, end))
+        for node in list(graph.nodes):  # checks of the image's shape need the image
+            if node.target is torch._assert:
+                graph.erase_node(node)
         returned = graph.output_node().args[0]
         assert isinstance(returned, dict)
         entered, left = returned[start], returned[end]

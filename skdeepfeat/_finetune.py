@@ -569,12 +569,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         source, key = self._frozen_source()
         original = source.backbone
         layers = aliased_layers(original)
+        classes = [layer.node for layer in layers if layer.alias == "logits"]
         return replace(
             original,
             name=f"tuned {original.name}",
             input=source.input,
             weights=(),
-            layers=tuple(layer for layer in layers if layer.alias != "logits"),
+            layers=tuple(layer for layer in layers if layer.node not in classes),
             arrays=weights_of(source, key, Fitted(**self.weights_)),
         )
 

@@ -20,7 +20,7 @@ from ._activations import INPUT_OF, Structure, bind, fill_graph, structure_of
 from ._backbones import Layer, WeightsSource
 from ._batches import normalise
 from ._layers import aliased_layers, resolve_layer
-from ._networks import get_network
+from ._networks import SkipInitialisation, get_network
 from ._pooling import pool
 
 
@@ -330,10 +330,15 @@ def _load(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
 
 @torch.inference_mode()
 def head_scores(cut: Cut, arrays: dict, rows: np.ndarray) -> np.ndarray:
-    """Scores (n, classes) of the rows that enter a trained head."""
-    head = Head(cut.width, len(arrays["last.bias"]), 0.0, cut.inner).eval()
+    """Scores (n, classes) of the rows that enter a trained head.
+
+    In double precision, so that what is rounded to single does not depend on a row's
+    place among others.
+    """
+    with SkipInitialisation():
+        head = Head(cut.width, len(arrays["last.bias"]), 0.0, cut.inner).eval()
     _load(head, arrays)
-    return head(torch.from_numpy(rows)).numpy()
+    return head.double()(torch.from_numpy(rows).double()).float().numpy()
 
 
 def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:

@@ -207,8 +207,9 @@ class Frozen:
                 stacklevel=2,
             )
             return False
-        file = tempfile.TemporaryFile()
-        self.entered = torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
+        with tempfile.TemporaryFile() as file:  # whose content lives with its map
+            entered = np.memmap(file, np.float16, "w+", shape=shape)
+        self.entered = torch.from_numpy(entered)
         return True
 
     def statistics(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -95,9 +95,8 @@ def compare_speed(n=128):
     print(f"  ratio {trunk / head:.0f}")
     clf.set_params(unfreeze="all", augment="none", head_epochs=0).fit(photos, y)
     ours = n / min(entry["seconds"] for entry in clf.history_)
-    print(
-        f"joint, all blocks: {ours:.1f} images/s; plain loop {plain_loop(photos, y):.1f}"
-    )
+    plain = plain_loop(photos, y)
+    print(f"joint, all blocks: {ours:.1f} images/s; plain loop {plain:.1f}")
 
 
 def plain_loop(photos, y, epochs=2):
