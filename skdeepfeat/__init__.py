@@ -2,6 +2,7 @@
 
 from ._backbones import Backbone, list_backbones, register_backbone
 from ._datasets import load_image_folder, load_textures
+from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
 from ._exceptions import (
     FeatureWarning,
     ImageError,
@@ -15,6 +16,7 @@ from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetune import FineTunedClassifier
 from ._layers import list_layers
 from ._store import FeatureStore
+from ._strategy import recommend_strategy
 
 __version__ = "0.1.0.dev0"
 
@@ -25,16 +27,19 @@ __all__ = [
     "FineTunedClassifier",
     "ImageError",
     "ImageWarning",
+    "LayerDepthDisplay",
     "OutputTooLarge",
     "PretrainedCNNFeatures",
     "RecipeWarning",
     "StoreWarning",
+    "TrainingHistoryDisplay",
     "WeightsError",
     "clear_caches",
     "list_backbones",
     "list_layers",
     "load_image_folder",
     "load_textures",
+    "recommend_strategy",
     "register_backbone",
 ]
 for _name in __all__:

@@ -22,6 +22,7 @@ LINES = [
     {"_features", "_parts"},
     {"_training"},
     {"_finetune"},
+    {"_strategy", "_displays"},
     {"__init__"},
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}

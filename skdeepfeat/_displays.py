@@ -1,0 +1,233 @@
+"""Figures of fitted estimators, in scikit-learn's way: from something, then plot.
+
+Matplotlib is imported when something is drawn; the extra [plot] installs it.
+"""
+
+import numpy as np
+
+from ._layers import list_layers
+
+
+def _axes(ax):
+    """The given axes, or new ones."""
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "Displays need matplotlib; type pip install 'skdeepfeat[plot]'."
+        ) from error
+    return plt.subplots(layout="constrained")[1]
+
+
+class TrainingHistoryDisplay:
+    """How loss or accuracy went, epoch by epoch.
+
+    Use :meth:`from_estimator` to make one.
+
+    Parameters
+    ----------
+    history : list of dict
+        The `history_` of a :class:`FineTunedClassifier`.
+    metric : {"accuracy", "loss"}, default="accuracy"
+        What is shown.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        Its figure.
+    lines_ : list of matplotlib Line2D
+        Training, then images held out if there were any.
+
+    Examples
+    --------
+    >>> from skdeepfeat import FineTunedClassifier, TrainingHistoryDisplay
+    >>> from skdeepfeat import load_textures
+    >>> textures = load_textures()
+    >>> X, y = textures.data[::8], textures.target[::8]
+    >>> clf = FineTunedClassifier(epochs=1, random_state=0).fit(X, y)
+    >>> display = TrainingHistoryDisplay.from_estimator(clf)
+    """
+
+    def __init__(self, history, *, metric="accuracy"):
+        self.history = history
+        self.metric = metric
+
+    @classmethod
+    def from_estimator(cls, estimator, *, metric="accuracy", ax=None):
+        """Draw the history of a fitted classifier.
+
+        Parameters
+        ----------
+        estimator : FineTunedClassifier
+            Fitted.
+        metric : {"accuracy", "loss"}, default="accuracy"
+            What is shown.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : TrainingHistoryDisplay
+            The display, drawn.
+        """
+        return cls(estimator.history_, metric=metric).plot(ax=ax)
+
+    def plot(self, ax=None):
+        """Draw it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : TrainingHistoryDisplay
+            The display itself.
+        """
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        epochs = np.arange(1, len(self.history) + 1)
+        self.lines_ = []
+        for name, label in (
+            (self.metric, "training"),
+            (f"validation_{self.metric}", "held out"),
+        ):
+            if name in self.history[0]:
+                values = [entry[name] for entry in self.history]
+                self.lines_ += self.ax_.plot(epochs, values, marker="o", label=label)
+        n_head = sum(entry["phase"] == "head" for entry in self.history)
+        if 0 < n_head < len(self.history):
+            self.ax_.axvline(n_head + 0.5, color="grey", linestyle=":")
+            top = self.ax_.get_xaxis_transform()
+            place = {"transform": top, "color": "grey", "va": "bottom"}
+            self.ax_.text(n_head + 0.4, 1.01, "head", ha="right", **place)
+            self.ax_.text(n_head + 0.6, 1.01, "head and blocks", ha="left", **place)
+        self.ax_.set(xlabel="epoch", ylabel=self.metric)
+        self.ax_.xaxis.get_major_locator().set_params(integer=True)
+        self.ax_.legend()
+        return self
+
+
+class LayerDepthDisplay:
+    """Score by depth of the features, from a search over layers.
+
+    Use :meth:`from_search` to make one.
+
+    Parameters
+    ----------
+    layers : list of str
+        From early to late.
+    scores : dict of str to ndarray of shape (n_layers,)
+        Mean test scores, by the other parameters of the search.
+    score_name : str, default="score"
+        Label of the vertical axis.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        Its figure.
+    lines_ : list of matplotlib Line2D
+        One for each setting of the other parameters.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sklearn.naive_bayes import GaussianNB
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skdeepfeat import LayerDepthDisplay, PretrainedCNNFeatures, load_textures
+    >>> textures = load_textures()
+    >>> pipeline = make_pipeline(PretrainedCNNFeatures(), GaussianNB())
+    >>> grid = {"pretrainedcnnfeatures__layer": ["block5", "block2"]}
+    >>> search = GridSearchCV(pipeline, grid, cv=2)
+    >>> search = search.fit(textures.data[::8], textures.target[::8])
+    >>> LayerDepthDisplay.from_search(search).layers
+    ['block2', 'block5']
+    """
+
+    def __init__(self, layers, scores, *, score_name="score"):
+        self.layers = layers
+        self.scores = scores
+        self.score_name = score_name
+
+    @classmethod
+    def from_search(cls, search, *, metric="score", names=None, ax=None):
+        """Draw the scores of a fitted search that varies the layer.
+
+        Parameters
+        ----------
+        search : GridSearchCV or similar
+            Fitted, over a parameter called "layer" or "<step>__layer", and perhaps
+            others.
+        metric : str, default="score"
+            Which of several scorers.
+        names : callable, default=None
+            Takes the dict of the other parameters and returns the label of a line;
+            by default their values.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : LayerDepthDisplay
+            The display, drawn.
+        """
+        results = search.cv_results_
+        candidates = results["params"]
+        keys = [k for k in candidates[0] if k == "layer" or k.endswith("__layer")]
+        if not keys:
+            raise ValueError(
+                "The search varies no parameter called 'layer'. Its parameters are "
+                f"{', '.join(map(repr, candidates[0]))}."
+            )
+        (key,) = keys
+        layers = sorted(
+            {params[key] for params in candidates}, key=_depth_in_network(search, key)
+        )
+        scores: dict[str, np.ndarray] = {}
+        for params, score in zip(
+            candidates, results[f"mean_test_{metric}"], strict=True
+        ):
+            others = {k: v for k, v in params.items() if k != key}
+            label = names(others) if names else ", ".join(map(str, others.values()))
+            line = scores.setdefault(label, np.full(len(layers), np.nan))
+            line[layers.index(params[key])] = score
+        shown = [str(layer) for layer in layers]
+        return cls(shown, scores, score_name=metric).plot(ax=ax)
+
+    def plot(self, ax=None):
+        """Draw it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : LayerDepthDisplay
+            The display itself.
+        """
+        self.ax_ = _axes(ax)
+        self.figure_ = self.ax_.figure
+        self.lines_ = []
+        for label, values in self.scores.items():
+            self.lines_ += self.ax_.plot(self.layers, values, marker="o", label=label)
+        self.ax_.set(xlabel="layer, from early to late", ylabel=self.score_name)
+        if len(self.scores) > 1:
+            self.ax_.legend(fontsize="small")
+        return self
+
+
+def _depth_in_network(search, key):
+    """A function: layer → its place in the network, from early to late."""
+    parameters = search.estimator.get_params()
+    backbone = parameters[f"{key.removesuffix('layer')}backbone"]
+    place = {layer.alias: layer.index for layer in list_layers(backbone)}
+    return lambda layer: place.get(layer, layer if isinstance(layer, int) else -1)

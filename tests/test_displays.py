@@ -1,0 +1,76 @@
+"""Displays draw what they are given."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import Pipeline
+
+from skdeepfeat import (
+    LayerDepthDisplay,
+    PretrainedCNNFeatures,
+    TrainingHistoryDisplay,
+)
+
+matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+HISTORY = [
+    {"phase": phase, "accuracy": a, "loss": 1 - a, "validation_accuracy": a / 2}
+    for phase, a in [("head", 0.5), ("head", 0.6), ("joint", 0.7)]
+]
+
+
+def test_history():
+    clf = type("Fitted", (), {"history_": HISTORY})()
+    display = TrainingHistoryDisplay.from_estimator(clf)
+    training, held_out = display.lines_
+    np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(training.get_ydata(), [0.5, 0.6, 0.7])
+    np.testing.assert_array_equal(held_out.get_ydata(), [0.25, 0.3, 0.35])
+    assert display.ax_.get_ylabel() == "accuracy"
+    assert [t.get_text() for t in display.ax_.texts] == ["head", "head and blocks"]
+    axes = plt.subplots()[1]
+    loss = TrainingHistoryDisplay.from_estimator(clf, metric="loss", ax=axes)
+    assert loss.ax_ is axes and len(loss.lines_) == 1 and loss.figure_ is axes.figure
+
+
+def test_depth():
+    X = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    pipeline = Pipeline(
+        [("features", PretrainedCNNFeatures("tiny")), ("head", GaussianNB())]
+    )
+    heads = [GaussianNB(), KNeighborsClassifier(3)]
+    grid = {"features__layer": ["penultimate", 3, "block1"], "head": heads}
+    search = GridSearchCV(pipeline, grid, cv=2).fit(X, np.arange(12) % 2)
+    display = LayerDepthDisplay.from_search(
+        search, names=lambda others: type(others["head"]).__name__
+    )
+    assert display.layers == ["block1", "3", "penultimate"]
+    assert list(display.scores) == ["GaussianNB", "KNeighborsClassifier"]
+    results = search.cv_results_
+    for params, score in zip(
+        results["params"], results["mean_test_score"], strict=True
+    ):
+        line = display.scores[type(params["head"]).__name__]
+        assert line[display.layers.index(str(params["features__layer"]))] == score
+    assert len(display.lines_) == 2
+
+
+def test_a_search_without_layers_is_refused():
+    X = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    pipeline = Pipeline(
+        [("features", PretrainedCNNFeatures("tiny")), ("head", GaussianNB())]
+    )
+    search = GridSearchCV(pipeline, {"head": [GaussianNB()]}, cv=2)
+    with pytest.raises(ValueError, match="'head'"):
+        LayerDepthDisplay.from_search(search.fit(X, [0, 1] * 4))
