@@ -44,12 +44,6 @@ class Pixels:
     in_range: bool = True
 
 
-def open_file(path, value_range) -> Pixels:
-    """Decode an image file."""
-    with open(path, "rb") as file:
-        return open_bytes(file.read(), value_range)
-
-
 def open_bytes(blob, value_range) -> Pixels:
     """Decode an encoded image; of an animation, its first frame."""
     if len(blob) == 0:
@@ -144,7 +138,7 @@ def _rgb_of(scaled):
 
 
 OPENERS = {
-    "path": open_file,
+    "path": open_bytes,
     "bytes": open_bytes,
     "pil": open_pil,
     "array": open_array,
@@ -209,7 +203,8 @@ class Batch:
 def read_row(images: Images, row: int, spec: InputSpec, value_range):
     """(pixels of the input size, whether they were in range), or the row's error."""
     try:
-        pixels = OPENERS[images.kind(row).name](images[row], value_range)
+        kind, cell = images.read(row)
+        pixels = OPENERS[kind.name](cell, value_range)
         return prepare(pixels, spec), pixels.in_range
     except ImageError as error:
         return error

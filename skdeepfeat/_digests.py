@@ -17,7 +17,17 @@ _CHUNK = 1 << 20
 # (algorithm, path) → (state of the file, digest)
 _memo: dict[tuple, tuple[str, bytes]] = {}
 _memo_lock = threading.Lock()
-_MEMO_ROWS = 1_000_000
+_MEMO_ROWS = 5_000_000
+
+
+def _after_fork() -> None:
+    """In a child process nobody holds the lock."""
+    global _memo_lock
+    _memo_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def digest(*parts) -> bytes:
@@ -95,6 +105,6 @@ def _recall(name) -> tuple[str, bytes]:
 
 def _remember(name, state: str, known: bytes) -> None:
     with _memo_lock:
-        if len(_memo) >= _MEMO_ROWS:
-            _memo.clear()
+        while len(_memo) >= _MEMO_ROWS:
+            del _memo[next(iter(_memo))]  # the oldest
         _memo[name] = state, known

@@ -50,7 +50,9 @@ CREATE TABLE IF NOT EXISTS columns (
 CREATE TABLE IF NOT EXISTS rows (
     column INTEGER, key BLOB, checksum INTEGER, data BLOB);
 CREATE UNIQUE INDEX IF NOT EXISTS rows_by_key ON rows (column, key);
-CREATE TABLE IF NOT EXISTS claims (id BLOB PRIMARY KEY, owner TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS rows_by_age ON rows (column);
+CREATE TABLE IF NOT EXISTS claims (
+    id BLOB PRIMARY KEY, owner TEXT, call BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest BLOB);
 INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
@@ -58,6 +60,7 @@ INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
 BUSY_SECONDS = 60  # how long a writer waits for another one
 AT_ONCE = 500  # values in one SQL statement
 EVICTED_AT_ONCE = 256
+MOST_EVICTED = 16 * EVICTED_AT_ONCE  # in one transaction, which others wait for
 STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 # What goes wrong, by SQLite's primary error code, in words that follow the folder.
@@ -67,6 +70,8 @@ TROUBLES = {
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
 }
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+ASIDE = "damaged.sqlite"
 
 _inherited: list[tuple] = []  # of a parent process, which alone may close them
 
@@ -89,6 +94,8 @@ class DiskTable:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._owner: FileLock | None = None
+        self._inode = 0
+        self._files: dict[str, str] = {}  # path → state, of files known to be here
         self._told: set[str] = set()
         atexit.register(self.close)
 
@@ -110,7 +117,8 @@ class DiskTable:
                 return [i for i, key in enumerate(keys) if key not in found]
             found, damaged, seed = set(), [], crc32(fingerprint)
             for key, checksum, data in self._rows(db, fingerprint, keys):
-                if checksum == crc32(data, crc32(key, seed)):
+                fits = checksum == crc32(data, crc32(key, seed))
+                if fits and len(data) == 4 * out.shape[1]:
                     out[place_of[key]] = np.frombuffer(data, "<f4")
                     found.add(key)
                 else:
@@ -120,13 +128,13 @@ class DiskTable:
 
         return self._attempt(work, lambda: list(range(len(keys))))
 
-    def write(self, scope: bytes, keys: Sequence[bytes], parts) -> None:
+    def write(self, call: bytes, scope: bytes, keys: Sequence[bytes], parts) -> None:
         """Keep computed rows, count them as misses, and give back their claims.
 
         Parameters
         ----------
-        scope : bytes
-            That of the claims.
+        call, scope : bytes
+            Those of the claims.
         keys : sequence of bytes
         parts : sequence of (column, ndarray of shape (len(keys), width))
             A column has a `fingerprint` and a `label`.
@@ -144,16 +152,19 @@ class DiskTable:
                     ]
                     db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?)", stored)
                 _add_to_counter(db, "misses", len(keys))
-                _delete_claims(db, [digest(scope, key) for key in keys])
+                done = [(digest(scope, key), call) for key in keys]
+                db.executemany("DELETE FROM claims WHERE id = ? AND call = ?", done)
                 self._evict(db)
 
-        self._attempt(work, lambda: None)
+        self._attempt(work, self._give_up_claims)
 
-    def claim(self, scope: bytes, keys: Sequence[bytes], fingerprints) -> list[int]:
+    def claim(self, call: bytes, scope: bytes, keys, fingerprints) -> list[int]:
         """Reserve rows for computing.
 
         Parameters
         ----------
+        call : bytes
+            Who asks.
         scope : bytes
             What is computed in one pass through the network.
         keys : sequence of bytes
@@ -177,36 +188,48 @@ class DiskTable:
                     if id_ not in taken and not all(key in found for found in here)
                 ]
                 name = self._owner_name()
-                rows = [(ids[i], name) for i in granted]
-                db.executemany("INSERT INTO claims VALUES (?, ?)", rows)
+                rows = [(ids[i], name, call) for i in granted]
+                db.executemany("INSERT INTO claims VALUES (?, ?, ?)", rows)
             return granted
 
         return self._attempt(work, lambda: list(range(len(keys))))
 
-    def release(self, scope: bytes, keys: Sequence[bytes]) -> None:
-        """Give back claims of rows that were not computed after all."""
-        ids = [digest(scope, key) for key in keys]
+    def release(self, call: bytes) -> None:
+        """Give back all claims of a call."""
 
         def work(db):
-            with writing(db):
-                _delete_claims(db, ids)
+            mine = db.execute("SELECT id FROM claims WHERE call = ?", (call,))
+            if mine.fetchone():
+                with writing(db):
+                    db.execute("DELETE FROM claims WHERE call = ?", (call,))
 
-        if ids:
-            self._attempt(work, lambda: None)
+        self._attempt(work, self._give_up_claims)
 
     def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
         """Return as soon as nobody computes these rows any more."""
-        ids = [digest(scope, key) for key in keys]
         pause = 0.005
-        while self._attempt(lambda db: self._claimed(db, ids), lambda: None):
-            time.sleep(pause)
-            pause = min(0.1, 1.5 * pause)
+        for start in range(0, len(keys), AT_ONCE):
+            ids = [digest(scope, key) for key in keys[start : start + AT_ONCE]]
+            while self._attempt(lambda db, ids=ids: self._claimed(db, ids), list):
+                time.sleep(pause)
+                pause = min(0.1, 1.5 * pause)
 
+    @contextlib.contextmanager
     def turn(self, device_class: str):
         """A context in which at most one process uses a device other than the CPU."""
         if device_class == "cpu":
-            return contextlib.nullcontext()
-        return FileLock(self.folder / f"{device_class}.lock", thread_local=False)
+            yield
+            return
+        lock = FileLock(self.folder / f"{device_class}.lock", thread_local=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            self._warn(f"cannot tell processes apart ({error}), which share a GPU now")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def count_hits(self, n: int, fingerprints) -> None:
         """Note that so many rows of these columns were served."""
@@ -224,22 +247,33 @@ class DiskTable:
             self._attempt(work, lambda: None)
 
     def read_files(self, paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
-        """(path, state, digest) of the files among these that were hashed before."""
+        """(path, state, digest) of files that were hashed before, new to this process.
+
+        Parameters
+        ----------
+        paths : sequence of str
+            Absolute.
+        """
 
         def work(db):
             query = "SELECT path, state, digest FROM files WHERE path IN"
-            return list(select(db, query, (), paths))
+            return list(select(db, query, (), unknown))
 
-        return self._attempt(work, list) if paths else []
+        unknown = [path for path in paths if path not in self._files]
+        found = self._attempt(work, list) if unknown else []
+        self._files.update((path, state) for path, state, _ in found)
+        return found
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
-        """Keep (path, state, digest) of files."""
+        """Keep (path, state, digest) of files, where they are not here."""
+        new = [file for file in files if self._files.get(file[0]) != file[1]]
 
         def work(db):
             with writing(db):
-                db.executemany("REPLACE INTO files VALUES (?, ?, ?)", files)
+                db.executemany("REPLACE INTO files VALUES (?, ?, ?)", new)
+            self._files.update((path, state) for path, state, _ in new)
 
-        if files:
+        if new:
             self._attempt(work, lambda: None)
 
     # What its users ask -------------------------------------------------------------
@@ -259,8 +293,9 @@ class DiskTable:
         found = self._attempt(
             work, lambda: {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
         )
-        files = self.folder.glob(f"{FILE}*")
-        return found | {"bytes": sum(file.stat().st_size for file in files)}
+        files = [self.folder / f"{FILE}{end}" for end in ("", "-wal", "-shm")]
+        size = sum(file.stat().st_size for file in files if file.exists())
+        return found | {"bytes": size}
 
     def clear(self) -> None:
         """Forget all rows, and give their place on the disk back."""
@@ -272,12 +307,19 @@ class DiskTable:
                 db.execute("UPDATE counters SET value = 0")
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (self.folder / ASIDE).unlink(missing_ok=True)
+            self._files.clear()
 
         self._attempt(work, lambda: None)
 
     def forget(self) -> None:
-        """Let go of everything that this process holds; the folder stays."""
-        self.close()
+        """Close the database, which the next call opens again; the folder stays."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+            self._connection = None
+            self._files.clear()
+            self._told.clear()
 
     def after_fork(self) -> None:
         """In a child process: leave the parent's connection and lock to it."""
@@ -288,14 +330,17 @@ class DiskTable:
     def close(self) -> None:
         """Close the database and let go of the lock that proves this owner alive."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
+            self.forget()
+            self._give_up_claims()
+
+    def _give_up_claims(self) -> None:
+        """Be a dead owner, whose claims nobody respects, and another one next time."""
+        with self._lock:
             if self._owner is not None:
                 with contextlib.suppress(OSError):  # the next owner sweeps it away
                     Path(self._owner.lock_file).unlink()
                 self._owner.release()
-            self._connection = self._owner = None
-            self._told.clear()
+            self._owner = None
 
     # Rows ---------------------------------------------------------------------------
 
@@ -320,7 +365,7 @@ class DiskTable:
         if not keys:
             return
         self._warn(f"had {len(keys)} damaged rows, which are computed again")
-        with writing(db):
+        with contextlib.suppress(sqlite3.Error), writing(db):
             db.executemany(
                 "DELETE FROM rows WHERE key = ? AND column = "
                 "(SELECT id FROM columns WHERE fingerprint = ?)",
@@ -329,20 +374,19 @@ class DiskTable:
 
     def _evict(self, db) -> None:
         """Beyond the bound, drop rows of the column whose last use is longest ago."""
-        if _bytes_used(db) <= self.max_bytes:
-            return
-        oldest = db.execute(
-            "SELECT id FROM columns WHERE id IN (SELECT column FROM rows) ORDER BY used"
-        ).fetchall()
-        for (column,) in oldest:
-            while _bytes_used(db) > 0.9 * self.max_bytes:
-                dropped = db.execute(
-                    "DELETE FROM rows WHERE rowid IN "
-                    "(SELECT rowid FROM rows WHERE column = ? ORDER BY rowid LIMIT ?)",
-                    (column, EVICTED_AT_ONCE),
-                )
-                if not dropped.rowcount:
-                    break
+        n_dropped = 0
+        while _bytes_used(db) > self.max_bytes and n_dropped < MOST_EVICTED:
+            oldest = db.execute(
+                "SELECT id FROM columns WHERE EXISTS "
+                "(SELECT 1 FROM rows WHERE column = id) ORDER BY used LIMIT 1"
+            ).fetchone()
+            if oldest is None:
+                return
+            n_dropped += db.execute(
+                "DELETE FROM rows WHERE rowid IN (SELECT rowid FROM rows "
+                "INDEXED BY rows_by_age WHERE column = ? ORDER BY rowid LIMIT ?)",
+                (*oldest, EVICTED_AT_ONCE),
+            ).rowcount
 
     # Claims -------------------------------------------------------------------------
 
@@ -357,20 +401,20 @@ class DiskTable:
 
     def _is_dead(self, name: str) -> bool:
         """Whether no process holds the lock of this owner any more."""
-        if name == self._owner_name():
+        if self._owner is not None and name == Path(self._owner.lock_file).name:
             return False
         path = self._owners / name
-        if not path.exists():
-            return True
-        return _is_free(path)
+        return not path.exists() or _is_free(path)
 
     @property
     def _owners(self) -> Path:
         return self.folder / "owners"
 
     def _owner_name(self) -> str:
-        """Empty where we may only read, and so never claim."""
-        return "" if self._owner is None else Path(self._owner.lock_file).name
+        """The name of the lock that proves this process alive, made when needed."""
+        if self._owner is None:
+            self._owner = self._become_owner()
+        return Path(self._owner.lock_file).name
 
     def _become_owner(self) -> FileLock:
         """Hold a lock of our own, and sweep away those of processes that are gone."""
@@ -392,11 +436,13 @@ class DiskTable:
                 return work(self._database())
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if isinstance(error, PermissionError):
+                code = sqlite3.SQLITE_READONLY
             if code in DAMAGED:
                 self._set_aside()
                 self._warn(
-                    f"was damaged; its database now ends in '.damaged' and a new one "
-                    f"is begun ({error})"
+                    f"was damaged ({error}); it is set aside as {ASIDE!r}, and a new "
+                    "one is begun"
                 )
             else:
                 self._warn(
@@ -407,20 +453,19 @@ class DiskTable:
 
     def _database(self) -> sqlite3.Connection:
         """The connection of this process, opened at its first use."""
+        if self._connection is not None and _inode(self.folder / FILE) != self._inode:
+            self.forget()  # somebody removed or replaced the file
         if self._connection is None:
             self._connection = self._connect()
+            self._inode = _inode(self.folder / FILE)
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
         """Open for reading and writing, or, where that is forbidden, for reading."""
         file = self.folder / FILE
         if file.exists() and not os.access(self.folder, os.W_OK):
-            uri = f"{file.absolute().as_uri()}?immutable=1"
-            return sqlite3.connect(
-                uri, uri=True, isolation_level=None, check_same_thread=False
-            )
+            return _open_to_read(file)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._owner = self._become_owner()
         db = sqlite3.connect(
             file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -433,17 +478,24 @@ class DiskTable:
                     for statement in filter(str.strip, SCHEMA.split(";")):
                         db.execute(statement)
         except BaseException:
+            self._inode = _inode(file)
             db.close()
             raise
         return db
 
     def _set_aside(self) -> None:
-        """Rename a damaged database, for whoever wants to look at it."""
-        with self._lock:
-            self.close()
-            for file in self.folder.glob(f"{FILE}*"):
-                if not file.name.endswith(".damaged"):
-                    file.replace(file.with_name(f"{file.name}.damaged"))
+        """Rename a damaged database, for whoever wants to look at it.
+
+        Unless another process has done so: then there is a new one already.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            self.forget()
+            file = self.folder / FILE
+            with FileLock(self.folder / "setup.lock"):
+                if _inode(file) == self._inode:
+                    file.replace(self.folder / ASIDE)
+                    for end in ("-wal", "-shm"):
+                        file.with_name(f"{FILE}{end}").unlink(missing_ok=True)
 
     def _warn(self, trouble: str) -> None:
         """Tell each trouble once."""
@@ -459,8 +511,8 @@ class DiskTable:
 @contextlib.contextmanager
 def writing(db: sqlite3.Connection) -> Iterator[None]:
     """A transaction that writes, whole or not at all."""
-    db.execute("BEGIN IMMEDIATE")
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -480,7 +532,8 @@ def select(db, query: str, parameters: tuple, values: Sequence) -> Iterator[tupl
 def _number_of(db, column) -> int:
     """The number of a column in the database, given at its first row."""
     db.execute(
-        "INSERT OR IGNORE INTO columns (fingerprint, label, used) VALUES (?, ?, ?)",
+        "INSERT INTO columns (fingerprint, label, used) VALUES (?, ?, ?) "
+        "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used",
         (column.fingerprint, column.label, time.time()),
     )
     query = "SELECT id FROM columns WHERE fingerprint = ?"
@@ -489,10 +542,6 @@ def _number_of(db, column) -> int:
 
 def _add_to_counter(db, name: str, n: int) -> None:
     db.execute("UPDATE counters SET value = value + ? WHERE name = ?", (n, name))
-
-
-def _delete_claims(db, ids) -> None:
-    db.executemany("DELETE FROM claims WHERE id = ?", [(id_,) for id_ in ids])
 
 
 def _bytes_used(db) -> int:
@@ -513,3 +562,29 @@ def _is_free(path: Path) -> bool:
         return False
     lock.release()
     return True
+
+
+def _inode(path: Path) -> int:
+    """Which file this is now; 0 if there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _open_to_read(file: Path) -> sqlite3.Connection:
+    """Beside a process that writes, or else the file as it stands."""
+    for mode in ("mode=ro", "immutable=1"):
+        uri = f"{file.absolute().as_uri()}?{mode}"
+        db = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False
+        )
+        try:
+            db.execute("SELECT 1 FROM rows").fetchone()
+            break
+        except sqlite3.Error:
+            if mode == "immutable=1":
+                db.close()
+                raise
+            db.close()
+    return db

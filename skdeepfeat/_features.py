@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from itertools import chain
 from pathlib import Path
 
@@ -348,13 +349,18 @@ class PretrainedCNNFeatures(
         (4, 576)
         """
         path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
+        handle, name = tempfile.mkstemp(".partial", path.name, path.parent)
+        os.close(handle)
 
         def make_output(*shape):
-            return np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            return np.lib.format.open_memmap(name, "w+", np.float32, shape)
 
-        self._walk(X, make_output=make_output).flush()
-        partial.replace(path)
+        try:
+            self._walk(X, make_output=make_output).flush()
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
         return np.load(path, mmap_mode="r")
 
     def warm(self, X):

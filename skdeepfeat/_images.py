@@ -126,7 +126,7 @@ def kind_of(cell) -> CellKind | None:
 
 
 class Images:
-    """The rows of one call: a sequence of cells that can be hashed and named.
+    """The rows of one call: a sequence of cells that can be hashed, named and read.
 
     Parameters
     ----------
@@ -136,6 +136,7 @@ class Images:
 
     def __init__(self, cells):
         self._cells = cells
+        self._file_digests: dict[int, bytes] = {}
 
     def __len__(self):
         return len(self._cells)
@@ -143,9 +144,8 @@ class Images:
     def __getitem__(self, row):
         return unwrap(self._cells[row])
 
-    def kind(self, row) -> CellKind:
-        """What the cell is; raises ImageError for a missing or foreign one."""
-        cell = self[row]
+    def kind(self, row, cell) -> CellKind:
+        """What a cell is; raises ImageError for a missing or foreign one."""
         if is_missing(cell):
             raise ImageError(row, "missing", "there is no image in this row")
         kind = kind_of(cell)
@@ -154,23 +154,38 @@ class Images:
             raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
         return kind
 
-    def key(self, row) -> bytes:
-        """Digest of the content of a row; raises ImageError if it cannot be read."""
-        kind = self.kind(row)
+    def key(self, row, cell, rescaled=False) -> bytes:
+        """Digest of the content of a row; raises ImageError if it cannot be read.
+
+        `rescaled` says that arrays have a range of values of their own, so that equal
+        pixels of a PIL image are another image.
+        """
+        kind = self.kind(row, cell)
         try:
-            return kind.digest(self[row])
+            key = kind.digest(cell)
         except Exception as error:
             raise self.error(row, error) from error
+        if kind.name == "path":
+            self._file_digests[row] = key
+        return digest("pil", key) if rescaled and kind.name == "pil" else key
 
-    def paths(self) -> list[str]:
-        """The rows that are paths."""
-        cells = (self[row] for row in range(len(self)))
-        return [os.fspath(c) for c in cells if isinstance(c, (str, os.PathLike))]
+    def read(self, row) -> tuple[CellKind, Any]:
+        """Kind and cell of a row, a file as its bytes, which must be those hashed."""
+        cell = self[row]
+        kind = self.kind(row, cell)
+        if kind.name != "path":
+            return kind, cell
+        with open(cell, "rb") as file:
+            content = file.read()
+        hashed = self._file_digests.get(row)
+        if hashed is not None and hashed != digest_bytes(content):
+            raise ValueError("the file was changed while it was in use; try again")
+        return kind, content
 
     def error(self, row, error: Exception) -> ImageError:
         """What went wrong with a row, in a sentence that names it."""
         cell = self[row]
-        return ImageError(row, self.kind(row).describe(cell), reason_of(error))
+        return ImageError(row, self.kind(row, cell).describe(cell), reason_of(error))
 
 
 # What an exception while reading means, the first match counts.

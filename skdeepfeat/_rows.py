@@ -1,5 +1,7 @@
 """The rows of one call: found by content, read, claimed, written, and reported on."""
 
+import os
+import secrets
 import threading
 import warnings
 import weakref
@@ -13,6 +15,7 @@ from ._images import Images
 from ._plan import Plan
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
+HASHED_AT_ONCE = 1000  # after so many, what is known of files is written down
 
 
 class Rows:
@@ -34,9 +37,9 @@ class Rows:
         self._table, self._plan, self._out, self._fail = table, plan, out, fail
         self._key_of: dict[int, bytes] = {}
         self._same_as: list[tuple[int, int]] = []
-        self._held: set[bytes] = set()  # keys claimed by this call
+        self._call = secrets.token_bytes(8)  # marks the claims of this call
         self._refused: list[bytes] = []  # keys that others computed when asked
-        self._n_computed = 0
+        self._n_computed = self._n_seen = self._n_idle = 0
         self._find(images)
         self.missing = dict.fromkeys(self._key_of)  # an ordered set of rows
 
@@ -48,7 +51,7 @@ class Rows:
 
     def __exit__(self, *exception):
         """Let others compute what was claimed here and not computed."""
-        self._table.release(self._plan.scope, list(self._held))
+        self._table.release(self._call)
 
     def turn(self):
         """A context in which no other process uses the same GPU."""
@@ -56,23 +59,27 @@ class Rows:
 
     def _find(self, images: Images) -> None:
         """Hash the rows, files only where neither we nor the store know them."""
-        unknown = [path for path in images.paths() if known_digest(path) is None]
-        for file in self._table.read_files(unknown):
-            learn_digest(*file)
-        unknown = [path for path in unknown if known_digest(path) is None]
         first_of: dict[bytes, int] = {}
-        for row in range(len(images)):
-            try:
-                key = images.key(row)
-            except ImageError as error:
-                self._fail(error)
-                continue
-            first = first_of.setdefault(key, row)
-            if first == row:
-                self._key_of[row] = key
-            else:
-                self._same_as.append((row, first))
-        self._table.write_files([f for f in map(known_digest, unknown) if f])
+        rescaled = self._plan.value_range not in (None, (0, 255))
+        for start in range(0, len(images), HASHED_AT_ONCE):
+            rows = range(start, min(start + HASHED_AT_ONCE, len(images)))
+            cells = [images[row] for row in rows]
+            paths = [c for c in cells if isinstance(c, (str, os.PathLike))]
+            paths = [os.path.abspath(path) for path in paths]
+            for file in self._table.read_files(paths):
+                learn_digest(*file)
+            for row, cell in zip(rows, cells, strict=True):
+                try:
+                    key = images.key(row, cell, rescaled)
+                except ImageError as error:
+                    self._fail(error)
+                    continue
+                first = first_of.setdefault(key, row)
+                if first == row:
+                    self._key_of[row] = key
+                else:
+                    self._same_as.append((row, first))
+            self._table.write_files([f for f in map(known_digest, paths) if f])
 
     def read(self) -> bool:
         """Take what the store has, and what others were computing.
@@ -82,27 +89,31 @@ class Rows:
         missing : bool
             Whether any row is missing still.
         """
+        self._table.release(self._call)  # who waits must not be waited for
         self._table.wait(self._plan.scope, self._refused)
-        self._refused = []
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
         for column, place in zip(self._plan.columns, self._plan.slices, strict=True):
             out = None if self._out is None else self._out[:, place]
             lacking.update(self._table.read(column.fingerprint, keys, out, rows))
+        idle = len(lacking) == self._n_seen  # nothing was computed, nothing came
+        self._n_idle = self._n_idle + 1 if idle else 0
+        self._n_seen, self._refused = len(lacking), []
         self.missing = dict.fromkeys(rows[position] for position in sorted(lacking))
         return bool(self.missing)
 
     def claim(self) -> Iterator[int]:
         """Rows to compute here: missing ones that nobody else computes meanwhile."""
         asked = [column.fingerprint for column in self._plan.columns]
-        missing = list(self.missing)
+        missing, scope = list(self.missing), self._plan.scope
+        if self._n_idle > 1:  # a store that has no rows and grants none is of no use
+            yield from missing
+            return
         for start in range(0, len(missing), CLAIMED_AT_ONCE):
             some = missing[start : start + CLAIMED_AT_ONCE]
             keys = [self._key_of[row] for row in some]
-            granted = set(self._table.claim(self._plan.scope, keys, asked))
-            self._held.update(keys[position] for position in granted)
-            others = (key for i, key in enumerate(keys) if i not in granted)
-            self._refused.extend(others)
+            granted = set(self._table.claim(self._call, scope, keys, asked))
+            self._refused += [key for i, key in enumerate(keys) if i not in granted]
             yield from (row for i, row in enumerate(some) if i in granted)
 
     def write(self, computed) -> None:
@@ -110,8 +121,8 @@ class Rows:
         keys = [self._key_of[row] for row in computed.rows]
         columns = (*self._plan.columns, *self._plan.prefetched)
         parts = list(zip(columns, computed.features, strict=True))
-        self._table.write(self._plan.scope, keys, parts)
-        self._held.difference_update(keys)
+        # What is asked for comes last: it is the last to make room for others.
+        self._table.write(self._call, self._plan.scope, keys, parts[::-1])
         self._n_computed += len(keys)
         for row in (*computed.rows, *(error.row for error in computed.errors)):
             del self.missing[row]
@@ -134,8 +145,7 @@ class Rows:
 
 # What a call reports ----------------------------------------------------------------
 
-_errors: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_errors_lock = threading.Lock()
+_of_thread = threading.local()  # its errors: estimator → errors of its last call
 
 
 class Report:
@@ -152,9 +162,9 @@ class Report:
         self._estimator, self._n_rows = estimator, n_rows
         self.failed: dict[int, ImageError] = {}
         self._in_range = True
-        with _errors_lock:
-            by_thread = _errors.setdefault(estimator, {})
-            by_thread[threading.get_ident()] = self.failed
+        if not hasattr(_of_thread, "errors"):
+            _of_thread.errors = weakref.WeakKeyDictionary()
+        _of_thread.errors[estimator] = self.failed
 
     def fail(self, error: ImageError) -> None:
         """Raise the error of a row, or remember it."""
@@ -192,8 +202,7 @@ class Report:
 
 def last_errors(estimator) -> list[ImageError]:
     """Errors of the last call of this thread, in the order of rows."""
-    with _errors_lock:
-        failed = _errors.get(estimator, {}).get(threading.get_ident())
+    failed = getattr(_of_thread, "errors", {}).get(estimator)
     if failed is None:
         raise AttributeError(
             f"This {type(estimator).__name__} has not transformed anything in this "

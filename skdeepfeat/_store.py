@@ -41,7 +41,7 @@ class MemoryTable:
         self.max_bytes = max_bytes
         self._rows: OrderedDict[tuple[bytes, bytes], np.ndarray] = OrderedDict()
         self._labels: dict[bytes, str] = {}
-        self._claims: set[tuple[bytes, bytes]] = set()
+        self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
         self._bytes = self._hits = self._misses = 0
         self._changed = threading.Condition()
 
@@ -65,14 +65,16 @@ class MemoryTable:
                 out[place] = row
         return missing
 
-    def write(self, scope: bytes, keys: Sequence[bytes], parts) -> None:
+    def write(self, call: bytes, scope: bytes, keys: Sequence[bytes], parts) -> None:
         """Keep computed rows, count them as misses, and give back their claims."""
         for column, rows in parts:
             for key, row in zip(keys, rows, strict=True):
                 self._put(column, key, row)
         with self._changed:
             self._misses += len(keys)
-        self.release(scope, keys)
+            for key in keys:
+                self._claims.pop((scope, key), None)
+            self._changed.notify_all()
 
     def _put(self, column, key: bytes, row) -> None:
         """Keep one row; drops the least recently used ones beyond the bound."""
@@ -89,28 +91,29 @@ class MemoryTable:
                 _, dropped = self._rows.popitem(last=False)
                 self._bytes -= dropped.nbytes + ROW_OVERHEAD
 
-    def claim(self, scope: bytes, keys: Sequence[bytes], fingerprints) -> list[int]:
+    def claim(self, call: bytes, scope: bytes, keys, fingerprints) -> list[int]:
         """Reserve rows for computing; see :meth:`DiskTable.claim`."""
         granted = []
         with self._changed:
             for position, key in enumerate(keys):
                 here = all((column, key) in self._rows for column in fingerprints)
                 if not here and (scope, key) not in self._claims:
-                    self._claims.add((scope, key))
+                    self._claims[scope, key] = call
                     granted.append(position)
         return granted
 
-    def release(self, scope: bytes, keys: Sequence[bytes]) -> None:
-        """Give back claims."""
+    def release(self, call: bytes) -> None:
+        """Give back all claims of a call."""
         with self._changed:
-            self._claims.difference_update((scope, key) for key in keys)
+            for claim in [c for c, owner in self._claims.items() if owner == call]:
+                del self._claims[claim]
             self._changed.notify_all()
 
     def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
         """Return as soon as nobody computes these rows any more."""
         ids = {(scope, key) for key in keys}
         with self._changed:
-            self._changed.wait_for(lambda: self._claims.isdisjoint(ids))
+            self._changed.wait_for(lambda: ids.isdisjoint(self._claims))
 
     def turn(self, device_class: str):
         """Threads of one process share a device."""
@@ -207,8 +210,11 @@ class FeatureStore:
     max_bytes: int | None = None
 
     def __post_init__(self):
+        if self.path == "":
+            raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            object.__setattr__(self, "path", os.fspath(self.path))
+            path = os.path.abspath(os.path.expanduser(self.path))
+            object.__setattr__(self, "path", path)
         if not isinstance(self.name, str) or (self.max_bytes or 0) < 0:
             raise ValueError(
                 "FeatureStore takes a path or a name, and a bound in bytes of at least "
@@ -220,8 +226,8 @@ class FeatureStore:
 
     def open(self) -> Table:
         """The table of this place."""
-        place = self.name if self.path is None else Path(self.path).resolve()
-        if isinstance(place, Path) and place.is_file():
+        place = self.name if self.path is None else Path(self.path)
+        if self.path is not None and os.path.isfile(self.path):
             raise ValueError(
                 f"The 'cache' parameter must name a folder. Got the file "
                 f"{str(self.path)!r} instead; choose another name."

@@ -39,7 +39,7 @@ from ._networks import PRECISIONS
 from ._parts import Cut, Fitted, Head, Parts
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
-HEAD_RATE = 10  # how much faster the head learns alone, where it can break nothing
+HEAD_RATE = 10  # how much faster a head of one layer learns alone
 TOLERANCE = 1e-4  # by how much a better score must be better
 
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
@@ -312,7 +312,7 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
         check = _checker(
             parts.head, lambda some: parts.classify(others[some]), held_out
         )
-    rate = HEAD_RATE * recipe.learning_rate
+    rate = recipe.learning_rate * (HEAD_RATE if parts.cut.inner is None else 1)
     return Phase(
         "head",
         epochs,

@@ -8,7 +8,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
-from skdeepfeat import PretrainedCNNFeatures
+from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
 
 # The checks draw numbers of any size, and mix frames and arrays; both warn rightly.
 pytestmark = [
@@ -17,7 +17,11 @@ pytestmark = [
 ]
 
 # Why a check is expected to fail; each is replaced by a test of our own.
-EXPECTED_FAILURES: dict[str, str] = {}
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "copies of an image come in other batches; tested statistically instead"
+    ),
+}
 EXPECTED_EXTRA_FAILURES = {
     "check_get_feature_names_out_error": (
         "wants NotFittedError before fit, but names are known without it"
@@ -48,22 +52,42 @@ CHECKS_WITHOUT_DATA = [
     "check_valid_tag_types",
     "check_do_not_raise_errors_in_init_or_set_params",
 ]
-NUMBER_OF_CHECKS = 45  # also stated in the README
+# Also stated in the README.
+NUMBER_OF_CHECKS = {PretrainedCNNFeatures: 45, FineTunedClassifier: 62}
 
 
 def flat_rows():
     return PretrainedCNNFeatures("tiny", image_shape=(1, -1))
 
 
+def flat_rows_classifier():
+    return FineTunedClassifier(
+        "tiny",
+        image_shape=(1, -1),
+        head_epochs=10,
+        epochs=3,
+        learning_rate=0.01,
+        augment="none",
+        random_state=0,
+    )
+
+
+def expected_failures(estimator):
+    return EXPECTED_FAILURES if isinstance(estimator, FineTunedClassifier) else {}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
 @parametrize_with_checks(
-    [flat_rows()], expected_failed_checks=lambda estimator: EXPECTED_FAILURES
+    [flat_rows(), flat_rows_classifier()], expected_failed_checks=expected_failures
 )
 def test_common_check(estimator, check):
     check(estimator)
 
 
-def test_common_checks_are_not_switched_off():
-    assert len(list(estimator_checks_generator(flat_rows()))) >= NUMBER_OF_CHECKS
+@pytest.mark.parametrize("estimator", [flat_rows(), flat_rows_classifier()])
+def test_common_checks_are_not_switched_off(estimator):
+    checks = list(estimator_checks_generator(estimator))
+    assert len(checks) >= NUMBER_OF_CHECKS[type(estimator)]
 
 
 @pytest.mark.parametrize("name", EXTRA_CHECKS)
@@ -76,6 +100,7 @@ def test_extra_check(name, request):
 
 
 @pytest.mark.parametrize("name", CHECKS_WITHOUT_DATA)
-def test_check_without_data_on_image_input(name):
+@pytest.mark.parametrize("kind", [PretrainedCNNFeatures, FineTunedClassifier])
+def test_check_without_data_on_image_input(name, kind):
     check = getattr(estimator_checks, name)
-    check("PretrainedCNNFeatures", PretrainedCNNFeatures("tiny"))
+    check(kind.__name__, kind("tiny"))

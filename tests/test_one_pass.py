@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from pathlib import Path
 
 import joblib
@@ -234,6 +235,67 @@ def test_trouble_gives_claims_back(kind, files, tmp_path):
     assert np.isnan(rows[20]).all() and np.isfinite(rows[[19, 21]]).all()
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_bad_rows_do_not_make_workers_wait_for_each_other(kind, files, tmp_path):
+    cache = FeatureStore(tmp_path / "store") if kind == "disk" else "memory"
+    rng = np.random.default_rng(0)
+    blobs = [Path(path).read_bytes() for path in files[0]] + [b"bad one"]
+    blobs += [rng.bytes(50) for _ in range(30)] + [b"bad two"]
+    results, barrier = [], threading.Barrier(2)
+
+    def work(rows):
+        features = PretrainedCNNFeatures(
+            tiny_backbone(), cache=cache, on_error="nan", batch_size=2
+        )
+        barrier.wait()
+        with warnings.catch_warnings():
+            results.append(np.isnan(features.transform(rows)[:, 0]).sum())
+
+    orders = (blobs, blobs[::-1])
+    threads = [threading.Thread(target=work, args=(o,), daemon=True) for o in orders]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert results == [32, 32]
+
+
+def test_an_interrupted_claim_is_given_back(files, tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path / "store")
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
+    table = store.open()
+    real = type(table).claim
+
+    def interrupted(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(table), "claim", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        features.transform(files[0])
+    monkeypatch.undo()
+    assert features.transform(files[0]).shape == (N, 10)
+
+
+def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypatch):
+    store = FeatureStore(name="useless")
+    table = store.open()
+    monkeypatch.setattr(table, "claim", lambda *arguments: [])
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
+    assert features.transform(files[0]).shape == (N, 10)
+
+
+def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
+    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert features.transform(files[0]).shape == (N, 10)
+    assert any("share a GPU" in str(warning.message) for warning in seen)
+
+
 def test_a_killed_worker_is_replaced(files, tmp_path):
     """Whoever waits for it takes over its rows."""
     code = """
@@ -338,9 +400,44 @@ def test_a_changed_file_is_hashed_again(files, tmp_path):
     assert not np.isclose(after[1], before[1]).all()
 
 
+def test_a_file_that_changes_meanwhile_is_an_error(files, monkeypatch):
+    import skdeepfeat._images as images
+
+    real = images.Images.read
+
+    def late(self, row):
+        Image.new("RGB", (12, 12), "red").save(files[0][5])
+        return real(self, row)
+
+    monkeypatch.setattr(images.Images, "read", late)
+    features = PretrainedCNNFeatures(tiny_backbone())
+    with pytest.raises(ImageError, match=r"row 5 .* was changed while"):
+        features.transform(files[0])
+
+
+def test_a_value_range_tells_arrays_from_pil_images(files):
+    pixels = np.asarray(Image.open(files[0][0]))
+    for value_range, same in ((None, True), ((0, 255), True), ((0, 128), False)):
+        features = PretrainedCNNFeatures(tiny_backbone(), value_range=value_range)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImageWarning)
+            image, array = features.transform([Image.fromarray(pixels), pixels])
+        assert np.array_equal(image, array) == same
+
+
+def test_relative_paths_are_hashed_once(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [os.path.basename(path) for path in files[0]]
+    features = PretrainedCNNFeatures(tiny_backbone(), cache="store")
+    features.transform(names)
+    known = FeatureStore("store").open()
+    known.forget()
+    assert len(known.read_files([str(tmp_path / name) for name in names])) == N
+
+
 def test_a_store_without_rights_costs_warnings_not_results(files):
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
-    with pytest.warns(StoreWarning, match="cannot be used"):
+    with pytest.warns(StoreWarning, match="cannot be used|may not be written"):
         rows = features.transform(files[0])
     expected = PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])
     np.testing.assert_array_equal(rows, expected)
@@ -389,6 +486,9 @@ def test_transform_to_a_file(files, tmp_path):
     rows = features.transform_to(tmp_path / "rows.npy", paths)
     assert isinstance(rows, np.memmap) and rows.dtype == np.float32
     np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)
+    with pytest.raises(ImageError):
+        features.transform_to(tmp_path / "rows.npy", [*paths, "missing.png"])
     np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), expected)
     assert [p.name for p in tmp_path.glob("rows*")] == ["rows.npy"]
 
