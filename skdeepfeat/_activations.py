@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import NodePathTracer
 
 from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
@@ -149,6 +150,12 @@ class Structure:
         for node in images:
             module.graph.erase_node(node)
         return module.graph
+
+    @functools.cached_property
+    def aliased_modules(self) -> set[str]:
+        """Modules whose output is an aliased layer."""
+        layers = self.backbone.layers or find_layers(self.backbone)
+        return {str(self._node(layer.node).target) for layer in layers}
 
     def comes_before(self, node: str, other: str) -> bool:
         """Whether a node is computed no later than another one."""
@@ -372,8 +379,53 @@ def activations_of(
     with network.lock:
         if key not in network.cuts:
             structure = structure_of(backbone, image_size)
-            network.cuts[key] = bind(structure, network.module, nodes)
+            cut = bind(structure, network.module, nodes)
+            if isinstance(cut, fx.GraphModule):
+                fold_batch_norms(cut, network.folded, structure.aliased_modules)
+            network.cuts[key] = cut
         return network.cuts[key]
+
+
+def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None:
+    """Replace a convolution and the batch norm after it by one convolution.
+
+    No layer may depend on which others are read: convolutions that have an alias stay
+    `apart` always, and what is asked for between the two otherwise is computed
+    besides. `folded` keeps the convolutions for other cuts of the same network.
+    """
+    for node in list(cut.graph.nodes):
+        before = node.all_input_nodes[0] if node.all_input_nodes else None
+        if before is None or not _is_a(cut, node, nn.BatchNorm2d):
+            continue
+        if not _is_a(cut, before, nn.Conv2d) or before.target in apart:
+            continue
+        norm, name = str(node.target), f"{node.target}_folded"
+        if norm not in folded:
+            conv = cut.get_submodule(str(before.target))
+            folded[norm] = _fold(conv, cut.get_submodule(norm))
+        cut.add_submodule(name, folded[norm])
+        with cut.graph.inserting_after(node):
+            both = cut.graph.call_module(name, before.args)
+        node.replace_all_uses_with(both)
+    cut.graph.eliminate_dead_code()
+    cut.delete_all_unused_submodules()
+    cut.recompile()
+
+
+def _is_a(cut: fx.GraphModule, node: fx.Node, kind: type) -> bool:
+    """Whether a step calls a module of just this kind."""
+    return (
+        node.op == "call_module" and type(cut.get_submodule(str(node.target))) is kind
+    )
+
+
+def _fold(conv, norm) -> nn.Module:
+    """One convolution that does the work of both, computed in single precision."""
+    dtype = conv.weight.dtype
+    both = fuse_conv_bn_eval(
+        copy.deepcopy(conv).float().eval(), copy.deepcopy(norm).float().eval()
+    )
+    return both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 # Layers of networks without a record -------------------------------------------------

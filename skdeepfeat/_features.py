@@ -37,7 +37,7 @@ from ._validation import (
     with_callbacks,
 )
 
-SCHEMA = 1  # raise it when features change, so that stored ones are not served
+SCHEMA = 2  # raise it when features change, so that stored ones are not served
 # Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
 GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
 

@@ -62,11 +62,14 @@ class Network:
         Entries of the head that the weights file does not have.
     cuts : dict
         Cut networks by layer, which live as long as this one.
+    folded : dict
+        Convolutions that took in the batch norm after them, by its name.
     """
 
     module: nn.Module
     absent: frozenset[str] = frozenset()
     cuts: dict[tuple, Any] = field(default_factory=dict)
+    folded: dict[str, nn.Module] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

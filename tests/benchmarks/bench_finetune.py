@@ -51,7 +51,7 @@ def compare_accuracy(data, seeds):
         print(f"{name:25}: {np.mean(scores):.3f} ({shown}), {seconds:.0f} s a fit")
 
 
-def compare_transfer(data, epochs, n=2500):
+def compare_transfer(data, epochs, n=1000):
     cifar = np.load(data / "cifar10_subset.npz")
     X, y = cifar["X_train"], cifar["y_train"]
     test_X, test_y = cifar["X_test"], cifar["y_test"]
@@ -59,8 +59,8 @@ def compare_transfer(data, epochs, n=2500):
     test = test_y >= 5
     common = {"augment": "none", "random_state": 0, "head_epochs": 0}
     base = FineTunedClassifier(
-        "smallcnn", weights=None, unfreeze="all", epochs=epochs, **common
-    ).fit(X[old][:n], y[old][:n])
+        "smallcnn", weights=None, unfreeze="all", epochs=2 * epochs, **common
+    ).fit(X[old], y[old])
     base.save_weights("smallcnn-0-4.safetensors")
     print(f"base on classes 0-4: {base.score(test_X[~test], test_y[~test]):.3f}")
     settings = {
