@@ -3,7 +3,7 @@
 The engine turns the rows of X that the store lacks into features, batch by batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from ._exceptions import ImageError, WeightsError
 from ._images import Images
 from ._networks import PRECISIONS, get_network
 from ._pooling import pool
+from ._progress import Clock
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,19 @@ class Engine:
         _check_head(self.network, network.absent, source)
 
     def run(
-        self, images: Images, rows: Sequence[int], value_range, n_jobs
+        self, images: Images, rows: Iterable[int], value_range, n_jobs, clock: Clock
     ) -> Iterator[Computed]:
-        """Features of these rows of X, in order, a batch at a time."""
+        """Features of these rows of X, in order, a batch at a time.
+
+        The clock measures the network, and the wait for decoded images.
+        """
         threads = resolve_threads(n_jobs)
         size = self.batch_size
-        for batch in read_batches(images, rows, self.spec, value_range, size, threads):
-            yield Computed(
-                batch.rows, self._features(batch), batch.errors, batch.in_range
-            )
+        batches = read_batches(images, rows, self.spec, value_range, size, threads)
+        for batch in clock.each(batches, "decoding"):
+            with clock.measure("network"):
+                features = self._features(batch)
+            yield Computed(batch.rows, features, batch.errors, batch.in_range)
 
     def _features(self, batch: Batch) -> list[np.ndarray]:
         """Rows of one batch for each layer, without the padding."""

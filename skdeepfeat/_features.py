@@ -23,8 +23,8 @@ from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, weights_key
 from ._pooling import POOLINGS, check_size
-from ._progress import FitTask, progress_bar
-from ._rows import Report, Rows, last_errors
+from ._progress import Clock, FitTask, progress_bar
+from ._rows import Report, Rows, last_report
 from ._store import FeatureStore, clear_tables, open_table
 from ._validation import (
     CallbackSupportMixin,
@@ -143,13 +143,18 @@ class PretrainedCNNFeatures(
     random_state : int, default=0
         Seed of the random weights when ``weights=None``.
     verbose : int, default=0
-        Above 0, a progress bar is shown.
+        Above 0, a progress bar is shown, and a line about what the call took.
 
     Attributes
     ----------
     errors_ : list of tuple (int, str, str)
         Row, source and reason of the images that the last `transform` of this thread
         could not read.
+    stats_ : dict
+        What the last `transform` of this thread took: "device", "engine", "n_images",
+        "n_computed" (that went through the network), "seconds", "images_per_second",
+        and "shares" of the time: "hashing", "store", "decoding" (the wait for it,
+        besides the network), and "network".
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows and data frames.
     feature_names_in_ : ndarray of shape (1,)
@@ -397,12 +402,12 @@ class PretrainedCNNFeatures(
         plan = self._plan()
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.width)
-        report = Report(self, len(images))
-        rows = Rows(images, open_table(self.cache), plan, out, report.fail)
+        report, clock = Report(self, len(images)), Clock()
+        rows = Rows(images, open_table(self.cache), plan, out, report.fail, clock)
         with progress_bar(len(rows), self.verbose) as show, rows:
             while rows.read():
                 show(len(rows) - len(rows.missing))
-                for computed in self._compute(images, plan, rows):
+                for computed in self._compute(images, plan, rows, clock):
                     rows.write(computed)
                     report.add(computed)
                     show(len(rows) - len(rows.missing))
@@ -410,6 +415,9 @@ class PretrainedCNNFeatures(
             show(len(rows))
         rows.finish(report.failed)
         report.finish(out)
+        report.measured(plan, rows.n_computed, clock)
+        if self.verbose:
+            print(report.sentence())
         return out
 
     def _allocate(self, n, width):
@@ -417,7 +425,7 @@ class PretrainedCNNFeatures(
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
 
-    def _compute(self, images, plan, rows):
+    def _compute(self, images, plan, rows, clock):
         """Features of the missing rows that nobody else computes, batch by batch."""
         with rows.turn():
             claimed = rows.claim()
@@ -436,7 +444,9 @@ class PretrainedCNNFeatures(
                 1 if len(rows.missing) == 1 else self.batch_size,  # for latency
             )
             computed = chain([first], claimed)
-            yield from engine.run(images, computed, plan.value_range, self.n_jobs)
+            yield from engine.run(
+                images, computed, plan.value_range, self.n_jobs, clock
+            )
 
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""
@@ -523,7 +533,13 @@ class PretrainedCNNFeatures(
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
         """Row, source and reason of what this thread's last call could not read."""
-        return [(error.row, error.source, error.reason) for error in last_errors(self)]
+        failed = last_report(self).failed
+        return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
+
+    @property
+    def stats_(self) -> dict:
+        """What this thread's last call took, and where."""
+        return last_report(self).stats
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

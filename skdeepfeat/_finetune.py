@@ -19,7 +19,7 @@ from ._exceptions import WeightsError
 from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers
 from ._plan import weights_key
-from ._progress import FitTask
+from ._progress import Clock, FitTask
 from ._validation import (
     CallbackSupportMixin,
     HasMethods,
@@ -531,9 +531,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
         engine = Engine(source, key, [(cut.end, "avg")], self.device, "float32", "auto")
         parts = []
-        for computed in engine.run(
-            images, range(len(images)), value_range, self.n_jobs
-        ):
+        rows = range(len(images))
+        for computed in engine.run(images, rows, value_range, self.n_jobs, Clock()):
             if computed.errors:
                 raise computed.errors[0]
             parts.append(computed.features[0])

@@ -154,17 +154,21 @@ class Images:
             raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
         return kind
 
-    def key(self, row, cell, rescaled=False) -> bytes:
-        """Digest of the content of a row; raises ImageError if it cannot be read.
+    def key(self, row, cell, rescaled=False) -> bytes | ImageError:
+        """Digest of the content of a row, or what went wrong.
 
         `rescaled` says that arrays have a range of values of their own, so that equal
         pixels of a PIL image are another image.
         """
-        kind = self.kind(row, cell)
         try:
+            kind = self.kind(row, cell)
             key = kind.digest(cell)
+        except ImageError as error:
+            return error
         except Exception as error:
-            raise self.error(row, error) from error
+            failure = self.error(row, error)
+            failure.__cause__ = error
+            return failure
         if kind.name == "path":
             self._file_digests[row] = key
         return digest("pil", key) if rescaled and kind.name == "pil" else key

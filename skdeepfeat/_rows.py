@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ._digests import known_digest, learn_digest
 from ._exceptions import ImageError, ImageWarning
 from ._images import Images
 from ._plan import Plan
+from ._progress import Clock
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
 HASHED_AT_ONCE = 1000  # after so many, what is known of files is written down
@@ -31,16 +33,20 @@ class Rows:
         Where features go; None if they are only to be stored.
     fail : callable
         Takes the ImageError of a row whose content cannot be read.
+    clock : Clock
+        Measures hashing, and what the store takes.
     """
 
-    def __init__(self, images: Images, table, plan: Plan, out, fail):
+    def __init__(self, images: Images, table, plan: Plan, out, fail, clock: Clock):
         self._table, self._plan, self._out, self._fail = table, plan, out, fail
+        self._clock = clock
         self._key_of: dict[int, bytes] = {}
         self._same_as: list[tuple[int, int]] = []
         self._call = secrets.token_bytes(8)  # marks the claims of this call
         self._refused: list[bytes] = []  # keys that others computed when asked
-        self._n_computed = self._n_seen = self._n_idle = 0
-        self._find(images)
+        self.n_computed = self._n_seen = self._n_idle = 0
+        with clock.measure("hashing"):
+            self._find(images)
         self.missing = dict.fromkeys(self._key_of)  # an ordered set of rows
 
     def __len__(self):
@@ -58,28 +64,39 @@ class Rows:
         return self._table.turn(self._plan.device_class)
 
     def _find(self, images: Images) -> None:
-        """Hash the rows, files only where neither we nor the store know them."""
+        """Tell the distinct rows by their content."""
         first_of: dict[bytes, int] = {}
-        rescaled = self._plan.value_range not in (None, (0, 255))
         for start in range(0, len(images), HASHED_AT_ONCE):
             rows = range(start, min(start + HASHED_AT_ONCE, len(images)))
-            cells = [images[row] for row in rows]
-            paths = [c for c in cells if isinstance(c, (str, os.PathLike))]
-            paths = [os.path.abspath(path) for path in paths]
-            for file in self._table.read_files(paths):
-                learn_digest(*file)
-            for row, cell in zip(rows, cells, strict=True):
-                try:
-                    key = images.key(row, cell, rescaled)
-                except ImageError as error:
-                    self._fail(error)
+            keys = self._keys(images, rows)
+            for row in rows:
+                key = keys[row]
+                if isinstance(key, ImageError):
+                    self._fail(key)
                     continue
                 first = first_of.setdefault(key, row)
                 if first == row:
                     self._key_of[row] = key
                 else:
                     self._same_as.append((row, first))
-            self._table.write_files([f for f in map(known_digest, paths) if f])
+
+    def _keys(self, images: Images, rows) -> dict[int, bytes | ImageError]:
+        """Hash some rows, files only where neither we nor the store know them."""
+        rescaled = self._plan.value_range not in (None, (0, 255))
+        keys: dict[int, bytes | ImageError] = {}
+        files = {}
+        for row in rows:
+            cell = images[row]
+            if isinstance(cell, (str, os.PathLike)):
+                files[row] = cell
+            else:
+                keys[row] = images.key(row, cell, rescaled)
+        paths = [os.path.abspath(path) for path in files.values()]
+        for file in self._table.read_files(paths):
+            learn_digest(*file)
+        keys |= {row: images.key(row, path) for row, path in files.items()}
+        self._table.write_files([f for f in map(known_digest, paths) if f])
+        return keys
 
     def read(self) -> bool:
         """Take what the store has, and what others were computing.
@@ -89,6 +106,10 @@ class Rows:
         missing : bool
             Whether any row is missing still.
         """
+        with self._clock.measure("store"):
+            return self._read()
+
+    def _read(self) -> bool:
         self._table.release(self._call)  # who waits must not be waited for
         self._table.wait(self._plan.scope, self._refused)
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
@@ -121,9 +142,10 @@ class Rows:
         keys = [self._key_of[row] for row in computed.rows]
         columns = (*self._plan.columns, *self._plan.prefetched)
         parts = list(zip(columns, computed.features, strict=True))
-        # What is asked for comes last: it is the last to make room for others.
-        self._table.write(self._call, self._plan.scope, keys, parts[::-1])
-        self._n_computed += len(keys)
+        with self._clock.measure("store"):
+            # What is asked for comes last: it is the last to make room for others.
+            self._table.write(self._call, self._plan.scope, keys, parts[::-1])
+        self.n_computed += len(keys)
         for row in (*computed.rows, *(error.row for error in computed.errors)):
             del self.missing[row]
         if self._out is not None:
@@ -133,7 +155,7 @@ class Rows:
 
     def finish(self, failed: dict) -> None:
         """Give rows of equal content the features, or the error, of the first."""
-        n_hits = len(self) - self._n_computed - len(failed.keys() & self._key_of.keys())
+        n_hits = len(self) - self.n_computed - len(failed.keys() & self._key_of.keys())
         asked = [column.fingerprint for column in self._plan.columns]
         self._table.count_hits(n_hits, asked)
         for row, first in self._same_as:
@@ -145,7 +167,7 @@ class Rows:
 
 # What a call reports ----------------------------------------------------------------
 
-_of_thread = threading.local()  # its errors: estimator → errors of its last call
+_of_thread = threading.local()  # its reports: estimator → report of its last call
 
 
 class Report:
@@ -159,18 +181,42 @@ class Report:
     """
 
     def __init__(self, estimator, n_rows: int):
-        self._estimator, self._n_rows = estimator, n_rows
+        self._raises, self._n_rows = estimator.on_error == "raise", n_rows
         self.failed: dict[int, ImageError] = {}
+        self.stats: dict[str, Any] = {}
         self._in_range = True
-        if not hasattr(_of_thread, "errors"):
-            _of_thread.errors = weakref.WeakKeyDictionary()
-        _of_thread.errors[estimator] = self.failed
+        if not hasattr(_of_thread, "reports"):
+            _of_thread.reports = weakref.WeakKeyDictionary()
+        _of_thread.reports[estimator] = self
 
     def fail(self, error: ImageError) -> None:
         """Raise the error of a row, or remember it."""
-        if self._estimator.on_error == "raise":
+        if self._raises:
             raise error
         self.failed[error.row] = error
+
+    def measured(self, plan: Plan, n_computed: int, clock: Clock) -> None:
+        """Keep what a call took."""
+        seconds = clock.total
+        self.stats = {
+            "device": plan.device_class,
+            "engine": "torch",
+            "n_images": self._n_rows,
+            "n_computed": n_computed,
+            "seconds": seconds,
+            "images_per_second": self._n_rows / seconds,
+            "shares": {part: s / seconds for part, s in clock.seconds.items()},
+        }
+
+    def sentence(self) -> str:
+        """What a call took, in one line."""
+        shares = self.stats["shares"].items()
+        parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares)
+        return (
+            f"{self.stats['n_images']} images, {self.stats['n_computed']} computed on "
+            f"{self.stats['device']}, {self.stats['images_per_second']:.0f} a second: "
+            f"{parts}"
+        )
 
     def add(self, computed) -> None:
         """Take over the errors of one batch, whose good rows are stored by now."""
@@ -200,12 +246,12 @@ class Report:
             )
 
 
-def last_errors(estimator) -> list[ImageError]:
-    """Errors of the last call of this thread, in the order of rows."""
-    failed = getattr(_of_thread, "errors", {}).get(estimator)
-    if failed is None:
+def last_report(estimator) -> Report:
+    """What the last call of this thread reports."""
+    report = getattr(_of_thread, "reports", {}).get(estimator)
+    if report is None:
         raise AttributeError(
             f"This {type(estimator).__name__} has not transformed anything in this "
-            "thread yet, so it has no errors_."
+            "thread yet, so it has nothing to report."
         )
-    return [failed[row] for row in sorted(failed)]
+    return report

@@ -696,3 +696,23 @@ def test_prefetched_layers_are_stored(photos, count_forwards):
     est.set_params(prefetch_layers=["block4"]).transform(photos)
     clone(est).set_params(layer="block4").transform(photos)
     assert count_forwards() == 2 * len(photos)
+
+
+# What a call took -------------------------------------------------------------------
+
+
+def test_stats_say_where_the_time_went(photos, capsys):
+    est = features(cache="memory", verbose=1)
+    with pytest.raises(AttributeError, match="nothing to report"):
+        _ = est.stats_
+    est.transform(np.concatenate([photos, photos]))
+    first = est.stats_
+    assert first["n_images"] == 12 and first["n_computed"] == 6
+    assert first["device"] == "cpu" and first["engine"] == "torch"
+    assert set(first["shares"]) == {"hashing", "store", "decoding", "network"}
+    assert 0 < sum(first["shares"].values()) <= 1
+    assert first["images_per_second"] * first["seconds"] == pytest.approx(12)
+    assert "12 images, 6 computed on cpu" in capsys.readouterr().out
+    est.transform(photos)
+    assert est.stats_["n_computed"] == 0
+    assert set(est.stats_["shares"]) == {"hashing", "store"}
