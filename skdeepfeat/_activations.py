@@ -209,9 +209,13 @@ class Structure:
         return build_network(source).module
 
 
-@functools.lru_cache(maxsize=32)
 def structure_of(backbone: Backbone, image_size: int) -> Structure:
     """The structure of a network for this input size; traced once."""
+    return _structure_of(backbone.without_arrays(), image_size)
+
+
+@functools.lru_cache(maxsize=32)
+def _structure_of(backbone: Backbone, image_size: int) -> Structure:
     return Structure(backbone, image_size)
 
 
@@ -399,13 +403,15 @@ def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None
             continue
         if not _is_a(cut, before, nn.Conv2d) or before.target in apart:
             continue
-        norm, name = str(node.target), f"{node.target}_folded"
-        if norm not in folded:
-            conv = cut.get_submodule(str(before.target))
-            folded[norm] = _fold(conv, cut.get_submodule(norm))
-        cut.add_submodule(name, folded[norm])
+        conv, norm = (cut.get_submodule(str(n.target)) for n in (before, node))
+        if norm.running_mean is None:
+            continue
+        name = f"{before.target}_and_{node.target}".replace(".", "_")
+        if name not in folded:
+            folded[name] = _fold(conv, norm)
+        cut.add_submodule(name, folded[name])
         with cut.graph.inserting_after(node):
-            both = cut.graph.call_module(name, before.args)
+            both = cut.graph.call_module(name, before.args, before.kwargs)
         node.replace_all_uses_with(both)
     cut.graph.eliminate_dead_code()
     cut.delete_all_unused_submodules()

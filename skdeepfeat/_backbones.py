@@ -265,6 +265,14 @@ class Backbone:
             arrays=arrays,
         )
 
+    def without_arrays(self) -> "Backbone":
+        """The same structure, for tables that must not keep weights alive.
+
+        A network of the user's own may be one whose code looks at its weights.
+        """
+        own = self.arrays is None or isinstance(self.build, Skeleton)
+        return self if own else replace(self, arrays=None)
+
     def __deepcopy__(self, memo):
         return self
 

@@ -97,8 +97,8 @@ class TrainingHistoryDisplay:
             (self.metric, "training"),
             (f"validation_{self.metric}", "held out"),
         ):
-            if name in self.history[0]:
-                values = [entry[name] for entry in self.history]
+            if any(name in entry for entry in self.history):
+                values = [entry.get(name, np.nan) for entry in self.history]
                 self.lines_ += self.ax_.plot(epochs, values, marker="o", label=label)
         n_head = sum(entry["phase"] == "head" for entry in self.history)
         if 0 < n_head < len(self.history):

@@ -11,13 +11,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, compute_sample_weight
+from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
+from ._digests import digest
 from ._exceptions import WeightsError
 from ._inputs import read_input, resolve_source, set_input_tags
-from ._layers import aliased_layers
 from ._plan import weights_key
 from ._progress import Clock, FitTask
 from ._validation import (
@@ -35,7 +35,12 @@ from ._validation import (
 )
 
 _tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
-_tuned_lock = threading.Lock()
+_tuned_lock = threading.RLock()  # a backbone may be a classifier itself
+
+
+def _digest_of(source: WeightsSource, key: bytes) -> str:
+    """What a tuned network rests on: network, weights, and preprocessing."""
+    return digest(source.backbone.digest, key, repr(source.input)).hex()
 
 
 class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -62,7 +67,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     epochs : int, default=10
         Epochs of head and blocks together; with ``unfreeze=0`` more of the head.
     learning_rate : float, default=1e-3
-        Highest rate of the head, reached after a quarter of the steps of AdamW.
+        Highest rate of the head, reached after a quarter of the steps of AdamW. As
+        long as a head of one layer learns alone, it learns ten times as fast.
     layer_decay : float, default=0.5
         Ratio of the rates of a block and of what is above it. With ``weights=None``
         there is nothing to preserve below, and all learn at the same rate.
@@ -94,7 +100,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         As in :class:`PretrainedCNNFeatures`.
     device : str, default="auto"
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
-    precision : {"float32", "bfloat16", "float16"}, default="float32"
+    precision : {"float32", "bfloat16"}, default="float32"
         Arithmetic of training, under autocast.
     n_jobs : int or None, default=None
         Threads that decode images; None means all cores.
@@ -116,7 +122,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     n_iter_ : int
         Number of epochs.
     weights_ : dict of dict of str to ndarray
-        What was tuned, and nothing else: "tail" and "head".
+        What was tuned, "tail" and "head", and the "scaling" of what enters the head,
+        for going on.
     seed_ : int
         What was drawn from `random_state`.
     frozen_digest_ : str
@@ -179,7 +186,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "value_range": [tuple, list, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str],
-        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "precision": [StrOptions({"float32", "bfloat16"})],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -273,7 +280,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Train one epoch more on these images.
 
         The first call trains the head first, as `fit` does; each call goes through a
-        cycle of learning rates of its own.
+        cycle of learning rates of its own. Nothing is held out.
 
         Parameters
         ----------
@@ -292,6 +299,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             The fitted classifier.
         """
         going_on = hasattr(self, "weights_")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' is not known from the images of one call of "
+                "partial_fit. Give the weights as a dict."
+            )
         if classes is None and not going_on:
             raise ValueError(
                 "The first call of partial_fit needs all labels that will ever come; "
@@ -397,6 +409,19 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """
         save_file(dict(self.to_backbone().arrays), path)
 
+    def count_blocks(self):
+        """How many blocks the network has, the most that `unfreeze` can be.
+
+        Returns
+        -------
+        n_blocks : int
+            Groups of layers with weights of their own, below the head.
+        """
+        from ._parts import cut_network
+
+        source, _ = self._source(0)
+        return len(cut_network(source, "all").blocks)
+
     # Fit ----------------------------------------------------------------------------
 
     def _train(
@@ -411,21 +436,28 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         sample_weight = check_weights(sample_weight, len(y))
         encoder = self._encoder(y, classes, going_on)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        network_seed = self.seed_ if going_on else seed
-        source, key = self._source(network_seed)
+        first_seed = self.seed_ if going_on else seed
+        if going_on:  # other batches than before
+            seed = (first_seed + self.n_iter_) % 2**31
+        source, key = self._frozen_source() if going_on else self._source(seed)
 
         from ._parts import Fitted, cut_network
         from ._training import Data, fine_tune, read_pixels
 
         cut = cut_network(source, self.unfreeze)
         previous = Fitted(**self.weights_) if going_on else None
-        weights = compute_sample_weight(self.class_weight, y) * sample_weight
-        used = np.flatnonzero(weights)
+        used = np.flatnonzero(sample_weight)
         targets = encoder.transform(y)[used]
-        train, held_out = self._split(targets, encoder.classes_, seed)
+        class_weight = compute_class_weight(
+            self.class_weight, classes=encoder.classes_, y=y[used]
+        )
+        weights = class_weight[targets] * sample_weight[used]
+        train, held_out = np.arange(len(used)), None
+        if self.early_stopping and epochs is None:
+            train, held_out = self._split(targets, encoder.classes_, first_seed)
         value_range = check_value_range(self.value_range)
         pixels = read_pixels(images, source.input, value_range, self.n_jobs)
-        data = Data.of(pixels[used], targets, weights[used])
+        data = Data.of(pixels[used], targets, weights)
         fitted = fine_tune(
             source,
             key,
@@ -438,15 +470,25 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             lambda entry: self._tell(entry) or stop(),
         )
         self.classes_ = encoder.classes_
-        self.weights_ = {"tail": fitted.tail, "head": fitted.head}
+        self.weights_ = {
+            "tail": fitted.tail,
+            "head": fitted.head,
+            "scaling": fitted.scaling,
+        }
         self.history_ = [*(self.history_ if going_on else []), *fitted.history]
         self.n_iter_ = len(self.history_)
-        self.seed_, self.frozen_digest_ = network_seed, key.hex()
+        self.seed_ = first_seed
+        self.frozen_digest_ = _digest_of(source, key)
         return self
 
     def _encoder(self, y, classes, going_on) -> LabelEncoder:
         """Labels to numbers; refuses one class, and strange ones when going on."""
         known = self.classes_ if going_on else classes
+        if going_on and classes is not None and set(classes) != set(known):
+            raise ValueError(
+                f"classes={list(classes)} are not those of the first call of "
+                f"partial_fit, {list(known)}. Leave them out, or fit a new classifier."
+            )
         encoder = LabelEncoder().fit(y if known is None else known)
         if len(encoder.classes_) < 2:
             raise ValueError(
@@ -463,10 +505,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return encoder
 
     def _split(self, targets, classes, seed):
-        """Positions to train on, and to hold out for early stopping or None."""
+        """Positions to train on, and to hold out for early stopping."""
         rows = np.arange(len(targets))
-        if not self.early_stopping:
-            return rows, None
         n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
         counts = np.bincount(targets, minlength=len(classes))
         if n_held_out < len(classes) or counts.min() < 2:
@@ -524,50 +564,49 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self)
         images = read_input(self, X, reset=False)
         value_range = check_value_range(self.value_range)
-        source, key, cut = self._tuned_network()
+        source, key = self._tuned_source()
 
         from ._engine import Engine
-        from ._parts import head_scores
+        from ._parts import head_input, head_scores
 
-        engine = Engine(source, key, [(cut.end, "avg")], self.device, "float32", "auto")
+        end, inner = head_input(source)
+        engine = Engine(source, key, [(end, "avg")], self.device, "float32", "auto")
         parts = []
         rows = range(len(images))
         for computed in engine.run(images, rows, value_range, self.n_jobs, Clock()):
             if computed.errors:
                 raise computed.errors[0]
             parts.append(computed.features[0])
-        return head_scores(cut, self.weights_["head"], np.concatenate(parts))
+        return head_scores(end, inner, self.weights_["head"], np.concatenate(parts))
 
-    def _tuned_network(self):
-        """Source and key of the network below the head, and where it ends."""
-        from ._parts import cut_network
-
+    def _tuned_source(self) -> tuple[WeightsSource, bytes]:
+        """The network below the head, and the digest of its weights."""
         source, key = self._frozen_source()
-        cut = cut_network(source, self.unfreeze)
         if not self.weights_["tail"]:  # nothing below the head was tuned
-            return source, key, cut
+            return source, key
         backbone = self.to_backbone()
         tuned = WeightsSource(backbone, source.input, embedded=True)
-        return tuned, backbone.digest, cut
+        return tuned, backbone.digest
 
     def _frozen_source(self) -> tuple[WeightsSource, bytes]:
         """What training started from; refuses weights that have changed since."""
         source, key = self._source(self.seed_)
-        if key.hex() != self.frozen_digest_:
+        if _digest_of(source, key) != self.frozen_digest_:
             raise WeightsError(
-                f"The weights that {self.backbone!r} has now are not those that this "
-                "classifier was trained on, so what was tuned does not fit them. "
-                f"Restore weights={self.weights!r}, or fit again."
+                f"backbone={self.backbone!r} with weights={self.weights!r} and "
+                f"image_size={self.image_size!r} is not what this classifier was "
+                "trained on: the parameters or the file have changed, so what was "
+                "tuned does not fit. Restore them, or fit again."
             )
         return source, key
 
     def _make_backbone(self) -> Backbone:
         """The network with what was tuned."""
-        from ._parts import Fitted, weights_of
+        from ._parts import Fitted, layers_at_size, weights_of
 
         source, key = self._frozen_source()
         original = source.backbone
-        layers = aliased_layers(original)
+        layers = layers_at_size(source)
         classes = [layer.node for layer in layers if layer.alias == "logits"]
         return replace(
             original,

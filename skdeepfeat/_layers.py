@@ -11,11 +11,13 @@ from ._backbones import Backbone, InputSpec, Layer, closest, resolve_backbone
 from ._pooling import pooled_width
 
 
-@functools.lru_cache(maxsize=256)
 def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """The layers of a backbone that have an alias, in order of depth."""
-    if backbone.layers is not None:
-        return backbone.layers
+    return _found_layers(backbone) if backbone.layers is None else backbone.layers
+
+
+@functools.lru_cache(maxsize=256)
+def _found_layers(backbone: Backbone) -> tuple[Layer, ...]:
     from ._activations import find_layers
 
     return find_layers(backbone)
@@ -66,7 +68,7 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
         for known in aliased:
             if layer in (known.alias, known.node):
                 return known
-        return _resolve_node(backbone, layer, image_size)
+        return _resolve_node(backbone.without_arrays(), layer, image_size)
     if not -len(aliased) <= layer < len(aliased):
         raise ValueError(
             f"Unknown layer {layer} of backbone {backbone.name!r}, which has "

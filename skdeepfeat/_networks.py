@@ -63,7 +63,7 @@ class Network:
     cuts : dict
         Cut networks by layer, which live as long as this one.
     folded : dict
-        Convolutions that took in the batch norm after them, by its name.
+        Convolutions that took in the batch norm after them, by both names.
     """
 
     module: nn.Module

@@ -65,12 +65,15 @@ class Fitted:
     ----------
     tail, head : dict of str to ndarray
         Parameters and buffers by name; those of the tail are named as in the network.
+    scaling : dict of str to ndarray
+        "mean" and "scale" of what enters the head, in the first fit.
     history : list of dict
         One entry for each epoch.
     """
 
     tail: dict[str, np.ndarray]
     head: dict[str, np.ndarray]
+    scaling: dict[str, np.ndarray]
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -106,8 +109,11 @@ def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
     if not inside or not isinstance(head, nn.Sequential):
         return end, None
     linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
+    if not linear:
+        return end, None
     first = f"{backbone.head}.{linear[0]}{INPUT_OF}"
-    return resolve_layer(backbone, first, size), copy.deepcopy(head[: linear[-1]])
+    inner = copy.deepcopy(head[linear[0] : linear[-1]])  # which keep their names
+    return resolve_layer(backbone, first, size), inner
 
 
 def _tunable_blocks(structure: Structure, end: Layer) -> list[Layer]:
@@ -151,6 +157,25 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
     return unfreeze
 
 
+def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
+    """A module below the cut must not learn above it."""
+    below = structure.cut((start,)).nodes if start else ()
+    targets = [
+        {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+        for nodes in (below, graph.nodes)
+    ]
+    both = [
+        target
+        for target in sorted(targets[0] & targets[1])
+        if _has_parameters(attrgetter(target)(structure.skeleton))
+    ]
+    if both:
+        raise ValueError(
+            f"The network uses {both[0]!r} both below and above the cut, so it cannot "
+            "be frozen and learn. Choose another 'unfreeze', or 'all'."
+        )
+
+
 def _has_parameters(part) -> bool:
     if isinstance(part, nn.Module):
         return any(True for _ in part.parameters())
@@ -183,7 +208,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear((widths or [n_features])[-1], n_classes)
         for module in self.inner.modules():
-            if isinstance(module, nn.Linear):
+            if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         if inner is None:  # no class is likelier than another
             nn.init.zeros_(self.last.weight)
@@ -234,6 +259,7 @@ class Parts:
         self.frozen = bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
+        self._names = {*network.state_dict(), *dict(network.named_buffers())}
         self.tail: nn.Module = nn.Identity()
         if cut.has_tail:
             self.tail = self._private_tail(structure, network)
@@ -249,6 +275,7 @@ class Parts:
                 f"The network cannot be cut after {self.cut.start!r}, because later "
                 "layers read earlier ones too. Choose another 'unfreeze', or 'all'."
             )
+        _refuse_shared_modules(structure, self.cut.start, graph)
         tail = copy.deepcopy(fill_graph(structure, network, graph))
         for parameter in tail.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
@@ -289,11 +316,12 @@ class Parts:
         """What enters the head as rows."""
         return torch.cat(pool(activation, self.cut.end.layout, "avg"), 1)
 
-    def groups(self, rate: float, layer_decay: float, decay: float) -> list[dict]:
+    def groups(self, rate, layer_decay, decay, head_only=False) -> list[dict]:
         """Parameters with learning rate and weight decay: the lower, the slower."""
         groups: dict[tuple, dict] = {}
         named = [(0, p) for p in self.head.parameters()]
-        named += [(self._depth(name), p) for name, p in self.tail.named_parameters()]
+        tuned = () if head_only else self.tail.named_parameters()
+        named += [(self._depth(name), p) for name, p in tuned]
         for depth, parameter in named:
             bare = parameter.ndim <= 1  # biases and norms do not decay
             group = {
@@ -312,10 +340,19 @@ class Parts:
 
     def arrays(self) -> tuple[dict, dict]:
         """Copies of all that was tuned, as plain arrays: the tail's, the head's."""
-        return _arrays(self.tail), _arrays(self.head)
+        tail = _arrays(self.tail)  # constants of the code are no weights
+        return {k: v for k, v in tail.items() if k in self._names}, _arrays(self.head)
 
     def load(self, fitted: Fitted) -> None:
         """Go on from what was tuned before."""
+        lost = fitted.tail.keys() - self.tail.state_dict().keys()
+        if lost:
+            raise ValueError(
+                f"'unfreeze' is less than before, so that {len(lost)} tuned parameters "
+                f"such as {min(lost)!r} would be lost. Go on with at least as many "
+                "blocks, or save_weights(path) and fit a new classifier with "
+                "weights=path."
+            )
         _load(self.tail, fitted.tail)
         _load(self.head, fitted.head)
 
@@ -325,18 +362,19 @@ def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _load(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
+    tensors = {k: torch.from_numpy(v.copy()) for k, v in arrays.items()}
+    module.load_state_dict(module.state_dict() | tensors)
 
 
 @torch.inference_mode()
-def head_scores(cut: Cut, arrays: dict, rows: np.ndarray) -> np.ndarray:
+def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray:
     """Scores (n, classes) of the rows that enter a trained head.
 
     In double precision, so that what is rounded to single does not depend on a row's
     place among others.
     """
     with SkipInitialisation():
-        head = Head(cut.width, len(arrays["last.bias"]), 0.0, cut.inner).eval()
+        head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
     _load(head, arrays)
     return head.double()(torch.from_numpy(rows).double()).float().numpy()
 
@@ -359,4 +397,36 @@ def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:
         for name, array in fitted.head.items()
         if name.startswith("inner.")
     }
-    return arrays | inner | fitted.tail
+    arrays |= inner
+    for name, array in fitted.tail.items():
+        for same in _names_of(tensors, name):
+            arrays[same] = array
+    return arrays
+
+
+def _names_of(tensors: dict[str, torch.Tensor], name: str) -> list[str]:
+    """All names of a tensor that several modules share."""
+    place = tensors[name].data_ptr()
+    return [n for n, t in tensors.items() if n == name or t.data_ptr() == place != 0]
+
+
+def layers_at_size(source: WeightsSource) -> list[Layer]:
+    """The aliased layers, with their shapes for the input size in use."""
+    backbone, size = source.backbone, source.input.image_size
+    layers = aliased_layers(backbone)
+    if size == backbone.input.image_size:
+        return list(layers)
+    nodes = tuple(dict.fromkeys(layer.node for layer in layers))
+    shapes = structure_of(backbone, size).shapes(nodes, size)
+    return [
+        Layer.from_shape(
+            layer.alias,
+            layer.node,
+            layer.index,
+            layer.layout,
+            shapes[layer.node],
+            size,
+            layer.share,
+        )
+        for layer in layers
+    ]

@@ -163,19 +163,14 @@ def _estimator(name, best, parameters, random_state):
     """What a strategy means, ready to be fitted."""
     if name == "earlier layers":
         return _probe(PretrainedCNNFeatures(layer=best, **parameters))
-    blocks = [
-        layer.alias
-        for layer in list_layers(parameters["backbone"])
-        if layer.alias not in ("penultimate", "logits")
-    ]
+    clf = FineTunedClassifier(random_state=random_state, **parameters)
+    n_blocks = clf.count_blocks()
     unfreeze = {
         "head only": 0,
-        "fine-tune": blocks[-2:][0],
-        "fine-tune most layers": blocks[:2][-1],  # all but the first one
+        "fine-tune": min(2, n_blocks),
+        "fine-tune most layers": max(1, n_blocks - 1),
     }[name]
-    return FineTunedClassifier(
-        unfreeze=unfreeze, random_state=random_state, **parameters
-    )
+    return clf.set_params(unfreeze=unfreeze)
 
 
 def _explain(name, why, accuracy, best, gain, error, counts) -> str:

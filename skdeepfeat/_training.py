@@ -189,6 +189,9 @@ class Frozen:
                         continue
                     assert self.entered is not None
                     self.entered[chunk] = entered.half().cpu()
+                    if not torch.isfinite(self.entered[chunk]).all():
+                        self._say_not_kept("do not fit in half precision")
+                        self.entered, keep = None, False
         self.rows = torch.cat(rows).clone()  # (n, d)
 
     def _allocate(self, n: int, first: torch.Tensor) -> bool:
@@ -198,13 +201,9 @@ class Frozen:
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
         if size > 0.5 * free:
-            warnings.warn(
-                f"The activations of the frozen blocks would take {size:,} bytes, more "
-                f"than half of the {free:,} that are free in {folder!r}. They are "
-                "computed in every epoch instead; with a larger disk, fewer images or "
-                "a deeper 'unfreeze' they would be computed once.",
-                FeatureWarning,
-                stacklevel=2,
+            self._say_not_kept(
+                f"would take {size:,} bytes, more than half of the {free:,} that are "
+                f"free in {folder!r}"
             )
             return False
         with tempfile.TemporaryFile() as file:  # whose content lives with its map
@@ -212,13 +211,23 @@ class Frozen:
         self.entered = torch.from_numpy(entered)
         return True
 
-    def statistics(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _say_not_kept(self, why: str) -> None:
+        warnings.warn(
+            f"The activations of the frozen blocks {why}. They are computed in every "
+            "epoch instead of once.",
+            FeatureWarning,
+            stacklevel=2,
+        )
+
+    def scaling(self, weights: torch.Tensor) -> dict[str, np.ndarray]:
         """Mean and deviation of each feature; hardly any is as good as a little."""
         share = (weights / weights.sum())[:, None]
         mean = (share * self.rows).sum(0)
         scale = (share * (self.rows - mean).square()).sum(0).sqrt()
         floor = 0.1 * scale.square().mean().sqrt()
-        return mean, scale.clamp(min=max(floor.item(), 1e-6))
+        if floor == 0:  # images that are all the same tell nothing
+            return {"mean": mean.numpy(), "scale": np.ones_like(mean.numpy())}
+        return {"mean": mean.numpy(), "scale": scale.clamp(min=floor).numpy()}
 
 
 # Fit --------------------------------------------------------------------------------
@@ -260,14 +269,18 @@ def train(
         parts.load(previous)
     alone, joint = _epochs(parts.cut, recipe, previous)
     frozen = Frozen(parts, data, keep=recipe.augment == "none" and joint > 0)
-    with parts.standardised(*frozen.statistics(data.weights)):
-        for phase in (
-            _head_phase(parts, data, held_out, recipe, frozen, alone),
-            _joint_phase(parts, data, held_out, recipe, layer_decay, frozen, joint),
-        ):
-            if not _run(phase, recipe, history, epoch_done):
-                break
-    return Fitted(*parts.arrays(), history)
+    scaling = previous.scaling if previous else frozen.scaling(data.weights)
+    with parts.standardised(*map(torch.from_numpy, scaling.values())):
+        finished = True
+        if alone:
+            phase = _head_phase(parts, data, held_out, recipe, frozen, alone)
+            finished = _run(phase, recipe, history, epoch_done)
+        if joint and finished:
+            phase = _joint_phase(
+                parts, data, held_out, recipe, layer_decay, frozen, joint
+            )
+            _run(phase, recipe, history, epoch_done)
+    return Fitted(*parts.arrays(), scaling, history)
 
 
 def _epochs(cut: Cut, recipe: Recipe, previous: Fitted | None) -> tuple[int, int]:
@@ -317,7 +330,7 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
         "head",
         epochs,
         parts.head,
-        [{"params": list(parts.head.parameters()), "lr": rate}],
+        parts.groups(rate, 1.0, recipe.weight_decay, head_only=True),
         data,
         lambda chosen: parts.classify(rows[chosen]),
         check,
@@ -373,8 +386,6 @@ def _checker(learner: nn.Module, scores: Callable, data: Data):
 
 def _run(phase: Phase, recipe: Recipe, history: list, epoch_done) -> bool:
     """All epochs of a phase; says whether the next phase may begin."""
-    if not phase.epochs:
-        return True
     batches = math.ceil(len(phase.data) / recipe.batch_size)
     optimizer = torch.optim.AdamW(phase.groups, weight_decay=recipe.weight_decay)
     schedule = LambdaLR(optimizer, partial(one_cycle, n_steps=phase.epochs * batches))
@@ -386,9 +397,11 @@ def _run(phase: Phase, recipe: Recipe, history: list, epoch_done) -> bool:
             entry = _epoch(phase, recipe, optimizer, schedule, batches)
         except KeyboardInterrupt:
             _warn(f"Training was interrupted in epoch {epoch} of phase {phase.name!r}.")
+            if phase.check is not None:
+                phase.learner.load_state_dict(kept)
             return False
         entry["seconds"] = time.perf_counter() - started
-        if not math.isfinite(entry["loss"]):
+        if not (math.isfinite(entry["loss"]) and _is_finite(phase.learner)):
             phase.learner.load_state_dict(kept)
             _warn(_what_diverged(phase, epoch, recipe))
             return False
@@ -422,16 +435,16 @@ def one_cycle(step: int, n_steps: int) -> float:
 def _epoch(phase: Phase, recipe: Recipe, optimizer, schedule, batches) -> dict:
     """Every image once, in random order; batches are of nearly equal size."""
     phase.learner.train()
-    loss, right = 0.0, 0
+    loss, right, rate = 0.0, 0, 0.0
     for rows in np.array_split(torch.randperm(len(phase.data)).numpy(), batches):
         chosen = torch.from_numpy(rows)
         batch_loss, batch_right = _step(phase, recipe, optimizer, chosen)
+        rate = max(rate, optimizer.param_groups[0]["lr"])
         schedule.step()
         loss, right = loss + batch_loss * len(rows), right + batch_right
         if not math.isfinite(loss):
             break
     n = len(phase.data)
-    rate = optimizer.param_groups[0]["lr"]
     return {"loss": loss / n, "accuracy": right / n, "learning_rate": rate}
 
 
@@ -452,6 +465,11 @@ def _step(phase: Phase, recipe: Recipe, optimizer, chosen) -> tuple[float, int]:
     loss.backward()
     optimizer.step()
     return loss.item(), int((scores.argmax(1) == targets).sum())
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Whether no parameter and no statistic has become infinite or nan."""
+    return all(torch.isfinite(value).all() for value in module.state_dict().values())
 
 
 def _snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -490,7 +508,10 @@ def fine_tune(
     layer_decay = recipe.layer_decay if source.seed is None else 1.0
     devices = [device] if device.type == "cuda" else []
     with _one_at_a_time, torch.random.fork_rng(devices):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(recipe.seed)
         head = Head(cut.width, n_classes, recipe.dropout, cut.inner)
         parts = Parts(source, key, cut, head, device)
         return train(parts, data, held_out, recipe, layer_decay, previous, epoch_done)

@@ -27,9 +27,9 @@ def with_scores(monkeypatch, **scores):
 
 CASES = [
     (20, {"block2": 0.7, "penultimate": 0.9}, "head only", 0),
-    (500, {"block2": 0.7, "penultimate": 0.9}, "fine-tune", "block5"),
+    (500, {"block2": 0.7, "penultimate": 0.9}, "fine-tune", 2),
     (20, {"block2": 0.9, "penultimate": 0.7}, "earlier layers", None),
-    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", "block1"),
+    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 6),
 ]
 
 
