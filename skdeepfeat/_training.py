@@ -401,7 +401,7 @@ def _run(phase: Phase, recipe: Recipe, history: list, epoch_done) -> bool:
                 phase.learner.load_state_dict(kept)
             return False
         entry["seconds"] = time.perf_counter() - started
-        if not (math.isfinite(entry["loss"]) and _is_finite(phase.learner)):
+        if not (math.isfinite(entry["loss"]) and _is_sound(phase)):
             phase.learner.load_state_dict(kept)
             _warn(_what_diverged(phase, epoch, recipe))
             return False
@@ -467,9 +467,11 @@ def _step(phase: Phase, recipe: Recipe, optimizer, chosen) -> tuple[float, int]:
     return loss.item(), int((scores.argmax(1) == targets).sum())
 
 
-def _is_finite(module: nn.Module) -> bool:
-    """Whether no parameter and no statistic has become infinite or nan."""
-    return all(torch.isfinite(value).all() for value in module.state_dict().values())
+@torch.no_grad()
+def _is_sound(phase: Phase) -> bool:
+    """Whether the scores of an image are numbers still after the last step."""
+    phase.learner.eval()
+    return bool(torch.isfinite(phase.scores(torch.arange(1))).all())
 
 
 def _snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

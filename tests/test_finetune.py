@@ -1,11 +1,14 @@
 """FineTunedClassifier: what is frozen, what learns, and what goes wrong clearly."""
 
+import gc
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import warnings
+import weakref
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -19,6 +22,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
@@ -32,9 +36,11 @@ from skdeepfeat import (
     ImageError,
     PretrainedCNNFeatures,
     WeightsError,
+    clear_caches,
     list_layers,
 )
-from skdeepfeat._backbones import resolve_backbone
+from skdeepfeat._backbones import IMAGENET_MEAN, IMAGENET_STD, resolve_backbone
+from skdeepfeat._images import read_images
 from skdeepfeat._inputs import resolve_source
 from skdeepfeat._parts import Cut, Head, cut_network
 from skdeepfeat._plan import weights_key
@@ -200,7 +206,7 @@ def test_the_frozen_trunk_is_computed_once(images, monkeypatch):
     assert seen[0] == len(X)
     seen[0] = 0
     classifier(unfreeze=1, epochs=4, augment="light").fit(X, y)
-    assert seen[0] == 5 * len(X)
+    assert seen[0] == 5 * len(X) + 4  # after each epoch one image is looked at
 
 
 def test_too_little_disk_is_said_and_survived(images, monkeypatch):
@@ -235,8 +241,6 @@ def test_training_pixels_are_those_of_the_features(images):
         X = np.stack([photo, photo[:, ::-1]])
         clf = classifier("mini", unfreeze=0, image_size=32).fit(X, [0, 1])
         source = resolve_source("mini", "default", 0, 32)
-        from skdeepfeat._images import read_images
-
         pixels = training.read_pixels(read_images(X), source.input, None, 1)
         assert pixels.shape[2] > 32
         cut = cut_network(source, 0)
@@ -623,3 +627,248 @@ def test_no_warning_without_cause(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         classifier(tiny_backbone(3)).fit(*images).predict(images[0])
+
+
+# Uncommon networks and uses ----------------------------------------------------------
+
+
+def own_backbone(net, **options):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=generator).mul_(0.3)
+    return Backbone.from_module(net, image_size=8, **options)
+
+
+def trunk(channels=8):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, channels, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+
+
+def as_trained(clf, X):
+    """Scores of the tuned tail and head as they were left by training."""
+    source, key = clf._frozen_source()
+    cut = cut_network(source, clf.unfreeze)
+    head = Head(cut.width, len(clf.classes_), 0.0, cut.inner)
+    parts = training.Parts(source, key, cut, head, torch.device("cpu"))
+    parts.load(training.Fitted(**clf.weights_))
+    parts.tail.eval()
+    parts.head.eval()
+    pixels = training.read_pixels(read_images(X), source.input, None, 1)
+    with torch.no_grad():
+        return parts.above(parts.below(parts.prepare(pixels))).numpy()
+
+
+def test_a_classifier_on_a_classifier(images):
+    X, y = images
+    first = classifier().fit(X, y)
+    second = classifier(FrozenEstimator(first)).fit(X, y)
+    assert second.predict(X).shape == (40,)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm1d, torch.nn.LayerNorm])
+def test_heads_with_norms(images, norm):
+    X, y = images
+    head = torch.nn.Sequential(
+        norm(8),
+        torch.nn.Linear(8, 16),
+        norm(16),
+        torch.nn.ReLU(),
+        torch.nn.Linear(16, 4),
+    )
+    net = torch.nn.Sequential(*trunk(), head)
+    clf = classifier(own_backbone(net, head="4"), epochs=10).fit(X, y)
+    assert clf.score(X, y) > 0.8
+    assert "inner.1.weight" in clf.weights_["head"]
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+
+
+class Shared(torch.nn.Module):
+    """One convolution under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Conv2d(3, 8, 3)
+        self.b = torch.nn.Conv2d(8, 8, 3)
+        self.c = torch.nn.Sequential(self.b, torch.nn.ReLU())
+        self.fc = torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.c(torch.relu(self.a(x))).mean((2, 3)))
+
+
+class Twice(Shared):
+    """One convolution used below and above."""
+
+    def __init__(self):
+        super().__init__()
+        self.d = torch.nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.d(self.b(self.a(x))))
+        return self.fc(self.b(x).mean((2, 3)))
+
+
+class Constant(Shared):
+    """A constant in the code."""
+
+    def forward(self, x):
+        return self.fc((self.b(self.a(x)) * torch.tensor(0.5)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Shared, Constant])
+def test_predictions_are_those_of_the_trained_network(images, kind):
+    X, y = images
+    clf = classifier(own_backbone(kind()), unfreeze="all").fit(X, y)
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_module_on_both_sides_of_the_cut_is_refused(images):
+    with pytest.raises(ValueError, match="both below and above the cut"):
+        classifier(own_backbone(Twice()), unfreeze=1).fit(*images)
+
+
+def test_one_norm_after_two_convolutions():
+    class OneNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3)
+            self.norm = torch.nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.b(torch.relu(self.norm(self.a(x)))))
+
+    net = OneNorm().eval()
+    backbone = own_backbone(net)
+    X = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    x = torch.from_numpy(X).permute(0, 3, 1, 2).float() / 255
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    with torch.no_grad():
+        expected = net((x - mean) / std).mean((2, 3))
+    rows = PretrainedCNNFeatures(backbone, layer="norm_1", cache=None).transform(X)
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tuned_weights_are_not_kept_alive(images):
+    X, y = images
+    clf = classifier("smallcnn", weights=None, unfreeze="all", epochs=1).fit(X, y)
+    alive = []
+    for _ in range(3):
+        clf.partial_fit(X, y).as_features(cache=None).transform(X[:1])
+        alive.append(weakref.ref(clf.to_backbone()))
+    clear_caches()
+    gc.collect()
+    assert [ref() is not None for ref in alive] == [False, False, True]
+
+
+def test_one_image_at_a_time_does_no_harm(images):
+    X, y = images
+    clf = classifier(epochs=5, unfreeze=2).fit(X, y)
+    for i in range(6):
+        clf.set_params(learning_rate=1e-4).partial_fit(X[i : i + 1], y[i : i + 1])
+    assert clf.score(X, y) > 0.9
+
+
+def test_going_on_sees_other_augmentations(images):
+    X, y = images
+    drawn = []
+    clf = classifier(augment=lambda x: (drawn.append(torch.rand(()).item()), x)[1])
+    clf.fit(X, y)
+    n = len(drawn)
+    clf.partial_fit(X, y).partial_fit(X, y)
+    assert drawn[n : n + 41] != drawn[n + 41 :] and len(drawn) == n + 82
+
+
+def test_unfreezing_more_and_more(images):
+    X, y = images
+    clf = classifier(warm_start=True, unfreeze=1).fit(X, y)
+    clf.set_params(unfreeze=2).fit(X, y)
+    assert {"1.weight", "3.weight"} <= set(clf.weights_["tail"])
+    with pytest.raises(ValueError, match="would be lost"):
+        clf.set_params(unfreeze=0).fit(X, y)
+
+
+def test_weights_that_became_infinite_are_not_kept(images):
+    parameters = {"learning_rate": 1e20, "unfreeze": "all", "batch_size": 100}
+    with pytest.warns(ConvergenceWarning, match="before training"):
+        clf = classifier(epochs=1, head_epochs=0, **parameters).fit(*images)
+    assert np.isfinite(clf.predict_proba(images[0])).all()
+
+
+def test_unpooled_features_at_another_size(images):
+    X, y = images
+    clf = classifier("mini", image_size=32).fit(X, y)
+    tuned = clf.as_features("block2", pooling="flatten", cache=None)
+    plain = PretrainedCNNFeatures(
+        "mini", layer="block2", pooling="flatten", image_size=32, cache=None
+    )
+    np.testing.assert_array_equal(tuned.transform(X), plain.transform(X))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"image_size": 16}, {"backbone": "lenet5"}, {"random_state": 3}]
+)
+def test_parameters_changed_after_fit(images, changed):
+    """Those that training rested on are refused; others do not matter."""
+    X, y = images
+    clf = classifier("smallcnn", weights=None, unfreeze=0).fit(X, y)
+    proba = clf.predict_proba(X)
+    clf.set_params(unfreeze=99, learning_rate=5.0, **changed)
+    if "random_state" in changed:
+        np.testing.assert_array_equal(clf.predict_proba(X), proba)
+    else:
+        with pytest.raises(WeightsError, match="fit again"):
+            clf.predict(X)
+        with pytest.raises(WeightsError, match="fit again"):
+            clf.partial_fit(X, y)
+
+
+def test_balanced_weights_ignore_images_of_weight_zero(images):
+    X, y = images
+    weights = (np.arange(40) < 25).astype(float)
+    clf = classifier(class_weight="balanced")
+    some = clone(clf).fit(X, y, sample_weight=weights).predict_proba(X)
+    without = clone(clf).fit(X[:25], y[:25]).predict_proba(X)
+    np.testing.assert_array_equal(some, without)
+    with pytest.raises(ValueError, match="balanced"):
+        clf.partial_fit(X, y, classes=np.unique(y))
+    clf.set_params(class_weight={"ant": 2.0}).partial_fit(X, y, classes=np.unique(y))
+    clf.partial_fit(X[:2], y[:2])
+
+
+def test_partial_fit_holds_nothing_out(images):
+    X, y = images
+    clf = classifier(early_stopping=True, validation_fraction=0.3).fit(X, y)
+    before = clf.weights_["tail"]["3.weight"].copy()
+    clf.partial_fit(X[:3], y[:3])
+    assert not np.array_equal(clf.weights_["tail"]["3.weight"], before)
+    with pytest.raises(ValueError, match="not those of the first call"):
+        clf.partial_fit(X, y, classes=["ant", "dog"])
+
+
+def test_activations_too_large_for_half_precision(images):
+    net = torch.nn.Sequential(*trunk(), torch.nn.Linear(8, 4))
+    backbone = own_backbone(net)
+    arrays = {
+        name: array * (1e6 if name.startswith("0") else 1)
+        for name, array in backbone.arrays.items()
+    }
+    source = resolve_source(replace(backbone, arrays=arrays), "default", 0, None)
+    cut = replace(cut_network(source, 1), start="0")
+    head = Head(cut.width, 2, 0.0)
+    parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
+    pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
+    data = training.Data.of(pixels, np.arange(4) % 2, np.ones(4))
+    with pytest.warns(UserWarning, match="do not fit in half precision"):
+        frozen = training.Frozen(parts, data, keep=True)
+    assert frozen.entered is None and frozen.rows.shape == (4, 8)
