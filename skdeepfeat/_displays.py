@@ -103,10 +103,19 @@ class TrainingHistoryDisplay:
         n_head = sum(entry["phase"] == "head" for entry in self.history)
         if 0 < n_head < len(self.history):
             self.ax_.axvline(n_head + 0.5, color="grey", linestyle=":")
-            top = self.ax_.get_xaxis_transform()
-            place = {"transform": top, "color": "grey", "va": "bottom"}
-            self.ax_.text(n_head + 0.4, 1.01, "head", ha="right", **place)
-            self.ax_.text(n_head + 0.6, 1.01, "head and blocks", ha="left", **place)
+            for text, shift, side in (
+                ("head alone", -6, "right"),
+                ("head and blocks", 6, "left"),
+            ):
+                self.ax_.annotate(
+                    text,
+                    (n_head + 0.5, 1.01),
+                    (shift, 0),
+                    xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
+                    ha=side,
+                    color="grey",
+                )
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
         self.ax_.legend()

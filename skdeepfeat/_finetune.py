@@ -49,7 +49,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     First the new head learns alone, on features of the untouched network that are
     computed once (`head_epochs`). Then the top blocks are unfrozen and learn together
     with the head (`epochs`), the lower the slower [1]_. Frozen blocks do not change by
-    a bit, neither their weights nor their statistics.
+    a bit, neither their weights nor their statistics. Unfrozen batch norms learn too,
+    but keep the statistics of the pretraining if there was one.
 
     Parameters
     ----------

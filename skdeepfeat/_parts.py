@@ -251,6 +251,7 @@ class Parts:
 
     def __init__(self, source: WeightsSource, key: bytes, cut: Cut, head: Head, device):
         self.spec, self.cut, self.device = source.input, cut, device
+        self.pretrained = source.seed is None
         structure = structure_of(source.backbone, self.spec.image_size)
         network = get_network(source, key, str(device), "float32").module
         ends = (cut.start, *cut.blocks) if cut.start else cut.blocks
@@ -337,6 +338,11 @@ class Parts:
         part = next(t for t in self.block_of if name == t or name.startswith(f"{t}."))
         first = 0 if self.cut.start is None else 1
         return max(1, len(self.cut.blocks) - (self.block_of[part] - first))
+
+    def norms(self) -> list[nn.Module]:
+        """Batch norms of the tail."""
+        kind = nn.modules.batchnorm._BatchNorm
+        return [module for module in self.tail.modules() if isinstance(module, kind)]
 
     def arrays(self) -> tuple[dict, dict]:
         """Copies of all that was tuned, as plain arrays: the tail's, the head's."""

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,8 +107,7 @@ def read_pixels(images: Images, spec: InputSpec, value_range, n_jobs) -> torch.T
     The margin is a multiple of 4, so that the centre crop of the result is the very
     crop of the recipe.
     """
-    margin = max(0, (spec.resize or 0) - spec.image_size) // 4 * 4
-    spec = replace(spec, image_size=spec.image_size + margin)
+    spec = replace(spec, image_size=spec.image_size + _margin(spec))
     with ThreadPoolExecutor(resolve_threads(n_jobs), "skdeepfeat-decode") as pool_:
         rows = range(len(images))
         found = list(
@@ -120,6 +119,11 @@ def read_pixels(images: Images, spec: InputSpec, value_range, n_jobs) -> torch.T
     pixels = [result[0].permute(2, 0, 1) for result in found]
     dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
     return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)
+
+
+def _margin(spec: InputSpec) -> int:
+    """Pixels that an image has in each direction beyond the network's input."""
+    return max(0, (spec.resize or 0) - spec.image_size) // 4 * 4
 
 
 def _all_errors(errors: list[ImageError], n: int) -> ImageError:
@@ -140,6 +144,7 @@ def _augmentations(name, spec: InputSpec) -> Callable[[torch.Tensor], torch.Tens
     if callable(name):
         return name
     size, interpolation = spec.image_size, InterpolationMode(spec.interpolation)
+    padding = 0 if _margin(spec) else size // 16
 
     def crops(smallest):
         return v2.RandomResizedCrop(
@@ -147,7 +152,7 @@ def _augmentations(name, spec: InputSpec) -> Callable[[torch.Tensor], torch.Tens
         )
 
     steps = {
-        "light": lambda: [v2.RandomCrop(size, padding=size // 16)],
+        "light": lambda: [v2.RandomCrop(size, padding, padding_mode="reflect")],
         "standard": lambda: [crops(0.5), v2.ColorJitter(0.2, 0.2, 0.2)],
         "strong": lambda: [
             crops(0.25),
@@ -305,6 +310,9 @@ class Phase:
         Rows of the data → scores (b, classes), as they are learned from.
     check : callable or None
         () → (accuracy, loss) of the images held out.
+    fixed : sequence of nn.Module
+        Norms whose statistics stay: those of the pretraining are better than those
+        of a small batch.
     """
 
     name: str
@@ -314,6 +322,7 @@ class Phase:
     data: Data
     scores: Callable[[torch.Tensor], torch.Tensor]
     check: Callable[[], tuple[float, float]] | None
+    fixed: Sequence[nn.Module] = ()
 
 
 def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
@@ -358,7 +367,8 @@ def _joint_phase(parts, data, held_out, recipe, layer_decay, frozen, epochs) -> 
     learner = nn.ModuleList([parts.tail, parts.head])
     check = None if held_out is None else _checker(learner, unseen, held_out)
     groups = parts.groups(recipe.learning_rate, layer_decay, recipe.weight_decay)
-    return Phase("joint", epochs, learner, groups, data, scores, check)
+    fixed = parts.norms() if parts.pretrained else ()
+    return Phase("joint", epochs, learner, groups, data, scores, check, fixed)
 
 
 def _checker(learner: nn.Module, scores: Callable, data: Data):
@@ -435,6 +445,8 @@ def one_cycle(step: int, n_steps: int) -> float:
 def _epoch(phase: Phase, recipe: Recipe, optimizer, schedule, batches) -> dict:
     """Every image once, in random order; batches are of nearly equal size."""
     phase.learner.train()
+    for norm in phase.fixed:
+        norm.eval()
     loss, right, rate = 0.0, 0, 0.0
     for rows in np.array_split(torch.randperm(len(phase.data)).numpy(), batches):
         chosen = torch.from_numpy(rows)

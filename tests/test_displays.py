@@ -38,7 +38,10 @@ def test_history():
     np.testing.assert_array_equal(training.get_ydata(), [0.5, 0.6, 0.7])
     np.testing.assert_array_equal(held_out.get_ydata(), [0.25, 0.3, 0.35])
     assert display.ax_.get_ylabel() == "accuracy"
-    assert [t.get_text() for t in display.ax_.texts] == ["head", "head and blocks"]
+    assert [t.get_text() for t in display.ax_.texts] == [
+        "head alone",
+        "head and blocks",
+    ]
     axes = plt.subplots()[1]
     loss = TrainingHistoryDisplay.from_estimator(clf, metric="loss", ax=axes)
     assert loss.ax_ is axes and len(loss.lines_) == 1 and loss.figure_ is axes.figure

@@ -42,6 +42,7 @@ from skdeepfeat import (
 from skdeepfeat._backbones import IMAGENET_MEAN, IMAGENET_STD, resolve_backbone
 from skdeepfeat._images import read_images
 from skdeepfeat._inputs import resolve_source
+from skdeepfeat._networks import get_network
 from skdeepfeat._parts import Cut, Head, cut_network
 from skdeepfeat._plan import weights_key
 
@@ -101,11 +102,26 @@ def test_frozen_is_frozen(images, augment):
     )
 
 
-def test_statistics_of_unfrozen_batch_norm_learn(images):
-    clf = classifier(unfreeze="all").fit(*images)
-    before = resolve_backbone("tiny").arrays
-    after = clf.to_backbone().arrays
-    assert not np.array_equal(after["1.running_mean"], before["1.running_mean"])
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_batch_norms_keep_the_statistics_of_the_pretraining(images, pretrained):
+    clf = FineTunedClassifier(
+        "mini" if pretrained else "mobilenet_v3_small",
+        weights="default" if pretrained else None,
+        unfreeze=1,
+        image_size=32,
+        epochs=1,
+        random_state=0,
+    ).fit(*images)
+    source, key = clf._frozen_source()
+    before = get_network(source, key, "cpu", "float32").module.state_dict()
+    tail = clf.weights_["tail"]
+    moved = not np.array_equal(
+        tail["features.12.1.running_mean"], before["features.12.1.running_mean"]
+    )
+    assert moved != pretrained
+    assert not np.array_equal(
+        tail["features.12.1.weight"], before["features.12.1.weight"]
+    )
 
 
 def test_the_shared_network_stays_as_it_was(images):
