@@ -448,11 +448,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         cut = cut_network(source, self.unfreeze)
         previous = Fitted(**self.weights_) if going_on else None
         used = np.flatnonzero(sample_weight)
-        targets = encoder.transform(y)[used]
-        class_weight = compute_class_weight(
-            self.class_weight, classes=encoder.classes_, y=y[used]
-        )
-        weights = class_weight[targets] * sample_weight[used]
+        targets, weights = self._targets(y[used], sample_weight[used], encoder)
         train, held_out = np.arange(len(used)), None
         if self.early_stopping and epochs is None:
             train, held_out = self._split(targets, encoder.classes_, first_seed)
@@ -471,16 +467,25 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             lambda entry: self._tell(entry) or stop(),
         )
         self.classes_ = encoder.classes_
-        self.weights_ = {
-            "tail": fitted.tail,
-            "head": fitted.head,
-            "scaling": fitted.scaling,
-        }
-        self.history_ = [*(self.history_ if going_on else []), *fitted.history]
-        self.n_iter_ = len(self.history_)
-        self.seed_ = first_seed
-        self.frozen_digest_ = _digest_of(source, key)
+        self.seed_, self.frozen_digest_ = first_seed, _digest_of(source, key)
+        self._keep(fitted, going_on)
         return self
+
+    def _keep(self, fitted, going_on) -> None:
+        """What training has left."""
+        names = ("tail", "head", "scaling")
+        self.weights_ = {name: getattr(fitted, name) for name in names}
+        earlier = vars(self)["history_"] if going_on else []
+        self.history_ = [*earlier, *fitted.history]
+        self.n_iter_ = len(self.history_)
+
+    def _targets(self, y, sample_weight, encoder):
+        """Numbers of the classes, and weights of the images."""
+        targets = encoder.transform(y)
+        class_weight = compute_class_weight(
+            self.class_weight, classes=encoder.classes_, y=y
+        )
+        return targets, class_weight[targets] * sample_weight
 
     def _encoder(self, y, classes, going_on) -> LabelEncoder:
         """Labels to numbers; refuses one class, and strange ones when going on."""
