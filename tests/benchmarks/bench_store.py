@@ -92,7 +92,7 @@ def compare_reads(folder, n=10_000, width=2_048):
     def write():
         for start in range(0, n, 64):
             part = slice(start, start + 64)
-            table.write(b"s", keys[part], [(column, rows[part])])
+            table.write(b"c", b"s", keys[part], [(column, rows[part])])
 
     print(f"{n:,} x {width:,} float32, {rows.nbytes / 1e6:.0f} MB")
     print(f"  written in            {timed(write)[0]:.3f} s")
