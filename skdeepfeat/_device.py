@@ -3,10 +3,11 @@
 import joblib
 import torch
 
-# Images of 224 pixels per computed batch that "auto" means, and the most images that
-# are ever computed at once. On a CPU more than a few only costs memory.
+# Images of 224 pixels that are computed at once: what "auto" means, and the most that a
+# device bears; of smaller images more, up to a number. On a CPU more make it slower.
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
-LARGEST_BATCH = {"cpu": 64, "cuda": 512}
+BEARABLE = {"cpu": 8, "cuda": 512}
+MOST_IMAGES = {"cpu": 64, "cuda": 512}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -33,9 +34,11 @@ def resolve_batch_size(batch_size, device: torch.device, image_size: int) -> int
 
     "auto" keeps the number of pixels, so small networks get enough work at once.
     """
+    kind, smaller = device.type, (224 / image_size) ** 2
     if batch_size == "auto":
-        batch_size = int(BATCH_SIZES[device.type] * (224 / image_size) ** 2)
-    return max(1, min(batch_size, LARGEST_BATCH[device.type]))
+        batch_size = int(BATCH_SIZES[kind] * smaller)
+    most = min(int(BEARABLE[kind] * smaller), MOST_IMAGES[kind])
+    return max(1, min(batch_size, most))
 
 
 def resolve_threads(n_jobs) -> int:

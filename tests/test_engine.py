@@ -7,7 +7,8 @@ import torch
 from skdeepfeat import PretrainedCNNFeatures
 from skdeepfeat._device import (
     BATCH_SIZES,
-    LARGEST_BATCH,
+    BEARABLE,
+    MOST_IMAGES,
     resolve_batch_size,
     resolve_device,
 )
@@ -21,7 +22,8 @@ def test_device_and_batch_size():
     assert resolve_batch_size("auto", cpu, 112) == 4 * BATCH_SIZES["cpu"]
     assert resolve_batch_size("auto", cpu, 1000) == 1
     assert resolve_batch_size(3, cpu, 224) == 3
-    assert resolve_batch_size(100_000, cpu, 224) == LARGEST_BATCH["cpu"]
+    assert resolve_batch_size(100_000, cpu, 224) == BEARABLE["cpu"]
+    assert resolve_batch_size(100_000, cpu, 8) == MOST_IMAGES["cpu"]
     if not torch.cuda.is_available():
         assert resolve_device("auto") == cpu
         with pytest.raises(ValueError, match="sees no CUDA device"):
