@@ -180,7 +180,6 @@ class Frozen:
 
     def __init__(self, parts: Parts, data: Data, keep: bool):
         self.entered: torch.Tensor | None = None
-        self._parts = parts
         rows = []
         with torch.inference_mode():
             for start in range(0, len(data), FROZEN_BATCH):
@@ -273,8 +272,16 @@ def train(
     if previous is not None:
         parts.load(previous)
     alone, joint = _epochs(parts.cut, recipe, previous)
-    frozen = Frozen(parts, data, keep=recipe.augment == "none" and joint > 0)
-    scaling = previous.scaling if previous else frozen.scaling(data.weights)
+    keep = recipe.augment == "none" and joint > 0
+    frozen = None
+    if keep or alone or previous is None:
+        frozen = Frozen(parts, data, keep)
+    if previous is not None:
+        scaling = previous.scaling
+    else:
+        assert frozen is not None
+        scaling = frozen.scaling(data.weights)
+    entered = None if frozen is None else frozen.entered
     with parts.standardised(*map(torch.from_numpy, scaling.values())):
         finished = True
         if alone:
@@ -282,7 +289,7 @@ def train(
             finished = _run(phase, recipe, history, epoch_done)
         if joint and finished:
             phase = _joint_phase(
-                parts, data, held_out, recipe, layer_decay, frozen, joint
+                parts, data, held_out, recipe, layer_decay, entered, joint
             )
             _run(phase, recipe, history, epoch_done)
     return Fitted(*parts.arrays(), scaling, history)
@@ -346,7 +353,7 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     )
 
 
-def _joint_phase(parts, data, held_out, recipe, layer_decay, frozen, epochs) -> Phase:
+def _joint_phase(parts, data, held_out, recipe, layer_decay, entered, epochs) -> Phase:
     """Head and tail together, from the frozen trunk's output."""
     augment = None
     if recipe.augment != "none":
@@ -354,8 +361,8 @@ def _joint_phase(parts, data, held_out, recipe, layer_decay, frozen, epochs) -> 
         data = replace(data, pixels=data.pixels.round().clamp(0, 255).byte())
 
     def scores(chosen):
-        if frozen.entered is not None:
-            return parts.above(frozen.entered[chosen].to(parts.device).float())
+        if entered is not None:
+            return parts.above(entered[chosen].to(parts.device).float())
         pixels = data.pixels[chosen]
         if augment is not None:
             pixels = torch.stack([augment(image) for image in pixels])

@@ -211,6 +211,7 @@ def test_unfreeze_by_name_and_number_agree():
 
 def test_the_frozen_trunk_is_computed_once(images, monkeypatch):
     X, y = images
+    classifier().fit(X, y)  # finding the layers runs the network's shapes, once
     seen, forward = [0], torch.nn.Conv2d.forward
 
     def counted(self, x):
@@ -223,6 +224,10 @@ def test_the_frozen_trunk_is_computed_once(images, monkeypatch):
     seen[0] = 0
     classifier(unfreeze=1, epochs=4, augment="light").fit(X, y)
     assert seen[0] == 5 * len(X) + 4  # after each epoch one image is looked at
+    clf = classifier(unfreeze=1, augment="light").fit(X, y)
+    seen[0] = 0
+    clf.partial_fit(X, y)  # needs no features of the untouched network
+    assert seen[0] == len(X) + 1
 
 
 def test_too_little_disk_is_said_and_survived(images, monkeypatch):
