@@ -2,10 +2,11 @@
 Train the backbone that ships with the package
 ==============================================
 
-``"mini"`` is a MobileNetV3-small trunk that has learned to imitate an ImageNet
-network: what the teacher sees in many strong crops of some photos, the student must
-say too, place by place and at three depths (knowledge distillation, Hinton et al.
-2015; many crops of few images suffice, Asano & Saeed 2022).
+``"mini"`` is a SqueezeNet trunk that has learned to see in pictures of 96 pixels what
+an ImageNet network of the same shape, its teacher, sees in pictures of 224, at a fifth
+of the cost (knowledge distillation, Hinton et al. 2015; many crops of few images
+suffice, Asano & Saeed 2022). It begins as a copy of its teacher, so the two are
+compared channel by channel, without any layer in between.
 
     python examples/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth --out run
 
@@ -15,14 +16,7 @@ and the teacher's answers are computed once into ``run/views``, then the student
 trained from them. ``run/best.pth`` is the averaged student that did best on the
 ``--yardstick`` (a folder with ``cifar10_subset.npz`` and ``hymenoptera/``), or the
 latest one without a yardstick. ``python tools/pack_mini.py run/best.pth`` packs it for
-the wheel.
-
-Two hours on 2 CPU cores are not the end of what it can learn. ``--start`` goes on from
-a checkpoint, or from the packed weights, for instance on larger views:
-
-    python examples/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth \\
-        --out run2 --start skdeepfeat/_weights/mini.safetensors --size 160 \\
-        --probe-size 160 --views 100000 --steps 20000 --lr 1e-3 --seed 1
+the wheel. ``--start`` goes on from a checkpoint, or from the packed weights.
 """
 
 import argparse
@@ -44,30 +38,18 @@ TEACHER_SIZE = 224
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
-# What is learned from the teacher: (its layer, side of the grid kept). The last one
-# is the teacher at half its input size, which sees small pictures better.
+# What is learned from the teacher: (its channels, side of the grid kept). The last maps
+# and the classes are averages of what it says of the view and of the view at half its
+# size: one sees details, the other small pictures.
 TARGETS = {
-    "fire9": (512, 4),
-    "fire8": (512, 4),
+    "fire3": (128, 4),
     "fire5": (256, 4),
-    "fire9_half": (512, 2),
+    "fire8": (512, 4),
+    "fire9": (512, 4),
     "logits": (1000, 1),
 }
-# The student's layer that must predict each of them, and its number of channels.
-TAPS = {
-    "fire9": ("last", 576),
-    "fire8": ("last", 576),
-    "fire5": ("middle", 48),
-    "fire9_half": ("last", 576),
-    "logits": ("last", 576),
-}
-LOSS_WEIGHTS = {
-    "fire9": 1.0,
-    "fire8": 0.5,
-    "fire5": 0.25,
-    "fire9_half": 0.5,
-    "logits": 0.5,
-}
+LOSS_WEIGHTS = {"fire3": 0.1, "fire5": 0.25, "fire8": 0.5, "fire9": 1.0, "logits": 0.5}
+FIRES = {4: "fire3", 7: "fire5", 10: "fire8", 12: "fire9"}  # their places
 
 
 # Views: photos → crops → the teacher's answers --------------------------------------
@@ -128,24 +110,32 @@ def distort(views, rng):
     return (share * views + (1 - share) * views.roll(1, 0)).clamp(0, 1)
 
 
+def fire_maps(trunk, x):
+    """{name: maps} after the Fire modules that are compared."""
+    found = {}
+    for index, layer in enumerate(trunk):
+        x = layer(x)
+        if index in FIRES:
+            found[FIRES[index]] = x
+    return found
+
+
 @torch.inference_mode()
 def teacher_answers(teacher, views):
     """The teacher's maps and logits for (b, 3, 224, 224) pixels in [0, 1]."""
     x = ((views - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-    answers = {}
     with torch.autocast("cpu", torch.bfloat16):
+        answers = fire_maps(teacher.features, x)
         half = teacher.features(F.avg_pool2d(x, 2))
-        for index, layer in enumerate(teacher.features):
-            x = layer(x)
-            name = {7: "fire5", 10: "fire8", 12: "fire9"}.get(index)
-            if name:
-                answers[name] = x
-        answers["fire9_half"] = half
-        answers["logits"] = teacher.classifier(x)
-    return {
-        name: F.adaptive_avg_pool2d(answers[name].float(), side).half().numpy()
+        logits = [teacher.classifier(maps) for maps in (answers["fire9"], half)]
+    answers["logits"] = (logits[0].float() + logits[1].float()) / 2
+    pooled = {
+        name: F.adaptive_avg_pool2d(answers[name].float(), side)
         for name, (_, side) in TARGETS.items()
     }
+    half = F.adaptive_avg_pool2d(half.float(), TARGETS["fire9"][1])
+    pooled["fire9"] = (pooled["fire9"] + half) / 2
+    return {name: answer.half().numpy() for name, answer in pooled.items()}
 
 
 def open_views(folder, n_views, size, mode):
@@ -163,7 +153,7 @@ def open_views(folder, n_views, size, mode):
     }
 
 
-def render_views(folder, photos, teacher, n_views, size, seed, batch=64):
+def render_views(folder, photos, teacher, n_views, size, seed, batch=16):
     """Write the views and the answers to disk, batch by batch; resumes."""
     folder.mkdir(parents=True, exist_ok=True)
     progress = folder / "done.json"
@@ -182,7 +172,7 @@ def render_views(folder, photos, teacher, n_views, size, seed, batch=64):
         small = F.interpolate(views, size, mode="bilinear", antialias=True)
         maps["views"][start:stop] = (small * 255).round().byte().numpy()
         progress.write_text(json.dumps(stop))
-        if start // batch % 50 == 0:
+        if start // batch % 100 == 0:
             rate = (stop - done) / (time.monotonic() - started)
             print(f"{stop:>7} of {n_views} views, {rate:.0f} a second", flush=True)
     return open_views(folder, n_views, size, "r+")
@@ -192,24 +182,21 @@ def render_views(folder, photos, teacher, n_views, size, seed, batch=64):
 
 
 class Student(torch.nn.Module):
-    """The trunk, and one 1x1 convolution for each of the teacher's answers."""
+    """A copy of the teacher, whose classifier stays as it is."""
 
-    def __init__(self):
+    def __init__(self, teacher):
         super().__init__()
-        self.trunk = torchvision.models.mobilenet_v3_small(weights=None).features
-        self.readers = torch.nn.ModuleDict(
-            {
-                name: torch.nn.Conv2d(TAPS[name][1], channels, 1)
-                for name, (channels, _) in TARGETS.items()
-            }
-        )
+        self.trunk = copy.deepcopy(teacher.features)
+        self.classifier = copy.deepcopy(teacher.classifier).requires_grad_(False)
+        for module in self.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # or it would change what is compared
 
     def forward(self, x):
-        middle = self.trunk[:9](x)  # (b, 48, 7, 7)
-        last = self.trunk[9:](middle)  # (b, 576, 4, 4)
-        taps = {"middle": middle, "last": last}
+        maps = fire_maps(self.trunk, x)
+        maps["logits"] = self.classifier(maps["fire9"])
         return {
-            name: self.readers[name](F.adaptive_avg_pool2d(taps[TAPS[name][0]], side))
+            name: F.adaptive_avg_pool2d(maps[name].float(), side)
             for name, (_, side) in TARGETS.items()
         }
 
@@ -271,15 +258,15 @@ def average_weights(average, model, decay):
         a.copy_(b)
 
 
-def train(maps, out, args):
+def train(maps, teacher, out, args):
     """The loop: draw, predict, compare, step, average; a checkpoint every few."""
     torch.manual_seed(args.seed)
-    model = Student().to(memory_format=torch.channels_last).train()
+    model = Student(teacher).to(memory_format=torch.channels_last)
     if args.start:
         start_from(args.start, model)
     average = copy.deepcopy(model)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    decayed = [p for p in model.trunk.parameters() if p.ndim > 1]
+    others = [p for p in model.trunk.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.0)
     state = {"step": 0, "best": -1.0}
@@ -291,14 +278,15 @@ def train(maps, out, args):
         optimizer.load_state_dict(saved["optimizer"])
         state = saved["state"]
     scales = channel_scales(maps)
-    forward = torch.compile(model) if args.compile else model
     running, started, first = 0.0, time.monotonic(), state["step"]
     for step in range(first, args.steps):
         rng = np.random.default_rng([args.seed, 1, step])
         views, wanted = draw_batch(maps, rng, args.batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        loss = imitation_loss(forward(views), wanted, scales)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = model(views)
+        loss = imitation_loss(predicted, wanted, scales)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -320,7 +308,7 @@ def start_from(path, model):
     if path.suffix == ".safetensors":
         packed = load_file(path)
         trunk = {k.removeprefix("features."): v.float() for k, v in packed.items()}
-        model.trunk.load_state_dict(trunk, strict=False)  # counters are not packed
+        model.trunk.load_state_dict(trunk)
     else:
         model.load_state_dict(torch.load(path, weights_only=True)["average"])
 
@@ -408,16 +396,15 @@ def main():
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--yardstick", type=Path)
-    parser.add_argument("--views", type=int, default=80_000)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--probe-size", type=int, default=128)
+    parser.add_argument("--views", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--probe-size", type=int, default=96)
     parser.add_argument("--start", type=Path)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
 
     teacher = torchvision.models.squeezenet1_0(weights=None)
@@ -428,7 +415,7 @@ def main():
     photos += [render_fractal(rng) for _ in range(len(photos) // 25)]
     views = args.out / "views"
     maps = render_views(views, photos, teacher, args.views, args.size, args.seed)
-    train(maps, args.out, args)
+    train(maps, teacher, args.out, args)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from ._backbones import Backbone, list_backbones, register_backbone
 from ._datasets import load_image_folder, load_textures
 from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
 from ._exceptions import (
+    EngineWarning,
     FeatureWarning,
     ImageError,
     ImageWarning,
@@ -22,6 +23,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Backbone",
+    "EngineWarning",
     "FeatureStore",
     "FeatureWarning",
     "FineTunedClassifier",

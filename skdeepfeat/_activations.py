@@ -11,15 +11,16 @@ import functools
 import inspect
 import math
 import operator
+import re
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import NodePathTracer
 
 from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
 from ._networks import Network, build_network, skeleton_of
@@ -39,12 +40,13 @@ OUT_OF_PLACE: dict[Any, Callable] = {
 # Tracing ----------------------------------------------------------------------------
 
 
-class Tracer(NodePathTracer):
-    """torchvision's tracer, deaf to what other threads run meanwhile.
+class Tracer(fx.Tracer):
+    """Records the steps of a network under torchvision's names for them.
 
-    While fx traces, every call of every module in the process passes through its
-    tracer; those of other threads are let through untouched. `trace_lock` keeps two
-    traces apart.
+    A step is named after the module that takes it and its function, numbered where
+    that repeats. While fx traces, every call of every module in the process passes
+    through its tracer; those of other threads are let through untouched, and
+    `trace_lock` keeps two traces apart.
     """
 
     trace_lock = threading.Lock()
@@ -52,16 +54,43 @@ class Tracer(NodePathTracer):
     proxy_buffer_attributes = True
 
     def __init__(self):
-        operators = [m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass)]
-        leaves = [m for m in operators if issubclass(m, nn.Module)]
-        super().__init__(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+        # A network that uses torchvision's own operators has imported them.
+        operators = sys.modules.get("torchvision.ops")
+        autowrapped = (math, operators) if operators else (math,)
+        super().__init__(autowrap_modules=autowrapped)
+        classes = [m for _, m in inspect.getmembers(operators, inspect.isclass)]
+        self._leaves = tuple(m for m in classes if issubclass(m, nn.Module))
         self._thread = threading.get_ident()
+        self._path = ""
+        self._count: Counter[str] = Counter()
+        self.name_of: dict[fx.Node, str] = {}
+
+    def is_leaf_module(self, m, module_qualified_name):
+        """Whether a module is one step."""
+        is_leaf = super().is_leaf_module(m, module_qualified_name)
+        return is_leaf or isinstance(m, self._leaves)
 
     def call_module(self, m, forward, args, kwargs):
         """Trace a module, unless another thread calls it."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        outer, self._path = self._path, self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._path = outer
+
+    def create_proxy(self, kind, *arguments, **keywords):
+        """Record a step, and name it."""
+        proxy = super().create_proxy(kind, *arguments, **keywords)
+        parts = [self._path] if self._path else []
+        if kind != "call_module":
+            parts.append(proxy.node.name)
+        name = re.sub(r"_[0-9]+$", "", ".".join(parts))
+        n = self._count[name]
+        self._count[name] += 1
+        self.name_of[proxy.node] = f"{name}_{n}" if n else name
+        return proxy
 
 
 class Structure:
@@ -90,7 +119,7 @@ class Structure:
         _remove_inplace_steps(graph, self.skeleton)
         self._named = {
             name: node
-            for node, name in tracer.node_to_qualname.items()
+            for node, name in tracer.name_of.items()
             if node.op not in ("placeholder", "output")
         }
         self.nodes = tuple(self._named)

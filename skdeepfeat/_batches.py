@@ -1,8 +1,10 @@
-"""Rows → pixels → preprocessed batches (b, 3, h, w), decoded ahead by threads.
+"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded ahead by threads.
 
-8-bit images take the very path of torchvision's presets: PIL's resize and crop, then
-scaling. Floats and 16-bit images keep their precision: PIL resizes each channel as a
-float. Batches always have the same shape; the last one is padded with zeros.
+8-bit images take the very path of torchvision's presets: PIL's decoding, resize and
+crop. (torchvision's own decoder gives the same bytes and is faster by itself, but not
+together with PIL's resize, so there is one decoder.) Floats and 16-bit images keep
+their precision: PIL resizes each channel as a float. Batches always have the same
+shape; the last one is padded with zeros. Nothing here imports torch.
 """
 
 import io
@@ -13,17 +15,19 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from ._backbones import InputSpec
 from ._exceptions import ImageError
 from ._images import ORIENTATION, Images, as_array
+from ._progress import Clock
 
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
+
+# How far "fast" may shrink an image cheaply before the proper resize: to twice the size
+# of its result, at least, where the difference is hard to see.
+REDUCING_GAP = {"exact": None, "fast": 2.0}
 
 
 # Cell → pixels ----------------------------------------------------------------------
@@ -44,14 +48,21 @@ class Pixels:
     in_range: bool = True
 
 
-def open_bytes(blob, value_range) -> Pixels:
-    """Decode an encoded image; of an animation, its first frame."""
+def open_bytes(blob, value_range=None, enough=None) -> Pixels:
+    """Decode an encoded image; of an animation, its first frame.
+
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
+    `enough` pixels.
+    """
     if len(blob) == 0:
         raise ValueError("the file is empty")
-    return open_pil(Image.open(io.BytesIO(blob)), value_range)
+    image = Image.open(io.BytesIO(blob))
+    if enough is not None:
+        image.draft(None, (enough, enough))
+    return open_pil(image, value_range)
 
 
-def open_pil(image, value_range) -> Pixels:
+def open_pil(image, value_range=None, enough=None) -> Pixels:
     """Turn upright and to RGB; transparent pixels show white.
 
     `value_range` is that of arrays, and of images with more than 8 bits.
@@ -73,14 +84,14 @@ def open_pil(image, value_range) -> Pixels:
     return Pixels(image)
 
 
-def open_array(array, value_range) -> Pixels:
+def open_array(array, value_range=None, enough=None) -> Pixels:
     """An (h, w[, channels]) array; how it is scaled depends on its dtype alone."""
     array = _with_channels(array)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"pixels must be real numbers, got dtype {array.dtype}")
     eight_bit = _as_eight_bit(array) if value_range in (None, EIGHT_BIT) else None
     if eight_bit is not None:
-        return open_pil(_pil_of(eight_bit), None)
+        return open_pil(_pil_of(eight_bit))
     low, high = value_range or default_range(array.dtype)
     scaled = (array.astype(np.float32) - low) / (high - low)
     if not np.isfinite(scaled).all():
@@ -142,37 +153,37 @@ OPENERS = {
     "bytes": open_bytes,
     "pil": open_pil,
     "array": open_array,
-    "tensor": lambda cell, value_range: open_array(as_array(cell), value_range),
+    "tensor": lambda cell, *arguments: open_array(as_array(cell), *arguments),
 }
 
 
 # Pixels → network input -------------------------------------------------------------
 
 
-def prepare(pixels: Pixels, spec: InputSpec) -> torch.Tensor:
+def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     """(h, w, 3) pixels of the network's input size, on the scale 0 to 255."""
+    gap = REDUCING_GAP[decode]
     if isinstance(pixels.image, Image.Image):
-        return torch.from_numpy(np.array(_resize_and_crop(pixels.image, spec)))
+        return np.asarray(_resize_and_crop(pixels.image, spec, gap))
     channels = [
-        np.asarray(_resize_and_crop(Image.fromarray(channel), spec))
+        np.asarray(_resize_and_crop(Image.fromarray(channel), spec, gap))
         for channel in np.moveaxis(pixels.image * np.float32(255), -1, 0).copy()
     ]
-    return torch.from_numpy(np.stack(channels, axis=-1))
+    return np.stack(channels, axis=-1)
 
 
-def _resize_and_crop(image: Image.Image, spec: InputSpec) -> Image.Image:
+def _resize_and_crop(image: Image.Image, spec: InputSpec, gap) -> Image.Image:
     """Resize the short side and crop the centre, or squash to the square."""
-    interpolation = InterpolationMode(spec.interpolation)
-    if spec.resize is None:
-        return F.resize(image, [spec.image_size] * 2, interpolation)
-    return F.center_crop(F.resize(image, [spec.resize], interpolation), spec.image_size)
-
-
-def normalise(batch: torch.Tensor, spec: InputSpec) -> None:
-    """(b, 3, h, w) on the scale 0 to 255 → what the network was trained on."""
-    mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std).view(1, 3, 1, 1)
-    batch.div_(255).sub_(mean).div_(std)
+    (w, h), side = image.size, spec.image_size
+    resized = (side, side)
+    if spec.resize is not None:
+        short = min(w, h)
+        resized = (int(spec.resize * w / short), int(spec.resize * h / short))
+    if resized != (w, h):
+        filter_ = Image.Resampling[spec.interpolation.upper()]
+        image = image.resize(resized, filter_, reducing_gap=gap)
+    left, top = (round((length - side) / 2) for length in resized)
+    return image.crop((left, top, left + side, top + side))
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -186,26 +197,35 @@ class Batch:
     ----------
     rows : list of int
         Positions in X of the images that could be read, in order.
-    pixels : torch.Tensor of shape (b, 3, h, w)
-        Their preprocessed pixels, then zeros up to the fixed size.
+    pixels : ndarray of shape (b, h, w, 3), uint8 or float32
+        Their pixels on the scale 0 to 255, then zeros up to the fixed size.
     errors : list of ImageError
         Of the images that could not be read.
     in_range : bool
         Whether all pixel values were within their stated range.
+    shares : dict of str to float
+        How the threads spent their time on it: "reading" and "decoding".
     """
 
     rows: list[int]
-    pixels: torch.Tensor
+    pixels: np.ndarray
     errors: list[ImageError]
     in_range: bool
+    shares: dict[str, float]
 
 
-def read_row(images: Images, row: int, spec: InputSpec, value_range):
+def read_row(
+    images: Images, row: int, spec: InputSpec, value_range, decode="exact", clock=None
+):
     """(pixels of the input size, whether they were in range), or the row's error."""
+    clock = clock or Clock()
     try:
-        kind, cell = images.read(row)
-        pixels = OPENERS[kind.name](cell, value_range)
-        return prepare(pixels, spec), pixels.in_range
+        with clock.measure("reading"):
+            kind, cell = images.read(row)
+        with clock.measure("decoding"):
+            enough = None if decode == "exact" else spec.resize or spec.image_size
+            pixels = OPENERS[kind.name](cell, value_range, enough)
+            return prepare(pixels, spec, decode), pixels.in_range
     except ImageError as error:
         return error
     except Exception as error:
@@ -219,13 +239,15 @@ def read_batches(
     rows: Iterable[int],
     spec: InputSpec,
     value_range,
+    decode: str,
     batch_size: int,
     n_threads: int,
 ) -> Iterator[Batch]:
     """Batches of these rows, in order; the next ones are decoded meanwhile."""
 
     def read(row):
-        return row, read_row(images, row, spec, value_range)
+        clock = Clock()
+        return row, read_row(images, row, spec, value_range, decode, clock), clock
 
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
         results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
@@ -250,20 +272,20 @@ def _map_ahead(pool, function, items, ahead) -> Iterator:
 
 def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
     """Fill one batch with the results of some rows."""
-    size = spec.image_size
-    pixels = torch.zeros(batch_size, 3, size, size).contiguous(
-        memory_format=torch.channels_last
-    )
-    kept: list[int] = []
-    errors: list[ImageError] = []
-    in_range = True
-    for row, result in results:
-        if isinstance(result, ImageError):
-            errors.append(result)
-            continue
-        image, row_in_range = result
-        pixels[len(kept)] = image.permute(2, 0, 1)  # (h, w, 3) → (3, h, w)
-        kept.append(row)
-        in_range &= row_in_range
-    normalise(pixels[: len(kept)], spec)
-    return Batch(kept, pixels, errors, in_range)
+    good = {row: result for row, result, _ in results if isinstance(result, tuple)}
+    errors = [result for _, result, _ in results if isinstance(result, ImageError)]
+    eight_bit = all(image.dtype == np.uint8 for image, _ in good.values())
+    shape = (batch_size, spec.image_size, spec.image_size, 3)
+    pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
+    for place, (image, _) in enumerate(good.values()):
+        pixels[place] = image
+    in_range = all(row_in_range for _, row_in_range in good.values())
+    return Batch(list(good), pixels, errors, in_range, _shares(results))
+
+
+def _shares(results) -> dict[str, float]:
+    """How the time spent on some rows divides."""
+    parts = ("reading", "decoding")
+    seconds = [sum(clock.seconds[part] for _, _, clock in results) for part in parts]
+    total = sum(seconds) or 1.0
+    return {part: s / total for part, s in zip(parts, seconds, strict=True)}

@@ -1,7 +1,18 @@
-""" "auto" → a device, a computed batch shape, a number of decoding threads."""
+""" "auto" → devices, an engine, a computed batch shape, a number of decoding threads.
+
+torch is only asked where a GPU may be.
+"""
+
+import importlib.util
+import os
+import sys
 
 import joblib
-import torch
+
+from ._backbones import Backbone
+
+# Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
 
 # Images of 224 pixels that are computed at once: what "auto" means, and the most that a
 # device bears; of smaller images more, up to a number. On a CPU more make it slower.
@@ -9,32 +20,96 @@ BATCH_SIZES = {"cpu": 8, "cuda": 64}
 BEARABLE = {"cpu": 8, "cuda": 512}
 MOST_IMAGES = {"cpu": 64, "cuda": 512}
 
+# Arithmetic that an engine knows on a class of devices.
+ENGINES = {
+    ("torch", "cpu"): ("float32", "tf32", "bfloat16", "float16"),
+    ("torch", "cuda"): ("float32", "tf32", "bfloat16", "float16"),
+    ("openvino", "cpu"): ("float32", "bfloat16"),
+}
 
-def resolve_device(device: str) -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+
+def device_class(device) -> str:
+    """ "cpu" or "cuda", of one device or of a list of them."""
+    return resolve_devices(device)[0].partition(":")[0]
+
+
+def resolve_devices(device) -> tuple[str, ...]:
+    """The devices of a list, which must be of one class."""
+    names = list(device) if isinstance(device, (list, tuple)) else [device]
+    found = tuple(resolve_device(name) for name in names)
+    if len({name.partition(":")[0] for name in found}) != 1:
+        raise ValueError(
+            "The 'device' parameter must name at least one device, and those of a list "
+            f"must be of one class. Got {device!r} instead."
+        )
+    return found
+
+
+def resolve_device(device) -> str:
+    """The first GPU where "auto" finds one, else the CPU."""
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
+        return "cuda:0" if _has_gpu() else "cpu"
+    kind, _, index = device.partition(":") if isinstance(device, str) else ("",) * 3
     if kind not in BATCH_SIZES or not (index.isdigit() or index == ""):
         raise ValueError(
             "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
             f"Got {device!r} instead."
         )
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not _has_gpu():
         raise ValueError(
             f"device={device!r} was asked for, but torch sees no CUDA device here. "
             "Use device='auto' or 'cpu'."
         )
-    return resolved
+    return device
 
 
-def resolve_batch_size(batch_size, device: torch.device, image_size: int) -> int:
+def _has_gpu() -> bool:
+    """Whether torch can use one; not asked where no driver is."""
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# Networks that could not be converted in this process.
+unconvertible: set[bytes] = set()
+
+
+def resolve_engine(engine: str, kind: str, precision: str, backbone: Backbone) -> str:
+    """What runs the network on this class of devices.
+
+    "auto" is OpenVINO where it is installed and knows the precision. Networks of the
+    user's own are not worth converting unless it is asked for.
+    """
+    if engine == "auto":
+        able = precision in ENGINES.get(("openvino", kind), ())
+        convert = able and backbone.arrays is None and _has_openvino()
+        engine = "openvino" if convert else "torch"
+    if precision not in ENGINES.get((engine, kind), ()):
+        known = [p for (e, _), each in ENGINES.items() if e == engine for p in each]
+        raise ValueError(
+            f"engine={engine!r} runs on a CPU with precision "
+            f"{' or '.join(map(repr, known))}. Got precision={precision!r} on "
+            f"{kind!r}; use engine='auto'."
+        )
+    if engine == "openvino" and not _has_openvino():
+        raise ImportError(
+            "engine='openvino' needs OpenVINO. Type: pip install 'skdeepfeat[openvino]'"
+        )
+    return "torch" if backbone.digest in unconvertible else engine
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def resolve_batch_size(batch_size, kind: str, image_size: int) -> int:
     """The computed batch shape: never taken from the number of images.
 
     "auto" keeps the number of pixels, so small networks get enough work at once.
     """
-    kind, smaller = device.type, (224 / image_size) ** 2
+    smaller = (224 / image_size) ** 2
     if batch_size == "auto":
         batch_size = int(BATCH_SIZES[kind] * smaller)
     most = min(int(BEARABLE[kind] * smaller), MOST_IMAGES[kind])

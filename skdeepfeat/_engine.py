@@ -1,23 +1,31 @@
-"""Drives batches → activations → pooled rows on a device.
+"""Drives batches → activations → pooled rows on one or several devices.
 
-The engine turns the rows of X that the store lacks into features, batch by batch.
+What computes a batch is a network of an engine, one for each device. All have three
+steps: ``load`` (pixels to the device), ``start`` (the computation, which need not have
+ended when it returns) and ``finish`` (the rows). Nothing here imports torch, so what
+another engine has prepared before needs none.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import importlib
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
-from ._activations import activations_of
 from ._backbones import Layer, WeightsSource
 from ._batches import Batch, read_batches
-from ._device import resolve_batch_size, resolve_device, resolve_threads
-from ._exceptions import ImageError, WeightsError
+from ._device import device_class, resolve_batch_size, resolve_devices, resolve_threads
+from ._exceptions import ImageError
 from ._images import Images
-from ._networks import PRECISIONS, get_network
-from ._pooling import pool
 from ._progress import Clock
+
+NETWORKS = {
+    "torch": "._torch_engine:TorchNetwork",
+    "openvino": "._openvino_engine:OpenVINONetwork",
+}
 
 
 @dataclass(frozen=True)
@@ -42,88 +50,107 @@ class Computed:
     in_range: bool
 
 
-class Engine:
-    """A network cut after the last layer, on its device.
+@dataclass(frozen=True)
+class PooledLayers:
+    """What an engine computes: layers of a network with weights, pooled.
 
     Parameters
     ----------
     source : WeightsSource
     weights_key : bytes
         Digest of the weights.
-    layers : sequence of (Layer, str)
+    layers : tuple of (Layer, str)
         What to read, and how it is pooled.
-    device, precision : str
+    """
+
+    source: WeightsSource
+    weights_key: bytes
+    layers: tuple[tuple[Layer, str], ...]
+
+
+class Engine:
+    """Networks cut after the last layer, each on its device.
+
+    Parameters
+    ----------
+    pooled : PooledLayers
+    device : str or list of str
+    precision : str
     batch_size : int or "auto"
+    engine : {"torch", "openvino"}, default="torch"
     """
 
     def __init__(
-        self,
-        source: WeightsSource,
-        weights_key: bytes,
-        layers: Sequence[tuple[Layer, str]],
-        device: str,
-        precision: str,
-        batch_size,
+        self, pooled: PooledLayers, device, precision, batch_size, engine="torch"
     ):
-        self.spec, self.layers = source.input, layers
-        self.device = resolve_device(device)
-        self.dtype = PRECISIONS[precision]
+        self.spec = pooled.source.input
         size = self.spec.image_size
-        self.batch_size = resolve_batch_size(batch_size, self.device, size)
-        network = get_network(source, weights_key, str(self.device), precision)
-        nodes = tuple(dict.fromkeys(layer.node for layer, _ in layers))
-        self.network = activations_of(
-            network, source.backbone, self.spec.image_size, nodes
-        )
-        _check_head(self.network, network.absent, source)
+        self.batch_size = resolve_batch_size(batch_size, device_class(device), size)
+        module, _, name = NETWORKS[engine].partition(":")
+        network = getattr(importlib.import_module(module, __package__), name)
+        self.networks = [network(pooled, d, precision) for d in resolve_devices(device)]
 
     def run(
-        self, images: Images, rows: Iterable[int], value_range, n_jobs, clock: Clock
+        self, images: Images, rows: Iterable[int], value_range, decode, n_jobs, clock
     ) -> Iterator[Computed]:
         """Features of these rows of X, in order, a batch at a time.
 
-        The clock measures the network, and the wait for decoded images.
+        The devices take turns; a batch is started before the one before it is asked
+        for its rows, as far as the networks say. The clock measures the wait for
+        images, the copying, and the network.
         """
-        threads = resolve_threads(n_jobs)
-        size = self.batch_size
-        batches = read_batches(images, rows, self.spec, value_range, size, threads)
-        for batch in clock.each(batches, "decoding"):
-            with clock.measure("network"):
-                features = self._features(batch)
-            yield Computed(batch.rows, features, batch.errors, batch.in_range)
+        batches = read_batches(
+            images,
+            rows,
+            self.spec,
+            value_range,
+            decode,
+            self.batch_size,
+            resolve_threads(n_jobs),
+        )
+        turns = itertools.cycle(self.networks)
+        most = sum(network.ahead for network in self.networks)
+        started: deque[tuple[Batch, Any, list]] = deque()
+        for batch in self._waited_for(batches, clock):
+            network = next(turns)
+            started.append((batch, network, self._start(network, batch.pixels, clock)))
+            if len(started) > most:
+                yield self._finish(*started.popleft(), clock)
+        while started:
+            yield self._finish(*started.popleft(), clock)
 
-    def _features(self, batch: Batch) -> list[np.ndarray]:
-        """Rows of one batch for each layer, without the padding."""
-        parts: list[list[torch.Tensor]] = []
+    def _waited_for(self, batches, clock: Clock) -> Iterator[Batch]:
+        """The batches; the wait for each is split as its threads spent their time."""
+        wait = Clock()
+        for batch in wait.each(batches, "wait"):
+            seconds = wait.seconds.pop("wait")
+            for part, share in batch.shares.items():
+                clock.seconds[part] += share * seconds
+            yield batch
+
+    def _start(self, network, pixels: np.ndarray, clock: Clock) -> list:
+        """Start a batch, in smaller pieces once memory has run out."""
+        pieces: list = []
         start = 0
-        while start < len(batch.pixels):
-            chunk = batch.pixels[start : start + self.batch_size]
+        while start < len(pixels):
+            chunk = pixels[start : start + self.batch_size]
             try:
-                parts.append(self._forward(chunk))
+                with clock.measure("copying"):
+                    loaded = network.load(chunk)
+                with clock.measure("network"):
+                    pieces.append(network.start(loaded))
                 start += len(chunk)
-            except torch.OutOfMemoryError:
+            except network.out_of_memory:
                 # What is finished is kept; the rest goes on in smaller pieces.
                 if self.batch_size == 1:
                     raise
                 self.batch_size //= 2
+        return pieces
+
+    def _finish(self, batch: Batch, network, pieces: list, clock: Clock) -> Computed:
+        """Rows of one batch for each layer, without the padding."""
+        with clock.measure("network"):
+            parts = [network.finish(piece) for piece in pieces]
         n = len(batch.rows)
-        return [torch.cat(rows)[:n].numpy() for rows in zip(*parts, strict=True)]
-
-    @torch.inference_mode()
-    def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """(b, 3, h, w) → one (b, width) float32 tensor on the CPU for each layer."""
-        activations = self.network(pixels.to(self.device, self.dtype))
-        return [
-            torch.cat(pool(activations[layer.node], layer.layout, pooling), 1).cpu()
-            for layer, pooling in self.layers
-        ]
-
-
-def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
-    """Refuse a layer beyond a head that the weights file does not have."""
-    if absent.intersection(cut.state_dict()):
-        raise WeightsError(
-            f"The weights in {str(source.path)!r} have no classes that fit backbone "
-            f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
-            "Ask for layer='penultimate' or an earlier one."
-        )
+        features = [np.concatenate(rows)[:n] for rows in zip(*parts, strict=True)]
+        return Computed(batch.rows, features, batch.errors, batch.in_range)

@@ -6,10 +6,13 @@
     ├── ValueError
     │   ├── ImageError        one row of X cannot become pixels; knows its row
     │   └── WeightsError      a weights file is missing, unsafe, or of another network
-    └── MemoryError
-        └── OutputTooLarge    "flatten" would need more than its limit
+    ├── MemoryError
+    │   └── OutputTooLarge    "flatten" would need more than its limit
+    └── RuntimeError
+        └── ConversionError   an engine cannot take over a network; torch does, then
     UserWarning
     └── FeatureWarning
+        ├── EngineWarning     torch runs a network that another engine cannot
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         └── StoreWarning      a store on disk is damaged, full, or may not be written
@@ -59,8 +62,16 @@ class OutputTooLarge(MemoryError):
     """Unpooled features would take more memory than the limit."""
 
 
+class ConversionError(RuntimeError):
+    """An engine cannot take over a network from torch; says why."""
+
+
 class FeatureWarning(UserWarning):
     """Base of the warnings of this package."""
+
+
+class EngineWarning(FeatureWarning):
+    """torch runs a network that another engine cannot take over."""
 
 
 class ImageWarning(FeatureWarning):

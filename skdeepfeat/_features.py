@@ -1,8 +1,8 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
 import os
-import sys
 import tempfile
+import warnings
 from itertools import chain
 from pathlib import Path
 
@@ -18,13 +18,22 @@ from ._backbones import (
     Layer,
     WeightsSource,
 )
+from ._device import (
+    device_class,
+    resolve_devices,
+    resolve_engine,
+    unconvertible,
+)
 from ._digests import digest
+from ._engine import Engine, PooledLayers
+from ._exceptions import ConversionError, EngineWarning
 from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, weights_key
 from ._pooling import POOLINGS, check_size
 from ._progress import Clock, FitTask, progress_bar
 from ._rows import Report, Rows, last_report
+from ._shared import SharedTable
 from ._store import FeatureStore, clear_tables, open_table
 from ._validation import (
     CallbackSupportMixin,
@@ -37,20 +46,7 @@ from ._validation import (
     with_callbacks,
 )
 
-SCHEMA = 2  # raise it when features change, so that stored ones are not served
-# Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
-GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
-
-
-def device_class(device: str) -> str:
-    """ "cpu" or "cuda"; torch is only asked where "auto" might be a GPU."""
-    if device != "auto":
-        return device.partition(":")[0]
-    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
-        return "cpu"
-    from ._device import resolve_device
-
-    return resolve_device(device).type
+SCHEMA = 3  # raise it when features change, so that stored ones are not served
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:
@@ -67,9 +63,7 @@ def clear_caches():
     >>> clear_caches()
     """
     clear_tables()
-    networks = sys.modules.get(f"{__package__}._networks")
-    if networks is not None:  # what was never imported holds nothing
-        networks.clear_networks()
+    SharedTable.clear_all()
 
 
 # The estimator ----------------------------------------------------------------------
@@ -115,16 +109,22 @@ class PretrainedCNNFeatures(
         for floats and booleans.
     image_size : int or None, default=None
         Side of the network's input in pixels; default: that of the weights.
-    decode : {"exact"}, default="exact"
-        "exact" resizes with Pillow, as the published preprocessing does.
+    decode : {"exact", "fast"}, default="exact"
+        "exact" decodes and resizes as the published preprocessing does. "fast" lets
+        the JPEG decoder and the resize skip pixels of images that are more than twice
+        too large: several times faster for photos as cameras take them, with features
+        that differ a little.
     batch_size : int or "auto", default="auto"
         Images computed at once, at most; bounded by what the device bears.
-    device : str, default="auto"
-        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
-    precision : {"float32", "bfloat16", "float16"}, default="float32"
-        Arithmetic of the network.
-    engine : {"auto", "torch"}, default="auto"
-        What runs the network.
+    device : str or list of str, default="auto"
+        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>"; or a list of
+        GPUs, which take turns at the batches.
+    precision : {"float32", "tf32", "bfloat16", "float16"}, default="float32"
+        Arithmetic of the network. "float32" is that of a CPU on a GPU too; "tf32"
+        lets a GPU round inside its multiplications, and is "float32" on a CPU.
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What runs the network. "openvino" converts it, for CPUs; "auto" does so where
+        OpenVINO is installed and the network is not one of your own.
     cache : "memory", path, FeatureStore, or None, default="memory"
         Where features are kept: in one bounded table of this process, in a folder
         that all processes of this machine may share and that lasts, in a store with a
@@ -153,8 +153,9 @@ class PretrainedCNNFeatures(
     stats_ : dict
         What the last `transform` of this thread took: "device", "engine", "n_images",
         "n_computed" (that went through the network), "seconds", "images_per_second",
-        and "shares" of the time: "hashing", "store", "decoding" (the wait for it,
-        besides the network), and "network".
+        and "shares" of the time: "hashing", "store", "reading" and "decoding" (the wait
+        for them; they go on beside the network), "copying" (to the device) and
+        "network".
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows and data frames.
     feature_names_in_ : ndarray of shape (1,)
@@ -198,14 +199,14 @@ class PretrainedCNNFeatures(
         "image_shape": [tuple, list, None],
         "value_range": [tuple, list, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
-        "decode": [StrOptions({"exact"})],
+        "decode": [StrOptions({"exact", "fast"})],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
             StrOptions({"auto"}),
         ],
-        "device": [str],
-        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
-        "engine": [StrOptions({"auto", "torch"})],
+        "device": [str, list, tuple],
+        "precision": [StrOptions({"float32", "tf32", "bfloat16", "float16"})],
+        "engine": [StrOptions({"auto", "torch", "openvino"})],
         "cache": [str, HasMethods("__fspath__"), FeatureStore, None],
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
         "on_error": [StrOptions({"raise", "nan"})],
@@ -351,7 +352,7 @@ class PretrainedCNNFeatures(
         >>> features = PretrainedCNNFeatures(cache=f"{folder}/store")
         >>> rows = features.transform_to(f"{folder}/rows.npy", load_textures().data[:4])
         >>> rows.shape
-        (4, 576)
+        (4, 512)
         """
         path = Path(path)
         handle, name = tempfile.mkstemp(".partial", path.name, path.parent)
@@ -397,9 +398,25 @@ class PretrainedCNNFeatures(
 
     # The walk -----------------------------------------------------------------------
 
-    def _walk(self, X, *, reset=False, make_output=None, batch_done=lambda: None):
-        """X → images → batches → activations → pooled rows → store → array."""
+    def _walk(self, X, **options):
+        """The walk, with torch from the start where another engine cannot go."""
         plan = self._plan()
+        try:
+            return self._walk_along(plan, X, **options)
+        except ConversionError as error:  # nothing was computed
+            unconvertible.add(plan.source.backbone.digest)
+            warnings.warn(
+                f"torch runs backbone {plan.source.backbone.name!r}, because "
+                f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",
+                EngineWarning,
+                stacklevel=3,
+            )
+            return self._walk_along(self._plan(), X, **options)
+
+    def _walk_along(
+        self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
+    ):
+        """X → images → batches → activations → pooled rows → store → array."""
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.width)
         report, clock = Report(self, len(images)), Clock()
@@ -432,21 +449,17 @@ class PretrainedCNNFeatures(
             first = next(claimed, None)
             if first is None:
                 return  # others compute them all: no network is built here
-            from ._engine import Engine
-
-            layers = [(c.layer, c.pooling) for c in (*plan.columns, *plan.prefetched)]
+            layers = ((c.layer, c.pooling) for c in (*plan.columns, *plan.prefetched))
             engine = Engine(
-                plan.source,
-                plan.weights_key,
-                layers,
+                PooledLayers(plan.source, plan.weights_key, tuple(layers)),
                 self.device,
                 self.precision,
                 1 if len(rows.missing) == 1 else self.batch_size,  # for latency
+                plan.engine,
             )
-            computed = chain([first], claimed)
-            yield from engine.run(
-                images, computed, plan.value_range, self.n_jobs, clock
-            )
+            rows_ = chain([first], claimed)
+            options = (plan.value_range, self.decode, self.n_jobs, clock)
+            yield from engine.run(images, rows_, *options)
 
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""
@@ -454,9 +467,7 @@ class PretrainedCNNFeatures(
             return out
         import torch
 
-        from ._device import resolve_device
-
-        return torch.from_numpy(out).to(resolve_device(self.device))
+        return torch.from_numpy(out).to(resolve_devices(self.device)[0])
 
     # Parameters made concrete -------------------------------------------------------
 
@@ -470,14 +481,15 @@ class PretrainedCNNFeatures(
         asked = self._asked(source)
         prefetched = self._prefetched(source, asked)
         device = device_class(self.device)
+        engine = resolve_engine(self.engine, device, self.precision, source.backbone)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
-        scope = digest(source.backbone.digest, key, repr((*made_with, device)))
+        scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
         columns, others = (
             tuple(self._column(source, scope, layer) for layer in layers)
             for layers in (asked, prefetched)
         )
         scope = digest(scope, self.pooling)
-        return Plan(source, key, value_range, device, columns, others, scope)
+        return Plan(source, key, value_range, device, engine, columns, others, scope)
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""

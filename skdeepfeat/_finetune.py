@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
 from ._digests import digest
+from ._engine import Engine, PooledLayers
 from ._exceptions import WeightsError
 from ._inputs import read_input, resolve_source, set_input_tags
 from ._plan import weights_key
@@ -572,14 +573,14 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         value_range = check_value_range(self.value_range)
         source, key = self._tuned_source()
 
-        from ._engine import Engine
         from ._parts import head_input, head_scores
 
         end, inner = head_input(source)
-        engine = Engine(source, key, [(end, "avg")], self.device, "float32", "auto")
-        parts = []
-        rows = range(len(images))
-        for computed in engine.run(images, rows, value_range, self.n_jobs, Clock()):
+        pooled = PooledLayers(source, key, ((end, "avg"),))
+        engine = Engine(pooled, self.device, "float32", "auto")
+        rows, parts = range(len(images)), []
+        options = (value_range, "exact", self.n_jobs, Clock())
+        for computed in engine.run(images, rows, *options):
             if computed.errors:
                 raise computed.errors[0]
             parts.append(computed.features[0])

@@ -9,7 +9,6 @@ import importlib
 import re
 import threading
 import warnings
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,11 +24,13 @@ from torch.overrides import TorchFunctionMode
 from ._backbones import Backbone, Weights, WeightsSource
 from ._digests import sha256_file
 from ._exceptions import WeightsError
+from ._shared import SharedTable
 
 MAX_NETWORKS = 4
 
 PRECISIONS = {
     "float32": torch.float32,
+    "tf32": torch.float32,  # rounded inside the GPU's multiplications alone
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -75,35 +76,21 @@ class Network:
 
 # The table --------------------------------------------------------------------------
 
-_networks: OrderedDict[tuple, Network] = OrderedDict()
-_lock = threading.RLock()
+networks = SharedTable(MAX_NETWORKS)
 
 
 def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
-    """The network of these weights on this device; built at most once.
+    """The network of these weights on this device; `key` is the weights' digest."""
 
-    `key` is the digest of the weights. One lock holds everybody else while a network
-    is built, so that eight threads that ask for the same one load it once.
-    """
+    def make():
+        network = build_network(source)
+        network.module.to(device=device, dtype=PRECISIONS[precision])
+        network.module.to(memory_format=torch.channels_last)
+        return network
+
     # Some networks are built for one size.
     size = source.input.image_size if source.backbone.size_option else None
-    name = (source.backbone.digest, size, key, device, precision)
-    with _lock:
-        if name not in _networks:
-            network = build_network(source)
-            network.module.to(device=device, dtype=PRECISIONS[precision])
-            network.module.to(memory_format=torch.channels_last)
-            _networks[name] = network
-        _networks.move_to_end(name)
-        while len(_networks) > MAX_NETWORKS:
-            _networks.popitem(last=False)
-        return _networks[name]
-
-
-def clear_networks() -> None:
-    """Forget all networks; those in use live until their users are done."""
-    with _lock:
-        _networks.clear()
+    return networks.get((source.backbone.digest, size, key, device, precision), make)
 
 
 # Building ---------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from torchvision.transforms import v2
 
 from ._activations import INPUT_OF, Structure, bind, fill_graph, structure_of
 from ._backbones import Layer, WeightsSource
-from ._batches import normalise
 from ._layers import aliased_layers, resolve_layer
 from ._networks import SkipInitialisation, get_network
 from ._pooling import pool
+from ._torch_engine import normalise
 
 
 @dataclass(frozen=True)
@@ -286,9 +286,9 @@ class Parts:
         """(b, 3, s, s) pixels → normalised input of the network on its device."""
         size = self.spec.image_size
         pixels = v2.functional.center_crop(pixels, [size, size])
-        batch = pixels.float().contiguous(memory_format=torch.channels_last)
-        normalise(batch, self.spec)
-        return batch.to(self.device)
+        batch = pixels.to(self.device).float()
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        return normalise(batch, self.spec)
 
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:

@@ -50,6 +50,8 @@ class Plan:
     value_range : tuple of float or None
     device_class : str
         "cpu" or "cuda".
+    engine : str
+        What runs the network.
     columns : tuple of Column
         What is asked for, in the order of the output.
     prefetched : tuple of Column
@@ -62,6 +64,7 @@ class Plan:
     weights_key: bytes
     value_range: tuple[float, float] | None
     device_class: str
+    engine: str
     columns: tuple[Column, ...]
     prefetched: tuple[Column, ...]
     scope: bytes

@@ -200,7 +200,7 @@ class Report:
         seconds = clock.total
         self.stats = {
             "device": plan.device_class,
-            "engine": "torch",
+            "engine": plan.engine,
             "n_images": self._n_rows,
             "n_computed": n_computed,
             "seconds": seconds,
@@ -214,8 +214,8 @@ class Report:
         parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares)
         return (
             f"{self.stats['n_images']} images, {self.stats['n_computed']} computed on "
-            f"{self.stats['device']}, {self.stats['images_per_second']:.0f} a second: "
-            f"{parts}"
+            f"{self.stats['device']} with {self.stats['engine']}, "
+            f"{self.stats['images_per_second']:.0f} a second: {parts}"
         )
 
     def add(self, computed) -> None:

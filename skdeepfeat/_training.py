@@ -116,7 +116,7 @@ def read_pixels(images: Images, spec: InputSpec, value_range, n_jobs) -> torch.T
     errors = [result for result in found if isinstance(result, ImageError)]
     if errors:
         raise _all_errors(errors, len(images)) from errors[0].__cause__
-    pixels = [result[0].permute(2, 0, 1) for result in found]
+    pixels = [torch.tensor(result[0]).permute(2, 0, 1) for result in found]
     dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
     return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)
 
@@ -525,7 +525,7 @@ def fine_tune(
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
     """Cut the network, train, and leave torch's global generator as it was."""
-    device = resolve_device(recipe.device)
+    device = torch.device(resolve_device(recipe.device))
     layer_decay = recipe.layer_decay if source.seed is None else 1.0
     devices = [device] if device.type == "cuda" else []
     with _one_at_a_time, torch.random.fork_rng(devices):

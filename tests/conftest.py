@@ -52,6 +52,13 @@ def empty_caches():
     clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def torch_alone(monkeypatch, tmp_path):
+    """What a plain installation does; what another engine keeps is kept here."""
+    monkeypatch.setattr("skdeepfeat._device._has_openvino", lambda: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The folder with real weights and photos, which only some machines have."""

@@ -7,11 +7,19 @@ import pytest
 import torch
 from conftest import tiny_backbone
 from torchvision import models
+from torchvision.models.feature_extraction import get_graph_node_names
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
-from skdeepfeat._activations import HookedNetwork, Structure, bind, structure_of
+from skdeepfeat._activations import (
+    HookedNetwork,
+    Structure,
+    Tracer,
+    bind,
+    structure_of,
+)
 from skdeepfeat._backbones import resolve_backbone, resolve_weights
 from skdeepfeat._networks import build_network
+from skdeepfeat._smallnets import mini
 
 
 def cut(name, nodes, size=64):
@@ -155,3 +163,26 @@ def test_tracing_leaves_other_threads_alone():
     stop.set()
     thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "vit_b_16", "swin_t", "inception_v3", "densenet121", "convnext_tiny"],
+)
+def test_nodes_have_the_names_that_torchvision_gives_them(name):
+    """So that what others have written about a network holds here."""
+    net = models.get_model(name, weights=None).eval()
+    expected = get_graph_node_names(net, suppress_diff_warning=True)[1]
+    tracer = Tracer()
+    tracer.trace(net)
+    assert list(tracer.name_of.values()) == expected
+
+
+def test_mini_has_the_shape_of_torchvisions_squeezenet():
+    """Its entries have the same names, and mean the same."""
+    trunk = models.squeezenet1_0(weights=None).eval()
+    net = mini().eval()
+    net.features.load_state_dict(trunk.features.state_dict())
+    x = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x), trunk.features(x), rtol=0, atol=0)

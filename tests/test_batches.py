@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from torchvision import models
 
 from skdeepfeat._backbones import InputSpec, resolve_backbone
-from skdeepfeat._batches import open_array, open_bytes, open_pil, prepare, read_batches
+from skdeepfeat._batches import (
+    open_array,
+    open_bytes,
+    open_pil,
+    prepare,
+    read_batches,
+    read_row,
+)
 from skdeepfeat._images import read_images
+from skdeepfeat._torch_engine import normalise
 
 ODD = ["resnet50", "efficientnet_b3", "vit_l_16", "inception_v3", "swin_t"]
 
@@ -33,20 +42,22 @@ def test_eight_bit_images_take_the_published_path(name, size, photos):
     for version in models.get_model_weights(name):
         backbone = resolve_backbone(name)
         spec = next(w.input for w in backbone.weights if w.name == version.name)
-        (batch,) = read_batches(read_images([image]), [0], spec, None, 8, 1)
+        (batch,) = read_batches(read_images([image]), [0], spec, None, "exact", 8, 1)
+        pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float()
         expected = version.transforms()(image)
-        torch.testing.assert_close(batch.pixels[0], expected, rtol=0, atol=1e-6)
+        got = normalise(pixels, spec)[0]
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_floats_keep_their_precision(name, photos):
     spec = resolve_backbone(name).input
-    eight_bit = prepare(open_array(photos[0], None), spec).float()
+    eight_bit = prepare(open_array(photos[0], None), spec).astype(np.float32)
     floats = prepare(open_array(photos[0] / 255, None), spec)
-    assert floats.dtype == torch.float32
+    assert floats.dtype == np.float32
     # 8 bits are rounded after each of the two directions of the resize.
-    assert 0 < (floats - eight_bit).abs().max() < 2
-    assert (floats - eight_bit).abs().mean() < 0.5
+    assert 0 < np.abs(floats - eight_bit).max() < 2
+    assert np.abs(floats - eight_bit).mean() < 0.5
 
 
 def test_other_input_sizes_keep_the_ratio_of_resize_and_crop():
@@ -138,11 +149,13 @@ def test_a_decompression_bomb_is_refused(monkeypatch, photos):
 def test_batches_keep_order_shape_and_bound(photos):
     X = np.concatenate([photos] * 5)
     spec = InputSpec(8, None)
-    batches = list(read_batches(read_images(X), list(range(30)), spec, None, 8, 2))
+    batches = list(
+        read_batches(read_images(X), list(range(30)), spec, None, "exact", 8, 2)
+    )
     assert [b.rows for b in batches] == [
         list(range(a, min(a + 8, 30))) for a in range(0, 30, 8)
     ]
-    assert all(b.pixels.shape == (8, 3, 8, 8) for b in batches)
+    assert all(b.pixels.shape == (8, 8, 8, 3) for b in batches)
     assert (batches[-1].pixels[6:] == 0).all()
 
 
@@ -155,7 +168,9 @@ def test_images_are_decoded_only_a_little_ahead(photos):
             return super().__getitem__(row)
 
     images = read_images(Counting([photos[0]] * 500))
-    batches = read_batches(images, list(range(500)), InputSpec(8, None), None, 4, 2)
+    batches = read_batches(
+        images, list(range(500)), InputSpec(8, None), None, "exact", 4, 2
+    )
     next(batches)
     assert len(set(opened)) < 30
     batches.close()
@@ -166,3 +181,38 @@ def test_decoding_raises_no_warning(photos):
         warnings.simplefilter("error")
         photos.setflags(write=False)
         prepare(open_array(photos[0], None), InputSpec(16, 20))
+
+
+# "fast" -------------------------------------------------------------------------------
+
+
+def large_photo(kind="RGB", size=(1600, 1200)):
+    china = load_sample_image("china.jpg")
+    return Image.fromarray(china).resize(size, Image.BICUBIC).convert(kind)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
+def test_fast_shows_the_same_picture(kind):
+    spec = InputSpec(224, 256)
+    blob = encode(large_photo(kind), "JPEG", quality=90)
+    exact, fast = (
+        read_row(read_images([blob]), 0, spec, None, decode)[0].astype(float)
+        for decode in ("exact", "fast")
+    )
+    assert exact.shape == fast.shape == (224, 224, 3)
+    assert 0 < np.abs(exact - fast).mean() < 2  # of 255
+
+
+def test_fast_decodes_no_more_than_it_needs():
+    blob = encode(large_photo(), "JPEG")
+    assert open_bytes(blob, None, 256).image.size == (400, 300)
+    assert open_bytes(blob, None, 301).image.size == (800, 600)
+    assert open_bytes(blob, None, 4000).image.size == (1600, 1200)
+
+
+def test_fast_changes_nothing_in_small_images(photos):
+    spec = InputSpec(224, 256)
+    images = read_images([encode(Image.fromarray(photos[0]), "JPEG")])
+    np.testing.assert_array_equal(
+        read_row(images, 0, spec, None, "fast")[0], read_row(images, 0, spec, None)[0]
+    )

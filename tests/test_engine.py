@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from skdeepfeat import PretrainedCNNFeatures
+from skdeepfeat import ImageWarning, PretrainedCNNFeatures
 from skdeepfeat._device import (
     BATCH_SIZES,
     BEARABLE,
@@ -12,12 +12,12 @@ from skdeepfeat._device import (
     resolve_batch_size,
     resolve_device,
 )
-from skdeepfeat._engine import Engine
+from skdeepfeat._torch_engine import TorchNetwork, arithmetic
 
 
 def test_device_and_batch_size():
-    cpu = torch.device("cpu")
-    assert resolve_device("cpu") == cpu
+    cpu = "cpu"
+    assert resolve_device("cpu") == "cpu"
     assert resolve_batch_size("auto", cpu, 224) == BATCH_SIZES["cpu"]
     assert resolve_batch_size("auto", cpu, 112) == 4 * BATCH_SIZES["cpu"]
     assert resolve_batch_size("auto", cpu, 1000) == 1
@@ -33,15 +33,15 @@ def test_device_and_batch_size():
 @pytest.fixture
 def small_memory(monkeypatch):
     """A device that bears three images at once; remembers the shapes it computed."""
-    forward, shapes = Engine._forward, []
+    start, shapes = TorchNetwork.start, []
 
     def limited(self, pixels):
         if len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         shapes.append(len(pixels))
-        return forward(self, pixels)
+        return start(self, pixels)
 
-    monkeypatch.setattr(Engine, "_forward", limited)
+    monkeypatch.setattr(TorchNetwork, "start", limited)
     return shapes
 
 
@@ -60,7 +60,7 @@ def test_out_of_memory_for_a_single_image_is_an_error(monkeypatch, photos):
     def full(self, pixels):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Engine, "_forward", full)
+    monkeypatch.setattr(TorchNetwork, "start", full)
     with pytest.raises(torch.OutOfMemoryError):
         PretrainedCNNFeatures("tiny", cache=None).transform(photos)
 
@@ -74,3 +74,109 @@ def test_reduced_precision_points_the_same_way(precision, photos):
     assert reduced.dtype == np.float32 and not np.array_equal(reduced, full)
     cosine = (full * reduced).sum(1) / np.linalg.norm(full, axis=1)
     assert (cosine / np.linalg.norm(reduced, axis=1) > 0.999).all()
+
+
+# Several devices, and batches started ahead -------------------------------------------
+
+
+class FakeNetwork:
+    """A device that starts at once and ends when it is asked for the rows."""
+
+    ahead = 1
+    out_of_memory = torch.OutOfMemoryError
+    bears = 1000
+
+    def __init__(self, pooled, device, precision):
+        self.device, self.events = device, EVENTS
+        self.network = TorchNetwork(pooled, "cpu", precision)
+
+    def load(self, pixels):
+        return self.network.load(pixels)
+
+    def start(self, pixels):
+        if len(pixels) > self.bears:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.events.append(("start", self.device))
+        return pixels
+
+    def finish(self, pixels):
+        self.events.append(("finish", self.device))
+        return self.network.finish(self.network.start(pixels))
+
+
+EVENTS = []
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two devices that compute as the CPU does; what they did when."""
+    EVENTS.clear()
+    devices = ("cuda:0", "cuda:1")
+    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    monkeypatch.setattr("skdeepfeat._torch_engine.TorchNetwork", FakeNetwork)
+    return list(devices)
+
+
+def test_devices_take_turns_and_keep_the_order(two_gpus, photos):
+    X = np.concatenate([photos, photos[:, ::-1], photos[:, :, ::-1]])
+    options = {"cache": None, "batch_size": 4}
+    expected = PretrainedCNNFeatures("tiny", device="cpu", **options)
+    est = PretrainedCNNFeatures("tiny", device=two_gpus, **options)
+    rows = est.transform(X)
+    started = [device for event, device in EVENTS if event == "start"]
+    finished = [device for event, device in EVENTS if event == "finish"]
+    assert started == finished == ["cuda:0", "cuda:1"] * 2 + ["cuda:0"]
+    # Two batches are in flight before the first one is asked for its rows.
+    assert [event for event, _ in EVENTS[:4]] == ["start"] * 3 + ["finish"]
+    EVENTS.clear()
+    np.testing.assert_array_equal(rows, expected.transform(X))
+    assert est.stats_["device"] == "cuda"
+
+
+def test_memory_that_runs_out_ahead_loses_nothing(two_gpus, photos, monkeypatch):
+    monkeypatch.setattr(FakeNetwork, "bears", 3)
+    X = np.concatenate([photos, photos[:, ::-1]])
+    est = PretrainedCNNFeatures("tiny", device=two_gpus, cache=None, batch_size=8)
+    rows = est.transform(X)
+    monkeypatch.setattr(FakeNetwork, "bears", 1000)
+    expected = est.set_params(batch_size=2).transform(X)
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_errors_on_several_devices_name_their_row(two_gpus, photo_files):
+    X = [*photo_files[:3], "missing.png", *photo_files[3:]]
+    options = {"cache": None, "batch_size": 2, "on_error": "nan"}
+    est = PretrainedCNNFeatures("tiny", device=two_gpus, **options)
+    with pytest.warns(ImageWarning):
+        rows = est.transform(X)
+    assert np.isnan(rows[3]).all() and np.isfinite(np.delete(rows, 3, 0)).all()
+
+
+@pytest.mark.parametrize("device", [[], ["cpu", "cuda:0"], ["gpu"], 3])
+def test_devices_that_do_not_go_together(device, photos, monkeypatch):
+    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    with pytest.raises(ValueError, match="'device' parameter"):
+        PretrainedCNNFeatures("tiny", device=device).transform(photos)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_a_gpu_rounds_only_when_asked(precision):
+    def settings():
+        backends = torch.backends
+        return backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+
+    before = settings()
+    with arithmetic(precision, "cuda"):
+        assert settings() == (precision == "tf32",) * 2
+    assert settings() == before
+    with pytest.raises(KeyError), arithmetic(precision, "cuda"):
+        raise KeyError
+    assert settings() == before
+
+
+def test_tf32_on_a_cpu_is_float32(photos):
+    full, tf32 = (
+        PretrainedCNNFeatures("tiny", precision=p).transform(photos)
+        for p in ("float32", "tf32")
+    )
+    np.testing.assert_array_equal(full, tf32)

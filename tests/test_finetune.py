@@ -28,6 +28,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from torchvision import models
 
 import skdeepfeat._training as training
 from skdeepfeat import (
@@ -103,10 +104,14 @@ def test_frozen_is_frozen(images, augment):
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_batch_norms_keep_the_statistics_of_the_pretraining(images, pretrained):
+def test_batch_norms_keep_the_statistics_of_the_pretraining(
+    images, pretrained, tmp_path
+):
+    path = tmp_path / "weights.pth"
+    torch.save(models.mobilenet_v3_small(weights=None).state_dict(), path)
     clf = FineTunedClassifier(
-        "mini" if pretrained else "mobilenet_v3_small",
-        weights="default" if pretrained else None,
+        "mobilenet_v3_small",
+        weights=path if pretrained else None,
         unfreeze=1,
         image_size=32,
         epochs=1,

@@ -13,12 +13,13 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests"},
+    {"_exceptions", "_digests", "_shared"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress"},
-    {"_device", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
-    {"_batches", "_activations", "_rows"},
-    {"_engine", "_layers"},
+    {"_batches", "_device", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
+    {"_engine", "_activations", "_rows"},
+    {"_torch_engine", "_layers"},
+    {"_openvino_engine"},
     {"_features", "_parts"},
     {"_training"},
     {"_finetune"},
@@ -27,15 +28,15 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_device", "_networks", "_smallnets", "_batches", "_activations", "_engine"}
+HEAVY = {"_networks", "_smallnets", "_activations", "_torch_engine"}
 HEAVY |= {"_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
-    ("_features", "_engine"),
-    ("_features", "_device"),
     ("_layers", "_activations"),
     ("_features", "torch"),
-    ("_finetune", "_engine"),
+    ("_device", "torch"),
+    ("_openvino_engine", "torch"),
+    ("_openvino_engine", "_torch_engine"),
     ("_finetune", "_parts"),
     ("_finetune", "_training"),
 }

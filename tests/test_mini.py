@@ -36,7 +36,7 @@ def test_the_default_needs_no_connection(monkeypatch, photos):
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    assert PretrainedCNNFeatures().fit_transform(photos).shape == (6, 576)
+    assert PretrainedCNNFeatures().fit_transform(photos).shape == (6, 512)
 
 
 def test_the_manifest_tells_what_ships():

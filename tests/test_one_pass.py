@@ -300,7 +300,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
     """Whoever waits for it takes over its rows."""
     code = """
         import sys, time
-        import skdeepfeat._engine as engine
+        import skdeepfeat._torch_engine as engine
         from conftest import tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
 
@@ -308,7 +308,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
             print("computing", flush=True)
             time.sleep(100)
 
-        engine.Engine._forward = stuck
+        engine.TorchNetwork.start = stuck
         PretrainedCNNFeatures(tiny_backbone(), cache=sys.argv[1]).transform(
             sys.argv[2:]
         )
@@ -361,7 +361,7 @@ def patch_network(monkeypatch):
     def refuse(*arguments, **keywords):
         raise AssertionError("a network was built")
 
-    monkeypatch.setattr("skdeepfeat._engine.get_network", refuse)
+    monkeypatch.setattr("skdeepfeat._torch_engine.get_network", refuse)
 
 
 def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
@@ -496,10 +496,10 @@ def test_transform_to_a_file(files, tmp_path):
 def test_transform_to_goes_on_after_a_kill(files, tmp_path):
     code = """
         import sys, time
-        import skdeepfeat._engine as engine
+        import skdeepfeat._torch_engine as engine
         from conftest import tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
-        forward, n = engine.Engine._forward, [0]
+        forward, n = engine.TorchNetwork.start, [0]
 
         def slow(self, pixels):
             n[0] += 1
@@ -508,7 +508,7 @@ def test_transform_to_goes_on_after_a_kill(files, tmp_path):
                 time.sleep(100)
             return forward(self, pixels)
 
-        engine.Engine._forward = slow
+        engine.TorchNetwork.start = slow
         store, out, *paths = sys.argv[1:]
         features = PretrainedCNNFeatures(tiny_backbone(), cache=store, batch_size=4)
         features.transform_to(out, paths)

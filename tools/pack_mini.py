@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torchvision import models
+
+from skdeepfeat._smallnets import mini
 
 sys.path.insert(0, str(Path(__file__).parent))
 from describe_torchvision import FAMILIES, describe_layers
 
 FOLDER = Path(__file__).parents[1] / "skdeepfeat" / "_weights"
-IMAGE_SIZE = 128
-ARCHITECTURE = "mobilenet_v3_small"
+IMAGE_SIZE = 96
 INPUT = {
     "resize": round(IMAGE_SIZE * 256 / 224),
     "crop": IMAGE_SIZE,
@@ -28,10 +28,10 @@ INPUT = {
     "std": [0.229, 0.224, 0.225],
 }
 ABOUT = {
-    "architecture": f"torchvision {ARCHITECTURE} without its classifier, float16",
-    "origin": "distilled by this project from SqueezeNet 1.0 (Han et al., Deep "
-    "Compression, BSD licence) on crops of 1,000 photos, one of each ImageNet class; "
-    "no label was used",
+    "architecture": "SqueezeNet 1.0 without its classifier, float16",
+    "origin": "the ImageNet weights of SqueezeNet 1.0 by Han et al. (Deep Compression, "
+    "BSD licence), taught by this project to see in 96 pixels what they see in 224, on "
+    "crops of 1,000 photos, one of each ImageNet class; no label was used",
     "licence": "BSD-3-Clause",
     "retrain": "python examples/train_mini.py --photos PHOTOS --teacher "
     "squeezenet1_0.pth --out run && python tools/pack_mini.py run/best.pth",
@@ -40,10 +40,12 @@ ABOUT = {
 
 def trunk_layers():
     """Aliased layers of the trunk; the last maps are the penultimate layer."""
-    family = next(aliases for k, (aliases, _) in FAMILIES.items() if k in ARCHITECTURE)
-    net = models.get_model(ARCHITECTURE, weights=None).eval().to("meta")
+    aliases, _ = FAMILIES["squeezenet"]
+    last = {"logits": "features.12"}  # there are none
     with torch.no_grad():
-        rows = describe_layers(net, family, IMAGE_SIZE)
+        rows = describe_layers(
+            mini().eval().to("meta"), lambda net: aliases(net) | last, IMAGE_SIZE
+        )
     rows = [row for row in rows if row[0].startswith(("stem", "block"))]
     rows.append(["penultimate", *rows[-1][1:]])
     return [[*row[:4], round(row[4] / rows[-1][4], 4)] for row in rows]
@@ -64,8 +66,8 @@ def main():
     record = {
         **ABOUT,
         "sha256": checksum,
-        "build": f"torchvision.models:{ARCHITECTURE}",
-        "head": "classifier",
+        "build": "skdeepfeat._smallnets:mini",
+        "head": None,
         "default": "MINI_V1",
         "weights": {"MINI_V1": {"url": f"package:{file.name}", **INPUT}},
         "layers": trunk_layers(),

@@ -1,0 +1,52 @@
+"""Heavy things that all estimators of a process share: built once, few at a time."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+
+class SharedTable:
+    """A bounded table; who is used least recently goes first.
+
+    One lock holds everybody else while a value is made, so that eight threads that ask
+    for the same one make it once. What has left the table lives until its users are
+    done.
+
+    Parameters
+    ----------
+    most : int
+        How many values are kept.
+    """
+
+    _all: ClassVar[list["SharedTable"]] = []
+
+    def __init__(self, most: int):
+        self._most = most
+        self._values: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.RLock()
+        self._all.append(self)
+
+    def __len__(self):
+        return len(self._values)
+
+    def get(self, name, make: Callable[[], Any]):
+        """The value of this name, made if it is not there."""
+        with self._lock:
+            if name not in self._values:
+                self._values[name] = make()
+            self._values.move_to_end(name)
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+            return self._values[name]
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._values.clear()
+
+    @classmethod
+    def clear_all(cls) -> None:
+        """Forget the values of all tables."""
+        for table in cls._all:
+            table.clear()

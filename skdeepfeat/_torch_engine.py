@@ -1,0 +1,126 @@
+"""Pixels → pooled rows with torch, on a CPU or a GPU."""
+
+import contextlib
+import threading
+
+import numpy as np
+import torch
+from torch import nn
+
+from ._activations import HookedNetwork, activations_of
+from ._backbones import InputSpec, WeightsSource
+from ._engine import PooledLayers
+from ._exceptions import WeightsError
+from ._networks import PRECISIONS, get_network
+from ._pooling import pool
+
+# cuDNN's arithmetic is a setting of the whole process: set for one start at a time.
+_one_at_a_time = threading.Lock()
+
+
+def normalise(batch: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+    """(b, 3, h, w) floats from 0 to 255 → what the network was trained on."""
+    mean = torch.tensor(spec.mean, device=batch.device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, device=batch.device).view(1, 3, 1, 1)
+    return batch.div(255).sub_(mean).div_(std)
+
+
+class PooledNetwork(nn.Module):
+    """(b, h, w, 3) pixels from 0 to 255 → one (b, width) float32 tensor for each layer.
+
+    Parameters
+    ----------
+    pooled : PooledLayers
+    device, precision : str
+    """
+
+    def __init__(self, pooled: PooledLayers, device: str, precision: str):
+        super().__init__()
+        source, self._layers = pooled.source, pooled.layers
+        self._spec, self._dtype = source.input, PRECISIONS[precision]
+        network = get_network(source, pooled.weights_key, device, precision)
+        nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
+        self.cut = activations_of(
+            network, source.backbone, self._spec.image_size, nodes
+        )
+        _check_head(self.cut, network.absent, source)
+        self.eval()
+
+    @property
+    def traceable(self) -> bool:
+        """Whether the network is a graph, which other engines can take over."""
+        return not isinstance(self.cut, HookedNetwork)
+
+    def forward(self, pixels):
+        x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
+        activations = self.cut(normalise(x, self._spec).to(self._dtype))
+        return tuple(
+            torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)
+            for layer, pooling in self._layers
+        )
+
+
+class TorchNetwork:
+    """The three steps of an engine; on a GPU a batch is started ahead.
+
+    Parameters
+    ----------
+    pooled : PooledLayers
+    device, precision : str
+    """
+
+    out_of_memory = torch.OutOfMemoryError
+
+    def __init__(self, pooled: PooledLayers, device: str, precision: str):
+        self._network = PooledNetwork(pooled, device, precision)
+        self._device, self._precision = torch.device(device), precision
+        self.ahead = 0 if self._device.type == "cpu" else 1
+
+    def load(self, pixels: np.ndarray) -> torch.Tensor:
+        """8-bit pixels travel as they are, and while the device computes."""
+        tensor = torch.from_numpy(pixels)
+        if self._device.type != "cpu":
+            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
+
+    @torch.inference_mode()
+    def start(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute, or on a GPU tell it to."""
+        with arithmetic(self._precision, self._device.type):
+            return self._network(pixels)
+
+    def finish(self, rows: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+        """The rows as arrays."""
+        return [tensor.cpu().numpy() for tensor in rows]
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, kind: str):
+    """A context in which a GPU rounds to TF32 if that is asked for, and else never.
+
+    torch rounds in convolutions by default, so that features would differ from those
+    of a CPU by up to a thousandth.
+    """
+    if kind == "cpu":
+        yield
+        return
+    matmul, tf32 = torch.backends.cuda.matmul, precision == "tf32"
+    cudnn = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=tf32
+    )
+    with _one_at_a_time, cudnn:
+        before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
+
+
+def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
+    """Refuse a layer beyond a head that the weights file does not have."""
+    if absent.intersection(cut.state_dict()):
+        raise WeightsError(
+            f"The weights in {str(source.path)!r} have no classes that fit backbone "
+            f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
+            "Ask for layer='penultimate' or an earlier one."
+        )
