@@ -29,7 +29,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from skdeepfeat import PretrainedCNNFeatures, load_image_folder, load_textures
+from skdeepfeat import (
+    LayerDepthDisplay,
+    PretrainedCNNFeatures,
+    load_image_folder,
+    load_textures,
+)
 
 LAYERS = ["penultimate", "block5", "block3", "block1"]  # the deepest one first
 HEADS = {
@@ -78,11 +83,13 @@ print(f"\nbest: {best['head']} on {best['features__layer']}, {search.best_score_
 # %%
 # The figure: features of the middle already tell textures apart.
 figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-for name, row in zip(HEADS, scores, strict=True):
-    axes.plot(LAYERS[::-1], row[::-1], marker="o", label=name)
+label_of = {id(head): name for name, head in HEADS.items()}
+LayerDepthDisplay.from_search(
+    search, names=lambda others: label_of[id(others["head"])], ax=axes
+)
 chance = np.bincount(y).max() / len(y)
 axes.axhline(chance, color="grey", linestyle=":", label="largest class")
-axes.set(xlabel="layer, from early to late", ylabel="accuracy, mean of 5 folds")
+axes.set(ylabel="accuracy, mean of 5 folds")
 axes.set_title("Accuracy by depth of the features and by head")
 axes.legend(loc="center", bbox_to_anchor=(0.65, 0.35), fontsize="small")
 figure.savefig("which_depth_which_head.png", dpi=150)

@@ -14,7 +14,7 @@ import skdeepfeat
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.stem for path in Path(skdeepfeat.__file__).parent.glob("*.py"))
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
 
 

@@ -32,11 +32,9 @@ def installed(monkeypatch):
 @pytest.fixture
 def conversions(monkeypatch):
     """Counts what is converted."""
-    converted, convert = [], engine.openvino.convert_model
+    converted, translate = [], engine.translate
     monkeypatch.setattr(
-        engine.openvino,
-        "convert_model",
-        lambda *args, **options: (converted.append(1), convert(*args, **options))[1],
+        engine, "translate", lambda *args: (converted.append(1), translate(*args))[1]
     )
     return converted
 
@@ -140,6 +138,7 @@ def test_a_new_process_needs_no_torch(photos, tmp_path):
         "est = PretrainedCNNFeatures(engine='openvino', cache=None)\n"
         "rows = est.transform(np.load(sys.argv[1]))\n"
         "assert not {'torch', 'torchvision'} & set(sys.modules)\n"
+        "assert 'openvino_telemetry' not in sys.modules\n"  # which reports imports
         "np.save(sys.argv[2], rows)"
     )
     arguments = [tmp_path / "photos.npy", tmp_path / "rows.npy"]
@@ -219,18 +218,16 @@ def test_torch_takes_over_what_cannot_be_converted(photos):
 
 def test_a_conversion_that_computes_something_else_is_not_used(photos, monkeypatch):
     other = features("tiny", layer="block4", engine="torch").transform(photos)
-    convert = engine.openvino.convert_model
+    translate = engine.translate
 
-    def wrong(network, example_input):
-        return convert(
-            torch.nn.Sequential(network, Half()), example_input=example_input
-        )
+    def wrong(network, example):
+        return translate(torch.nn.Sequential(network, Half()), example)
 
     class Half(torch.nn.Module):
         def forward(self, rows):
             return tuple(r / 2 for r in rows)
 
-    monkeypatch.setattr(engine.openvino, "convert_model", wrong)
+    monkeypatch.setattr(engine, "translate", wrong)
     with pytest.warns(EngineWarning, match="differ from torch's by"):
         rows = features("tiny", layer="block4").transform(photos)
     np.testing.assert_array_equal(rows, other)

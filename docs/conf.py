@@ -1,0 +1,50 @@
+"""Configuration of the site: python -m sphinx -W docs docs/_build/html"""
+
+from sphinx_gallery.sorting import FileNameSortKey
+
+import skdeepfeat
+
+project = "skdeepfeat"
+author = "The skdeepfeat developers"
+release = version = skdeepfeat.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autosummary",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "auto_examples/*.ipynb", "sg_execution_times.rst"]
+suppress_warnings = ["config.cache"]  # the sort key of the gallery is a class
+nitpicky = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+autosummary_generate = True
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {"GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
+numpydoc_validation_exclude = {r"\._", r"set_.*_request$"}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": "/plot_",
+    "ignore_pattern": "train_mini",
+    "within_subsection_order": FileNameSortKey,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "matplotlib_animations": False,
+    "doc_module": ("skdeepfeat",),
+    "reference_url": {"skdeepfeat": None},
+    "backreferences_dir": "generated/gallery",
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "skdeepfeat"
+html_show_sourcelink = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
