@@ -58,9 +58,8 @@ pipeline = make_pipeline(
 )
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ImageWarning)
-    print(
-        f"accuracy on what it was fitted on: {pipeline.fit(paths, y).score(paths, y):.2f}"
-    )
+    accuracy = pipeline.fit(paths, y).score(paths, y)
+print(f"accuracy on what it was fitted on: {accuracy:.2f}")
 
 # %%
 # The figure: the first features of the first rows; three white rows, no more.

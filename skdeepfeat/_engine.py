@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ._backbones import Layer, WeightsSource
 from ._batches import Batch, read_batches
 from ._device import device_class, resolve_batch_size, resolve_devices, resolve_threads
 from ._exceptions import ImageError
 from ._images import Images
+from ._plan import PooledLayers
 from ._progress import Clock
 
 NETWORKS = {
@@ -48,24 +48,6 @@ class Computed:
     features: list[np.ndarray]
     errors: list[ImageError]
     in_range: bool
-
-
-@dataclass(frozen=True)
-class PooledLayers:
-    """What an engine computes: layers of a network with weights, pooled.
-
-    Parameters
-    ----------
-    source : WeightsSource
-    weights_key : bytes
-        Digest of the weights.
-    layers : tuple of (Layer, str)
-        What to read, and how it is pooled.
-    """
-
-    source: WeightsSource
-    weights_key: bytes
-    layers: tuple[tuple[Layer, str], ...]
 
 
 class Engine:

@@ -25,7 +25,7 @@ from ._device import (
     unconvertible,
 )
 from ._digests import digest
-from ._engine import Engine, PooledLayers
+from ._engine import Engine
 from ._exceptions import ConversionError, EngineWarning
 from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
@@ -449,17 +449,15 @@ class PretrainedCNNFeatures(
             first = next(claimed, None)
             if first is None:
                 return  # others compute them all: no network is built here
-            layers = ((c.layer, c.pooling) for c in (*plan.columns, *plan.prefetched))
             engine = Engine(
-                PooledLayers(plan.source, plan.weights_key, tuple(layers)),
+                plan.pooled,
                 self.device,
                 self.precision,
                 1 if len(rows.missing) == 1 else self.batch_size,  # for latency
                 plan.engine,
             )
-            rows_ = chain([first], claimed)
             options = (plan.value_range, self.decode, self.n_jobs, clock)
-            yield from engine.run(images, rows_, *options)
+            yield from engine.run(images, chain([first], claimed), *options)
 
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""

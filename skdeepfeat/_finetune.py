@@ -16,10 +16,10 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
 from ._digests import digest
-from ._engine import Engine, PooledLayers
+from ._engine import Engine
 from ._exceptions import WeightsError
 from ._inputs import read_input, resolve_source, set_input_tags
-from ._plan import weights_key
+from ._plan import PooledLayers, weights_key
 from ._progress import Clock, FitTask
 from ._validation import (
     CallbackSupportMixin,

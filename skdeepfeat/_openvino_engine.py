@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ._digests import digest, digest_file
-from ._engine import PooledLayers
 from ._exceptions import ConversionError
+from ._plan import PooledLayers
 from ._shared import SharedTable
 
 

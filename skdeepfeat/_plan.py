@@ -39,6 +39,24 @@ class Column:
 
 
 @dataclass(frozen=True)
+class PooledLayers:
+    """What an engine computes: layers of a network with weights, pooled.
+
+    Parameters
+    ----------
+    source : WeightsSource
+    weights_key : bytes
+        Digest of the weights.
+    layers : tuple of (Layer, str)
+        What to read, and how it is pooled.
+    """
+
+    source: WeightsSource
+    weights_key: bytes
+    layers: tuple[tuple[Layer, str], ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The parameters of an estimator made concrete for one call.
 
@@ -73,6 +91,13 @@ class Plan:
     def width(self) -> int:
         """Number of features."""
         return sum(column.width for column in self.columns)
+
+    @property
+    def pooled(self) -> PooledLayers:
+        """What the engine computes for this."""
+        columns = (*self.columns, *self.prefetched)
+        layers = tuple((column.layer, column.pooling) for column in columns)
+        return PooledLayers(self.source, self.weights_key, layers)
 
     @cached_property
     def slices(self) -> list[slice]:

@@ -9,9 +9,9 @@ from torch import nn
 
 from ._activations import HookedNetwork, activations_of
 from ._backbones import InputSpec, WeightsSource
-from ._engine import PooledLayers
 from ._exceptions import WeightsError
 from ._networks import PRECISIONS, get_network
+from ._plan import PooledLayers
 from ._pooling import pool
 
 # cuDNN's arithmetic is a setting of the whole process: set for one start at a time.
