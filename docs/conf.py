@@ -14,7 +14,8 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "auto_examples/*.ipynb", "sg_execution_times.rst"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # the sort key of the gallery is a class
 nitpicky = False
 

@@ -266,9 +266,12 @@ class Backbone:
         )
 
     def without_arrays(self) -> "Backbone":
-        """The same structure, for tables that must not keep weights alive.
+        """Give the same structure, for tables that must not keep weights alive.
 
-        A network of the user's own may be one whose code looks at its weights.
+        Returns
+        -------
+        backbone : Backbone
+            Itself for a network whose code may look at its weights.
         """
         own = self.arrays is None or isinstance(self.build, Skeleton)
         return self if own else replace(self, arrays=None)

@@ -225,7 +225,13 @@ class FeatureStore:
         return self
 
     def open(self) -> Table:
-        """The table of this place."""
+        """Open the table of this place, made if it is not there.
+
+        Returns
+        -------
+        table : MemoryTable or DiskTable
+            One for the whole process.
+        """
         place = self.name if self.path is None else Path(self.path)
         if self.path is not None and os.path.isfile(self.path):
             raise ValueError(
