@@ -41,12 +41,14 @@ OUT_OF_PLACE: dict[Any, Callable] = {
 
 
 class Tracer(fx.Tracer):
-    """Records the steps of a network under torchvision's names for them.
+    """Records the steps of a network, named as torchvision names them.
 
-    A step is named after the module that takes it and its function, numbered where
-    that repeats. While fx traces, every call of every module in the process passes
-    through its tracer; those of other threads are let through untouched, and
-    `trace_lock` keeps two traces apart.
+    A module that is one step has its own name; any other step that of the module which
+    takes it and of its function; what repeats is numbered.
+
+    While fx traces, every call of every module in the process passes through its
+    tracer; those of other threads are let through untouched, and `trace_lock` keeps two
+    traces apart.
     """
 
     trace_lock = threading.Lock()
@@ -63,6 +65,7 @@ class Tracer(fx.Tracer):
         self._thread = threading.get_ident()
         self._path = ""
         self._count: Counter[str] = Counter()
+        self._taken: set[str] = set()
         self.name_of: dict[fx.Node, str] = {}
 
     def is_leaf_module(self, m, module_qualified_name):
@@ -84,12 +87,14 @@ class Tracer(fx.Tracer):
         """Record a step, and name it."""
         proxy = super().create_proxy(kind, *arguments, **keywords)
         parts = [self._path] if self._path else []
-        if kind != "call_module":
-            parts.append(proxy.node.name)
-        name = re.sub(r"_[0-9]+$", "", ".".join(parts))
-        n = self._count[name]
-        self._count[name] += 1
-        self.name_of[proxy.node] = f"{name}_{n}" if n else name
+        if kind != "call_module":  # fx numbers its own names through the whole network
+            parts.append(re.sub(r"_[0-9]+$", "", proxy.node.name))
+        name = free = ".".join(parts)
+        while free in self._taken:
+            self._count[name] += 1
+            free = f"{name}_{self._count[name]}"
+        self._taken.add(free)
+        self.name_of[proxy.node] = free
         return proxy
 
 

@@ -3,22 +3,23 @@
 torch is only asked where a GPU may be.
 """
 
-import importlib.util
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import joblib
 
-from ._backbones import Backbone
+from ._plan import PooledLayers
 
 # Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
-GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+GPU_DRIVERS += ("/dev/nvgpu", "/dev/nvhost-ctrl")
 
 # Images of 224 pixels that are computed at once: what "auto" means, and the most that a
 # device bears; of smaller images more, up to a number. On a CPU more make it slower.
 BATCH_SIZES = {"cpu": 8, "cuda": 64}
 BEARABLE = {"cpu": 8, "cuda": 512}
-MOST_IMAGES = {"cpu": 64, "cuda": 512}
+MOST_IMAGES = {"cpu": 32, "cuda": 512}
 
 # Arithmetic that an engine knows on a class of devices.
 ENGINES = {
@@ -48,7 +49,7 @@ def resolve_devices(device) -> tuple[str, ...]:
 def resolve_device(device) -> str:
     """The first GPU where "auto" finds one, else the CPU."""
     if device == "auto":
-        return "cuda:0" if _has_gpu() else "cpu"
+        return "cuda:0" if _has_driver() and _has_gpu() else "cpu"
     kind, _, index = device.partition(":") if isinstance(device, str) else ("",) * 3
     if kind not in BATCH_SIZES or not (index.isdigit() or index == ""):
         raise ValueError(
@@ -63,20 +64,23 @@ def resolve_device(device) -> str:
     return device
 
 
+def _has_driver() -> bool:
+    """Whether there may be a GPU; if not, torch need not be asked."""
+    return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVERS))
+
+
 def _has_gpu() -> bool:
-    """Whether torch can use one; not asked where no driver is."""
-    if sys.platform == "linux" and not any(map(os.path.exists, GPU_DRIVERS)):
-        return False
+    """Whether torch can use one."""
     import torch
 
     return torch.cuda.is_available()
 
 
-# Networks that could not be converted in this process.
-unconvertible: set[bytes] = set()
+# What could not be converted in this process.
+unconvertible: set[PooledLayers] = set()
 
 
-def resolve_engine(engine: str, kind: str, precision: str, backbone: Backbone) -> str:
+def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers) -> str:
     """What runs the network on this class of devices.
 
     "auto" is OpenVINO where it is installed and knows the precision. Networks of the
@@ -84,7 +88,8 @@ def resolve_engine(engine: str, kind: str, precision: str, backbone: Backbone) -
     """
     if engine == "auto":
         able = precision in ENGINES.get(("openvino", kind), ())
-        convert = able and backbone.arrays is None and _has_openvino()
+        own = pooled.source.backbone.arrays is not None
+        convert = able and not own and _has_openvino()
         engine = "openvino" if convert else "torch"
     if precision not in ENGINES.get((engine, kind), ()):
         known = [p for (e, _), each in ENGINES.items() if e == engine for p in each]
@@ -97,11 +102,15 @@ def resolve_engine(engine: str, kind: str, precision: str, backbone: Backbone) -
         raise ImportError(
             "engine='openvino' needs OpenVINO. Type: pip install 'skdeepfeat[openvino]'"
         )
-    return "torch" if backbone.digest in unconvertible else engine
+    return "torch" if pooled in unconvertible else engine
 
 
 def _has_openvino() -> bool:
-    return importlib.util.find_spec("openvino") is not None
+    """Whether it is installed, in a version that is known to do."""
+    try:
+        return int(version("openvino").partition(".")[0]) >= 2026
+    except PackageNotFoundError:
+        return False
 
 
 def resolve_batch_size(batch_size, kind: str, image_size: int) -> int:

@@ -70,7 +70,10 @@ class Engine:
         self.batch_size = resolve_batch_size(batch_size, device_class(device), size)
         module, _, name = NETWORKS[engine].partition(":")
         network = getattr(importlib.import_module(module, __package__), name)
-        self.networks = [network(pooled, d, precision) for d in resolve_devices(device)]
+        self.networks = [
+            network(pooled, name, precision, self.batch_size)
+            for name in resolve_devices(device)
+        ]
 
     def run(
         self, images: Images, rows: Iterable[int], value_range, decode, n_jobs, clock

@@ -29,7 +29,7 @@ from ._engine import Engine
 from ._exceptions import ConversionError, EngineWarning
 from ._inputs import read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
-from ._plan import Column, Plan, weights_key
+from ._plan import Column, Plan, PooledLayers, weights_key
 from ._pooling import POOLINGS, check_size
 from ._progress import Clock, FitTask, progress_bar
 from ._rows import Report, Rows, last_report
@@ -64,6 +64,7 @@ def clear_caches():
     """
     clear_tables()
     SharedTable.clear_all()
+    unconvertible.clear()
 
 
 # The estimator ----------------------------------------------------------------------
@@ -404,9 +405,9 @@ class PretrainedCNNFeatures(
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
-            unconvertible.add(plan.source.backbone.digest)
+            unconvertible.add(plan.pooled)
             warnings.warn(
-                f"torch runs backbone {plan.source.backbone.name!r}, because "
+                f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
                 f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",
                 EngineWarning,
                 stacklevel=3,
@@ -479,7 +480,9 @@ class PretrainedCNNFeatures(
         asked = self._asked(source)
         prefetched = self._prefetched(source, asked)
         device = device_class(self.device)
-        engine = resolve_engine(self.engine, device, self.precision, source.backbone)
+        layers = tuple((layer, self.pooling) for layer in (*asked, *prefetched))
+        pooled = PooledLayers(source, key, layers)
+        engine = resolve_engine(self.engine, device, self.precision, pooled)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
         scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
         columns, others = (
@@ -487,7 +490,7 @@ class PretrainedCNNFeatures(
             for layers in (asked, prefetched)
         )
         scope = digest(scope, self.pooling)
-        return Plan(source, key, value_range, device, engine, columns, others, scope)
+        return Plan(pooled, value_range, device, engine, columns, others, scope)
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""

@@ -26,7 +26,7 @@ from ._digests import sha256_file
 from ._exceptions import WeightsError
 from ._shared import SharedTable
 
-MAX_NETWORKS = 4
+MAX_NETWORKS = 8
 
 PRECISIONS = {
     "float32": torch.float32,

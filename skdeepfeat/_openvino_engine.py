@@ -46,6 +46,17 @@ MAX_BYTES = 2 << 30  # of converted networks on disk; the oldest go first
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 _compiled = SharedTable(8)
+_forked = False
+
+
+def _after_fork() -> None:
+    """A child process has none of OpenVINO's threads, and would wait for them."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class OpenVINONetwork:
@@ -57,15 +68,23 @@ class OpenVINONetwork:
     device : str
         "cpu".
     precision : str
+    batch_size : int
+        How many images come at once.
     """
 
     ahead = 1
     out_of_memory = ()  # a CPU has no limit that smaller batches would help with
 
-    def __init__(self, pooled: PooledLayers, device: str, precision: str):
-        self._pooled, self._precision = pooled, precision
-        self._requests: dict[int, itertools.cycle] = {}
-        self._request(1)  # fails before anything is decoded, if it must
+    def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
+        if _forked:
+            raise ConversionError(
+                "its threads do not survive the fork of this process from one that "
+                "used it (loky and spawn do better)"
+            )
+        self._n_outputs = len(pooled.layers)
+        network = compiled(pooled, precision, batch_size)
+        requests = [network.create_infer_request() for _ in range(self.ahead + 1)]
+        self._requests = itertools.cycle(requests)
 
     def load(self, pixels: np.ndarray) -> np.ndarray:
         """The converted network takes floats."""
@@ -73,7 +92,7 @@ class OpenVINONetwork:
 
     def start(self, pixels: np.ndarray):
         """Let the threads of OpenVINO begin."""
-        request = self._request(len(pixels))
+        request = next(self._requests)
         request.start_async({0: pixels}, share_inputs=True)
         return request, pixels  # which must live as long as they are read
 
@@ -81,16 +100,8 @@ class OpenVINONetwork:
         """The rows, once they are there."""
         request, _ = started
         request.wait()
-        outputs = range(len(self._pooled.layers))
+        outputs = range(self._n_outputs)
         return [request.get_output_tensor(i).data.copy() for i in outputs]
-
-    def _request(self, n: int):
-        """The next of the requests that are in flight at once, for n images."""
-        if n not in self._requests:
-            network = compiled(self._pooled, self._precision, n)
-            requests = [network.create_infer_request() for _ in range(self.ahead + 1)]
-            self._requests[n] = itertools.cycle(requests)
-        return next(self._requests[n])
 
 
 def compiled(pooled: PooledLayers, precision: str, n: int):
@@ -101,15 +112,21 @@ def compiled(pooled: PooledLayers, precision: str, n: int):
         model = read_converted(name) or convert(pooled, name)
         size = pooled.source.input.image_size
         model.reshape([n, size, size, 3])
-        options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            "PERFORMANCE_HINT": "LATENCY",  # all cores at one batch
-            # As many threads as torch takes; 0 means all cores.
-            "INFERENCE_NUM_THREADS": int(os.environ.get("OMP_NUM_THREADS") or 0),
-        }
-        return openvino.Core().compile_model(model, "CPU", options)
+        return compile_for_cpu(model, PRECISIONS[precision])
 
     return _compiled.get((name, precision, n), make)
+
+
+def compile_for_cpu(model, precision: str):
+    """A network that runs, on as many threads as torch would take."""
+    threads, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",  # all cores at one batch
+        "INFERENCE_NUM_THREADS": int(threads) if threads.isdigit() else 0,  # 0: all
+        "ENABLE_CPU_PINNING": False,  # or all workers would share the first cores
+    }
+    return openvino.Core().compile_model(model, "CPU", options)
 
 
 def fingerprint(pooled: PooledLayers) -> str:
@@ -149,7 +166,8 @@ def convert(pooled: PooledLayers, name: str):
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     keep_converted(model, name)
-    return model
+    # What later processes will compute with, which may round in another order.
+    return read_converted(name) or model
 
 
 def translate(network, example):
@@ -166,13 +184,12 @@ def translate(network, example):
 
 def _check_same(model, pixels: np.ndarray, expected: list[np.ndarray]) -> None:
     """Compare the features of some pixels, one image at a time and together."""
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    network = openvino.Core().compile_model(model, "CPU", options)
+    network = compile_for_cpu(model, "f32")
     for rows in (slice(0, 1), slice(0, 2)):
         found = network(pixels[rows]).values()
         for got, wanted in zip(found, expected, strict=True):
-            difference = np.abs(got - wanted[rows]).max() / np.abs(wanted).max()
-            if not difference <= TOLERANCE:
+            difference = np.abs(got - wanted[rows]).max()
+            if not difference <= TOLERANCE * np.abs(wanted).max():
                 raise ValueError(f"features differ from torch's by {difference:.0e}")
 
 
@@ -185,49 +202,73 @@ def _first_line(error: Exception) -> str:
 
 def cache_folder() -> Path:
     """Where converted networks are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "skdeepfeat" / "openvino"
 
 
 def keep_converted(model, name: str) -> None:
-    """Write a converted network with its checksum; a folder appears when complete."""
+    """Write a converted network with its checksum; a folder appears when complete.
+
+    If that cannot be done, the next process converts again.
+    """
+    folder = cache_folder()
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(".partial", name, cache_folder()))
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(".partial", name, folder))
+    except OSError:
+        return
+    try:
         openvino.save_model(model, partial / "model.xml", compress_to_fp16=False)
         (partial / "checksum").write_text(_checksum(partial))
-        partial.rename(cache_folder() / name)
-        _make_room()
-    except OSError:
-        pass  # no room, or somebody else was faster: the next process converts again
+        partial.rename(folder / name)
+    except (OSError, RuntimeError):  # OpenVINO's own on a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+    _make_room()
 
 
 def read_converted(name: str):
-    """A converted network, None if it is not there or damaged."""
+    """A converted network, None if it is not there, or damaged, and then removed."""
     folder = cache_folder() / name
     try:
-        if (folder / "checksum").read_text() != _checksum(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            return None
-        os.utime(folder)  # it is in use
-    except OSError:
-        return None
-    return openvino.Core().read_model(folder / "model.xml")
+        if (folder / "checksum").read_text() == _checksum(folder):
+            os.utime(folder)  # it is in use
+            return openvino.Core().read_model(folder / "model.xml")
+    except (OSError, RuntimeError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _checksum(folder: Path) -> str:
-    return digest(
-        *(digest_file(folder / f"model.{end}") for end in ("xml", "bin"))
-    ).hex()
+    files = [folder / "model.xml", folder / "model.bin"]
+    return digest(*map(digest_file, files)).hex()
 
 
 def _make_room() -> None:
-    """Delete what was used least recently, while all is more than the bound."""
-    folders = sorted(cache_folder().iterdir(), key=lambda f: f.stat().st_mtime)
-    sizes = [sum(file.stat().st_size for file in f.iterdir()) for f in folders]
-    total = sum(sizes)
-    for folder, size in zip(folders[:-1], sizes, strict=False):
+    """Delete what was used least recently, while all is more than the bound.
+
+    What a killed process has left half written counts as any other.
+    """
+    folders = [f for f in cache_folder().iterdir() if f.is_dir()]
+    used = {f: (_modified(f), _size(f)) for f in folders}
+    total = sum(size for _, size in used.values())
+    for folder in sorted(folders, key=used.__getitem__)[:-1]:
         if total <= MAX_BYTES:
             return
         shutil.rmtree(folder, ignore_errors=True)
-        total -= size
+        total -= used[folder][1]
+
+
+def _modified(folder: Path) -> float:
+    """When it was last used; what another process has removed, long ago."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
+    except OSError:
+        return 0

@@ -62,9 +62,8 @@ class Plan:
 
     Parameters
     ----------
-    source : WeightsSource
-    weights_key : bytes
-        Digest of the weights.
+    pooled : PooledLayers
+        What the engine computes: the layers of both.
     value_range : tuple of float or None
     device_class : str
         "cpu" or "cuda".
@@ -78,8 +77,7 @@ class Plan:
         What is computed in one pass: the fingerprints of all columns, less the layer.
     """
 
-    source: WeightsSource
-    weights_key: bytes
+    pooled: PooledLayers
     value_range: tuple[float, float] | None
     device_class: str
     engine: str
@@ -91,13 +89,6 @@ class Plan:
     def width(self) -> int:
         """Number of features."""
         return sum(column.width for column in self.columns)
-
-    @property
-    def pooled(self) -> PooledLayers:
-        """What the engine computes for this."""
-        columns = (*self.columns, *self.prefetched)
-        layers = tuple((column.layer, column.pooling) for column in columns)
-        return PooledLayers(self.source, self.weights_key, layers)
 
     @cached_property
     def slices(self) -> list[slice]:

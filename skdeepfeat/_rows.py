@@ -234,7 +234,7 @@ class Report:
                 "rows are nan and errors_ lists them. The first is "
                 f"{self.failed[min(self.failed)]}.",
                 ImageWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         if not self._in_range:
             warnings.warn(
@@ -242,7 +242,7 @@ class Report:
                 "white for their dtype. If they are on another scale, type for "
                 "instance value_range=(0, 255).",
                 ImageWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

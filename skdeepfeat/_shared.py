@@ -1,5 +1,6 @@
 """Heavy things that all estimators of a process share: built once, few at a time."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -46,7 +47,17 @@ class SharedTable:
             self._values.clear()
 
     @classmethod
+    def unlock_all(cls) -> None:
+        """In a child process nobody holds a lock."""
+        for table in cls._all:
+            table._lock = threading.RLock()
+
+    @classmethod
     def clear_all(cls) -> None:
         """Forget the values of all tables."""
         for table in cls._all:
             table.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SharedTable.unlock_all)

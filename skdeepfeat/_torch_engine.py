@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,18 @@ from ._pooling import pool
 
 # cuDNN's arithmetic is a setting of the whole process: set for one start at a time.
 _one_at_a_time = threading.Lock()
+
+# (where, name, value that never rounds to TF32, value that does); torch 2.9 changed it.
+_backends: Any = torch.backends
+TF32_SWITCHES: list[tuple] = [
+    (_backends.cuda.matmul, "allow_tf32", False, True),
+    (_backends.cudnn, "allow_tf32", False, True),
+]
+if hasattr(_backends.cuda.matmul, "fp32_precision"):
+    TF32_SWITCHES = [
+        (_backends.cuda.matmul, "fp32_precision", "ieee", "tf32"),
+        (_backends.cudnn.conv, "fp32_precision", "ieee", "tf32"),
+    ]
 
 
 def normalise(batch: torch.Tensor, spec: InputSpec) -> torch.Tensor:
@@ -67,11 +80,13 @@ class TorchNetwork:
     ----------
     pooled : PooledLayers
     device, precision : str
+    batch_size : int
+        How many images come at once, at most.
     """
 
     out_of_memory = torch.OutOfMemoryError
 
-    def __init__(self, pooled: PooledLayers, device: str, precision: str):
+    def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         self._network = PooledNetwork(pooled, device, precision)
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1
@@ -84,14 +99,21 @@ class TorchNetwork:
         return tensor
 
     @torch.inference_mode()
-    def start(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute, or on a GPU tell it to."""
+    def start(self, pixels: torch.Tensor):
+        """Compute, or tell a GPU to compute and to send the rows."""
         with arithmetic(self._precision, self._device.type):
-            return self._network(pixels)
+            rows = self._network(pixels)
+        if self._device.type == "cpu":
+            return rows, None
+        sent = [row.to("cpu", non_blocking=True) for row in rows]
+        return sent, torch.cuda.current_stream(self._device).record_event()
 
-    def finish(self, rows: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
-        """The rows as arrays."""
-        return [tensor.cpu().numpy() for tensor in rows]
+    def finish(self, started) -> list[np.ndarray]:
+        """The rows as arrays, once they are there."""
+        rows, arrival = started
+        if arrival is not None:
+            arrival.synchronize()
+        return [row.numpy() for row in rows]
 
 
 @contextlib.contextmanager
@@ -104,16 +126,15 @@ def arithmetic(precision: str, kind: str):
     if kind == "cpu":
         yield
         return
-    matmul, tf32 = torch.backends.cuda.matmul, precision == "tf32"
-    cudnn = torch.backends.cudnn.flags(
-        enabled=True, deterministic=True, allow_tf32=tf32
-    )
-    with _one_at_a_time, cudnn:
-        before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    with _one_at_a_time:
+        before = [getattr(place, name) for place, name, _, _ in TF32_SWITCHES]
         try:
+            for place, name, never, rounded in TF32_SWITCHES:
+                setattr(place, name, rounded if precision == "tf32" else never)
             yield
         finally:
-            matmul.allow_tf32 = before
+            for (place, name, _, _), value in zip(TF32_SWITCHES, before, strict=True):
+                setattr(place, name, value)
 
 
 def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:

@@ -167,7 +167,14 @@ def test_tracing_leaves_other_threads_alone():
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "vit_b_16", "swin_t", "mnasnet0_5", "densenet121", "convnext_tiny"],
+    [
+        "resnet18",
+        "regnet_y_400mf",
+        "swin_t",
+        "mnasnet0_5",
+        "densenet121",
+        "convnext_tiny",
+    ],
 )
 def test_nodes_have_the_names_that_torchvision_gives_them(name, monkeypatch):
     """So that what others have written about a network holds here."""
@@ -187,3 +194,33 @@ def test_mini_has_the_shape_of_torchvisions_squeezenet():
     x = torch.rand(2, 3, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(net(x), trunk.features(x), rtol=0, atol=0)
+
+
+def test_modules_whose_names_end_in_a_number_keep_them():
+    """As in networks that come from Caffe."""
+    net = torch.nn.Sequential()
+    for i, name in enumerate(["conv1_1", "conv1_2", "conv2_1"]):
+        net.add_module(name, torch.nn.Conv2d(3 + i, 4 + i, 3))
+    backbone = Backbone.from_module(net.eval(), image_size=16)
+    features = PretrainedCNNFeatures(backbone, layer="conv1_1")
+    x = np.zeros((1, 16, 16, 3), np.uint8)
+    assert features.transform(x).shape == (1, 4)
+    assert features.set_params(layer="penultimate").transform(x).shape == (1, 6)
+
+
+class Repeating(torch.nn.Module):
+    """Numbers of repeated steps may meet names of other modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.a_1 = torch.nn.Identity(), torch.nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.a_1(self.a(self.a(x)))
+
+
+def test_every_step_has_a_name_of_its_own():
+    tracer = Tracer()
+    tracer.trace(Repeating())
+    names = list(tracer.name_of.values())
+    assert len(set(names)) == len(names) == 4

@@ -12,7 +12,7 @@ from skdeepfeat._device import (
     resolve_batch_size,
     resolve_device,
 )
-from skdeepfeat._torch_engine import TorchNetwork, arithmetic
+from skdeepfeat._torch_engine import TF32_SWITCHES, TorchNetwork, arithmetic
 
 
 def test_device_and_batch_size():
@@ -86,9 +86,9 @@ class FakeNetwork:
     out_of_memory = torch.OutOfMemoryError
     bears = 1000
 
-    def __init__(self, pooled, device, precision):
+    def __init__(self, pooled, device, precision, batch_size):
         self.device, self.events = device, EVENTS
-        self.network = TorchNetwork(pooled, "cpu", precision)
+        self.network = TorchNetwork(pooled, "cpu", precision, batch_size)
 
     def load(self, pixels):
         return self.network.load(pixels)
@@ -162,12 +162,12 @@ def test_devices_that_do_not_go_together(device, photos, monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 def test_a_gpu_rounds_only_when_asked(precision):
     def settings():
-        backends = torch.backends
-        return backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+        return [getattr(place, name) for place, name, _, _ in TF32_SWITCHES]
 
     before = settings()
     with arithmetic(precision, "cuda"):
-        assert settings() == (precision == "tf32",) * 2
+        values = [switch[3 if precision == "tf32" else 2] for switch in TF32_SWITCHES]
+        assert settings() == values
     assert settings() == before
     with pytest.raises(KeyError), arithmetic(precision, "cuda"):
         raise KeyError

@@ -16,8 +16,9 @@ LINES = [
     {"_exceptions", "_digests", "_shared"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress"},
-    {"_batches", "_device", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
-    {"_engine", "_activations", "_rows"},
+    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
+    {"_device", "_activations", "_rows"},
+    {"_engine"},
     {"_torch_engine", "_layers"},
     {"_openvino_engine", "_features", "_parts"},
     {"_training"},

@@ -115,6 +115,34 @@ def test_a_damaged_conversion_is_made_again(photos, conversions):
     assert len(conversions) == 2
 
 
+def test_half_a_conversion_is_replaced(photos, conversions):
+    """As a cleaner of cache folders leaves it."""
+    features("tiny").transform(photos)
+    (folder,) = engine.cache_folder().iterdir()
+    (folder / "checksum").unlink()
+    for _ in range(2):
+        clear_caches()
+        features("tiny").transform(photos)
+    assert len(conversions) == 2
+    assert list(engine.cache_folder().iterdir()) == [folder]
+
+
+def test_a_full_disk_does_no_harm(photos, monkeypatch):
+    def full(*args, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(engine.openvino, "save_model", full)
+    expected = features("tiny", engine="torch").transform(photos)
+    assert relative_error(features("tiny").transform(photos), expected) < 1e-5
+    assert not list(engine.cache_folder().iterdir())
+
+
+def test_a_forked_process_goes_on_with_torch(photos, monkeypatch):
+    monkeypatch.setattr(engine, "_forked", True)
+    with pytest.warns(EngineWarning, match="do not survive the fork"):
+        features("tiny").transform(photos)
+
+
 def test_conversions_on_disk_are_bounded(photos, monkeypatch):
     monkeypatch.setattr(engine, "MAX_BYTES", 1)
     for layer in ("block2", "block4"):
