@@ -45,7 +45,7 @@ for ax, (name, pipeline) in zip(axes, maps.items(), strict=True):
     places = pipeline.fit_transform(X)
     ax.scatter(*places.T, s=1)
     for place, image, label in zip(places, X, y, strict=True):
-        frame = {"edgecolor": colours(label), "linewidth": 2, "pad": 0.1}
+        frame = {"edgecolor": colours(label), "linewidth": 2}
         thumbnail = OffsetImage(image, zoom=22 / image.shape[0])
         ax.add_artist(AnnotationBbox(thumbnail, place, bboxprops=frame, pad=0.1))
     ax.set(title=name, xticks=[], yticks=[])

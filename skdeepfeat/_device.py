@@ -12,8 +12,14 @@ import joblib
 from ._plan import PooledLayers
 
 # Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
-GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-GPU_DRIVERS += ("/dev/nvgpu", "/dev/nvhost-ctrl")
+GPU_DRIVERS = (
+    "/proc/driver/nvidia",
+    "/dev/nvidiactl",
+    "/dev/nvgpu",
+    "/dev/nvhost-ctrl",
+    "/dev/dxg",
+    "/dev/kfd",
+)
 
 # Images of 224 pixels that are computed at once: what "auto" means, and the most that a
 # device bears; of smaller images more, up to a number. On a CPU more make it slower.

@@ -71,7 +71,7 @@ class FeatureWarning(UserWarning):
 
 
 class EngineWarning(FeatureWarning):
-    """torch runs a network that another engine cannot take over."""
+    """A network runs with torch, because another engine cannot take it over."""
 
 
 class ImageWarning(FeatureWarning):

@@ -367,7 +367,9 @@ def patch_network(monkeypatch):
 def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
     paths, _ = files
     store = tmp_path / "store"
-    features = PretrainedCNNFeatures(layer="block2", image_size=32, cache=store)
+    features = PretrainedCNNFeatures(
+        layer="block2", image_size=32, cache=store, engine="torch"
+    )
     assert features.warm(paths) is features
     assert FeatureStore(store).info()["misses"] == N
     expected = features.transform(paths)
@@ -375,7 +377,9 @@ def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
         import builtins, sys
         from skdeepfeat import PretrainedCNNFeatures
         store, out, *paths = sys.argv[1:]
-        features = PretrainedCNNFeatures(layer="block2", image_size=32, cache=store)
+        features = PretrainedCNNFeatures(
+            layer="block2", image_size=32, cache=store, engine="torch"
+        )
         opened, real = [], builtins.open
         builtins.open = lambda file, *a, **k: opened.append(file) or real(file, *a, **k)
         rows = features.transform(paths)

@@ -29,7 +29,7 @@ CASES = [
     (20, {"block2": 0.7, "penultimate": 0.9}, "head only", 0),
     (500, {"block2": 0.7, "penultimate": 0.9}, "fine-tune", 2),
     (20, {"block2": 0.9, "penultimate": 0.7}, "earlier layers", None),
-    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 6),
+    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 8),
 ]
 
 
