@@ -13,7 +13,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from skdeepfeat import PretrainedCNNFeatures, load_textures
 
 textures = load_textures()
-chosen = [0, 1, 40, 41]  # two images of each of two classes
+by_class = np.argsort(textures.target, kind="stable")
+chosen = by_class[[120, 121, 240, 241]]  # two images of each of two classes
 images = [textures.data[row] for row in chosen]
 names = [textures.target_names[textures.target[row]] for row in chosen]
 

@@ -46,7 +46,7 @@ for ax, (name, pipeline) in zip(axes, maps.items(), strict=True):
     ax.scatter(*places.T, s=1)
     for place, image, label in zip(places, X, y, strict=True):
         frame = {"edgecolor": colours(label), "linewidth": 2}
-        thumbnail = OffsetImage(image, zoom=22 / image.shape[0])
+        thumbnail = OffsetImage(image, zoom=22 / image.shape[0], cmap="gray")
         ax.add_artist(AnnotationBbox(thumbnail, place, bboxprops=frame, pad=0.1))
     ax.set(title=name, xticks=[], yticks=[])
 handles = [

@@ -35,10 +35,10 @@ print(f"{right.mean():.0%} of the neighbours are of the class of the query")
 # same class.
 figure, axes = plt.subplots(5, 7, figsize=(8.5, 6.4), layout="constrained")
 for row, query, neighbours, same in zip(axes, queries, found, right, strict=True):
-    row[0].imshow(textures.data[query])
+    row[0].imshow(textures.data[query], cmap="gray")
     row[0].set_ylabel(textures.target_names[textures.target[query]])
     for ax, neighbour, is_same in zip(row[1:], neighbours, same, strict=True):
-        ax.imshow(textures.data[known[neighbour]])
+        ax.imshow(textures.data[known[neighbour]], cmap="gray")
         for spine in ax.spines.values():
             spine.set(color="tab:green" if is_same else "tab:red", linewidth=3)
 for ax in axes.flat:
