@@ -154,17 +154,14 @@ def convert(pooled: PooledLayers, name: str):
     example = torch.from_numpy(pixels.astype(np.float32))
     try:
         with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the tracer's, about sizes it takes as fixed
+            warnings.simplefilter("ignore")  # of the tracer, about fixed sizes
             model = translate(network, example)
             expected = [rows.numpy() for rows in network(example)]
         model.reshape([-1, size, size, 3])
         _check_same(model, example.numpy(), expected)
     except Exception as error:  # OpenVINO raises whatever its front end raises
-        raise ConversionError(
-            f"{type(error).__name__}: {_first_line(error)}"
-        ) from error
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConversionError(reason) from error
     keep_converted(model, name)
     # What later processes will compute with, which may round in another order.
     return read_converted(name) or model

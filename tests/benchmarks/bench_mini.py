@@ -8,11 +8,11 @@ LogisticRegression(C=0.01); it was never trained on these images.
 """
 
 import argparse
-import importlib.util
 import time
 from pathlib import Path
 
 import numpy as np
+from bench_features import engines
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -94,12 +94,6 @@ def report_speed(engine, teacher):
     print(f"\nimages per second with {engine}, and how often mini is as fast")
     for name, rate in speed.items():
         print(f"{name:14}{rate:14.1f}{speed['mini'] / rate:14.1f}", flush=True)
-
-
-def engines():
-    """The engines that are installed."""
-    found = importlib.util.find_spec("openvino")
-    return ("torch", "openvino") if found else ("torch",)
 
 
 if __name__ == "__main__":
