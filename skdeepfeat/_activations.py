@@ -431,32 +431,45 @@ def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None
     `apart` always, and what is asked for between the two otherwise is computed
     besides. `folded` keeps the convolutions for other cuts of the same network.
     """
-    for node in list(cut.graph.nodes):
-        before = node.all_input_nodes[0] if node.all_input_nodes else None
-        if before is None or not _is_a(cut, node, nn.BatchNorm2d):
-            continue
-        if not _is_a(cut, before, nn.Conv2d) or before.target in apart:
-            continue
-        conv, norm = (cut.get_submodule(str(n.target)) for n in (before, node))
-        if norm.running_mean is None:
-            continue
-        name = f"{before.target}_and_{node.target}".replace(".", "_")
-        if name not in folded:
-            folded[name] = _fold(conv, norm)
-        cut.add_submodule(name, folded[name])
-        with cut.graph.inserting_after(node):
-            both = cut.graph.call_module(name, before.args, before.kwargs)
-        node.replace_all_uses_with(both)
+    for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
+        module, before = cut.get_submodule(str(node.target)), node.all_input_nodes[0]
+        if isinstance(module, nn.Sequential):  # which was not traced
+            _replace(cut, node, node, folded, lambda m=module: _fold_within(m))
+        elif before.op == "call_module" and before.target not in apart:
+            conv = cut.get_submodule(str(before.target))
+            if _can_fold(conv, module):
+                _replace(cut, before, node, folded, lambda c=conv, n=module: _fold(c, n))
     cut.graph.eliminate_dead_code()
     cut.delete_all_unused_submodules()
     cut.recompile()
 
 
-def _is_a(cut: fx.GraphModule, node: fx.Node, kind: type) -> bool:
-    """Whether a step calls a module of just this kind."""
-    return (
-        node.op == "call_module" and type(cut.get_submodule(str(node.target))) is kind
-    )
+def _replace(cut: fx.GraphModule, first, last, folded: dict, make) -> None:
+    """Put one module where the steps from `first` to `last` are."""
+    name = f"{first.target}_to_{last.target}".replace(".", "_")
+    if name not in folded:
+        folded[name] = make()
+    cut.add_submodule(name, folded[name])
+    with cut.graph.inserting_after(last):
+        step = cut.graph.call_module(name, first.args, first.kwargs)
+    last.replace_all_uses_with(step)
+
+
+def _fold_within(steps: nn.Sequential) -> nn.Sequential:
+    """The same steps with every batch norm taken in by the convolution before it."""
+    kept: list[nn.Module] = []
+    for step in steps:
+        if kept and _can_fold(kept[-1], step):
+            kept[-1] = _fold(kept[-1], step)
+        else:
+            kept.append(step)
+    return nn.Sequential(*kept)
+
+
+def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether these are just a convolution and a norm with statistics of its own."""
+    kinds = (type(conv), type(norm)) == (nn.Conv2d, nn.BatchNorm2d)
+    return kinds and norm.running_mean is not None
 
 
 def _fold(conv, norm) -> nn.Module:

@@ -14,6 +14,7 @@ from skdeepfeat._activations import (
     HookedNetwork,
     Structure,
     Tracer,
+    activations_of,
     bind,
     structure_of,
 )
@@ -67,6 +68,26 @@ def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
         run(torch.zeros(1, 3, 64, 64))
     assert len(calls) == 5  # of 20
     assert not any(name.startswith("layer2") for name in run.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
+)
+def test_convolutions_take_in_the_batch_norms_after_them(name):
+    backbone = resolve_backbone(name)
+    network = build_network(resolve_weights(backbone, None, 0))
+    for norm in network.module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # or there is nothing to take in
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    node = backbone.layers[-2].node
+    run = activations_of(network, backbone, 64, (node,))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in run.modules())
+    x = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        found = run(x)[node]
+        expected = bind(structure_of(backbone, 64), network.module, (node,))(x)[node]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_truncated_names_stand_for_the_last_node_within():
