@@ -8,15 +8,8 @@ trace run as a private copy with hooks, one thread at a time (:class:`HookedNetw
 
 import copy
 import functools
-import inspect
-import math
 import operator
-import re
-import sys
 import threading
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -24,78 +17,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
 from ._networks import Network, build_network, skeleton_of
+from ._tracing import trace
 
 INPUT_OF = ".input"
 
-# In-place arithmetic → the same without changing what an earlier layer returned.
-OUT_OF_PLACE: dict[Any, Callable] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-    operator.itruediv: operator.truediv,
-    torch.relu_: torch.relu,
-}
-
-
-# Tracing ----------------------------------------------------------------------------
-
-
-class Tracer(fx.Tracer):
-    """Records the steps of a network, named as torchvision names them.
-
-    A module that is one step has its own name; any other step that of the module which
-    takes it and of its function; what repeats is numbered.
-
-    While fx traces, every call of every module in the process passes through its
-    tracer; those of other threads are let through untouched, and `trace_lock` keeps two
-    traces apart.
-    """
-
-    trace_lock = threading.Lock()
-    # Buffers are read when the graph runs, not turned into constants of the skeleton.
-    proxy_buffer_attributes = True
-
-    def __init__(self):
-        # A network that uses torchvision's own operators has imported them.
-        operators = sys.modules.get("torchvision.ops")
-        autowrapped = (math, operators) if operators else (math,)
-        super().__init__(autowrap_modules=autowrapped)
-        classes = [m for _, m in inspect.getmembers(operators, inspect.isclass)]
-        self._leaves = tuple(m for m in classes if issubclass(m, nn.Module))
-        self._thread = threading.get_ident()
-        self._path = ""
-        self._count: Counter[str] = Counter()
-        self._taken: set[str] = set()
-        self.name_of: dict[fx.Node, str] = {}
-
-    def is_leaf_module(self, m, module_qualified_name):
-        """Whether a module is one step."""
-        is_leaf = super().is_leaf_module(m, module_qualified_name)
-        return is_leaf or isinstance(m, self._leaves)
-
-    def call_module(self, m, forward, args, kwargs):
-        """Trace a module, unless another thread calls it."""
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        outer, self._path = self._path, self.path_of_module(m)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        finally:
-            self._path = outer
-
-    def create_proxy(self, kind, *arguments, **keywords):
-        """Record a step, and name it."""
-        proxy = super().create_proxy(kind, *arguments, **keywords)
-        parts = [self._path] if self._path else []
-        if kind != "call_module":  # fx numbers its own names through the whole network
-            parts.append(re.sub(r"_[0-9]+$", "", proxy.node.name))
-        name = free = ".".join(parts)
-        while free in self._taken:
-            self._count[name] += 1
-            free = f"{name}_{self._count[name]}"
-        self._taken.add(free)
-        self.name_of[proxy.node] = free
-        return proxy
+# Structure ---------------------------------------------------------------------------
 
 
 class Structure:
@@ -113,40 +39,25 @@ class Structure:
         self.skeleton = skeleton_of(backbone, image_size)
         self.graph: fx.Graph | None = None
         try:
-            self._trace()
+            self.graph, self._named = trace(self.skeleton)
+            self.nodes = tuple(self._named)
         except Exception:  # fx raises whatever the traced code raises
             self.nodes = tuple(name for name, _ in self.skeleton.named_modules())[1:]
-
-    def _trace(self):
-        tracer = Tracer()
-        with Tracer.trace_lock:
-            graph = tracer.trace(self.skeleton)
-        _remove_inplace_steps(graph, self.skeleton)
-        self._named = {
-            name: node
-            for node, name in tracer.name_of.items()
-            if node.op not in ("placeholder", "output")
-        }
-        self.nodes = tuple(self._named)
-        self.graph = graph
 
     @property
     def traceable(self) -> bool:
         """Whether fx could trace the network."""
         return self.graph is not None
 
-    def canonical(self, node: str) -> str:
-        """The full name of a node: a module stands for the last node within it."""
-        if not self.traceable or node.endswith(INPUT_OF):
-            return node
-        found = representative_node(node, self.nodes)
-        if found is None:
-            raise ValueError(
-                f"Unknown layer {node!r} of backbone {self.backbone.name!r}."
-                f"{closest(node, self.nodes)} list_layers({self.backbone.name!r}, "
-                "nodes=True) names all nodes."
-            )
-        return found
+    def canonical(self, node: str) -> str | None:
+        """The full name of a node, None if there is no such node.
+
+        A module stands for the last node within it.
+        """
+        reader = node.removesuffix(INPUT_OF)
+        if reader != node:
+            return node if reader in self.nodes else None
+        return representative_node(node, self.nodes)
 
     def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and does no more."""
@@ -271,54 +182,6 @@ def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
     return _before_dropout(node.all_input_nodes[0], net)
 
 
-def _remove_inplace_steps(graph: fx.Graph, net: nn.Module) -> None:
-    """Replace steps that would overwrite the value of an earlier layer.
-
-    What was computed later from the overwritten value is computed from the result of
-    the step instead, so the network means the same.
-    """
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if not _make_out_of_place(node, net) or not node.all_input_nodes:
-            continue
-        place = order[node]
-        node.all_input_nodes[0].replace_all_uses_with(
-            node, delete_user_cb=lambda user, place=place: order[user] > place
-        )
-
-
-def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
-    """Rewrite a step that works in place; says whether it did."""
-    if node.op == "call_module":
-        return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        name = str(node.target)
-        if name.endswith("_") and not name.endswith("__"):
-            node.target = name.removesuffix("_")
-            return True
-    if node.op == "call_function":
-        if node.target in OUT_OF_PLACE:
-            node.target = OUT_OF_PLACE[node.target]
-            return True
-        return _pass_inplace_false(node)
-    return False
-
-
-def _pass_inplace_false(node: fx.Node) -> bool:
-    """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
-    try:
-        signature = inspect.signature(node.target)  # type: ignore[arg-type]
-    except ValueError:  # builtins have none, and no such argument either
-        return False
-    if "inplace" not in signature.parameters:
-        return False
-    bound = signature.bind(*node.args, **node.kwargs)
-    was_in_place = bool(bound.arguments.get("inplace", False))
-    bound.arguments["inplace"] = False
-    node.args, node.kwargs = bound.args, bound.kwargs
-    return was_in_place
-
-
 # Running ----------------------------------------------------------------------------
 
 
@@ -434,11 +297,13 @@ def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None
     for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
         module, before = cut.get_submodule(str(node.target)), node.all_input_nodes[0]
         if isinstance(module, nn.Sequential):  # which was not traced
-            _replace(cut, node, node, folded, lambda m=module: _fold_within(m))
+            _replace(cut, node, node, folded, functools.partial(_fold_within, module))
         elif before.op == "call_module" and before.target not in apart:
             conv = cut.get_submodule(str(before.target))
             if _can_fold(conv, module):
-                _replace(cut, before, node, folded, lambda c=conv, n=module: _fold(c, n))
+                _replace(
+                    cut, before, node, folded, lambda c=conv, n=module: _fold(c, n)
+                )
     cut.graph.eliminate_dead_code()
     cut.delete_all_unused_submodules()
     cut.recompile()
@@ -510,7 +375,8 @@ def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
         aliases["logits"] = linear[-1]
     elif blocks:
         aliases["penultimate"] = blocks[-1]
-    nodes = {alias: structure.canonical(name) for alias, name in aliases.items()}
+    named = {alias: structure.canonical(name) for alias, name in aliases.items()}
+    nodes = {alias: node for alias, node in named.items() if node is not None}
     shapes = structure.shapes(tuple(dict.fromkeys(nodes.values())))
     found = [(alias, node) for alias, node in nodes.items() if node in shapes]
     return tuple(
@@ -520,9 +386,8 @@ def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
 
 
 def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
-    """The layer of any node of the traced network."""
+    """The layer of any node of the traced network, by its full name."""
     structure = structure_of(backbone, image_size)
-    node = structure.canonical(node)
     shape = structure.shapes((node,)).get(node)
     if shape is None or len(shape) > 3:
         raise ValueError(

@@ -46,7 +46,7 @@ from ._validation import (
     with_callbacks,
 )
 
-SCHEMA = 3  # raise it when features change, so that stored ones are not served
+SCHEMA = 4  # raise it when features change, so that stored ones are not served
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:

@@ -83,17 +83,17 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The record of a node of the traced network, aliased if it has one."""
     from ._activations import find_node, structure_of
 
-    aliases = [layer.alias for layer in aliased_layers(backbone)]
-    names = structure_of(backbone, image_size).nodes
-    inside = any(name == node or name.startswith(f"{node}.") for name in names)
-    if not inside and not node.endswith(".input"):
+    structure = structure_of(backbone, image_size)
+    full = structure.canonical(node)
+    if full is None:
+        aliases = [layer.alias for layer in aliased_layers(backbone)]
         raise ValueError(
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
-            f"{closest(node, [*aliases, *names])} Its aliases are "
+            f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
             f"{', '.join(map(repr, aliases))}; list_layers({backbone.name!r}, "
             "nodes=True) names all nodes."
         )
-    found = find_node(backbone, node, image_size)
+    found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}
     return known.get(found.node, found)
 

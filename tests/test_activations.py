@@ -13,7 +13,6 @@ from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
 from skdeepfeat._activations import (
     HookedNetwork,
     Structure,
-    Tracer,
     activations_of,
     bind,
     structure_of,
@@ -21,6 +20,7 @@ from skdeepfeat._activations import (
 from skdeepfeat._backbones import resolve_backbone, resolve_weights
 from skdeepfeat._networks import build_network
 from skdeepfeat._smallnets import mini
+from skdeepfeat._tracing import Tracer
 
 
 def cut(name, nodes, size=64):
@@ -93,8 +93,15 @@ def test_convolutions_take_in_the_batch_norms_after_them(name):
 def test_truncated_names_stand_for_the_last_node_within():
     structure = structure_of(resolve_backbone("resnet18"), 224)
     assert structure.canonical("layer4") == "layer4.1.relu_1"
-    with pytest.raises(ValueError, match="Did you mean"):
-        structure.canonical("layer44")
+    assert structure.canonical("fc.input") == "fc.input"
+    assert structure.canonical("layer44") is None
+
+
+@pytest.mark.parametrize("layer", ["layer44", "layer44.input", "layer4.input"])
+def test_unknown_nodes_are_refused_with_the_closest_name(photos, layer):
+    est = PretrainedCNNFeatures("resnet18", weights=None, layer=layer)
+    with pytest.raises(ValueError, match=r"Unknown layer .* Did you mean 'layer"):
+        est.transform(photos)
 
 
 def test_aliases_modules_and_indices_are_one_layer(photos):

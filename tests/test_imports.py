@@ -15,7 +15,7 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 LINES = [
     {"_exceptions", "_digests", "_shared"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
-    | {"_progress"},
+    | {"_progress", "_tracing"},
     {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
     {"_device", "_activations", "_rows"},
     {"_engine"},
@@ -28,7 +28,7 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_activations", "_torch_engine"}
+HEAVY = {"_networks", "_smallnets", "_tracing", "_activations", "_torch_engine"}
 HEAVY |= {"_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
