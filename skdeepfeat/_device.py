@@ -35,21 +35,21 @@ ENGINES = {
 }
 
 
-def device_class(device) -> str:
-    """ "cpu" or "cuda", of one device or of a list of them."""
-    return resolve_devices(device)[0].partition(":")[0]
-
-
 def resolve_devices(device) -> tuple[str, ...]:
     """The devices of a list, which must be of one class."""
     names = list(device) if isinstance(device, (list, tuple)) else [device]
     found = tuple(resolve_device(name) for name in names)
-    if len({name.partition(":")[0] for name in found}) != 1:
+    if len({device_class((name,)) for name in found}) != 1:
         raise ValueError(
             "The 'device' parameter must name at least one device, and those of a list "
             f"must be of one class. Got {device!r} instead."
         )
     return found
+
+
+def device_class(devices: tuple[str, ...]) -> str:
+    """ "cpu" or "cuda": that of resolved devices, which are all of one class."""
+    return devices[0].partition(":")[0]
 
 
 def resolve_device(device) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ._batches import Batch, read_batches
-from ._device import device_class, resolve_batch_size, resolve_devices, resolve_threads
+from ._device import device_class, resolve_batch_size, resolve_threads
 from ._exceptions import ImageError
 from ._images import Images
 from ._plan import PooledLayers
@@ -56,23 +56,28 @@ class Engine:
     Parameters
     ----------
     pooled : PooledLayers
-    device : str or list of str
+    devices : tuple of str
+        Resolved; all of one class.
     precision : str
     batch_size : int or "auto"
     engine : {"torch", "openvino"}, default="torch"
     """
 
     def __init__(
-        self, pooled: PooledLayers, device, precision, batch_size, engine="torch"
+        self,
+        pooled: PooledLayers,
+        devices: tuple[str, ...],
+        precision,
+        batch_size,
+        engine="torch",
     ):
         self.spec = pooled.source.input
         size = self.spec.image_size
-        self.batch_size = resolve_batch_size(batch_size, device_class(device), size)
+        self.batch_size = resolve_batch_size(batch_size, device_class(devices), size)
         module, _, name = NETWORKS[engine].partition(":")
         network = getattr(importlib.import_module(module, __package__), name)
         self.networks = [
-            network(pooled, name, precision, self.batch_size)
-            for name in resolve_devices(device)
+            network(pooled, device, precision, self.batch_size) for device in devices
         ]
 
     def run(

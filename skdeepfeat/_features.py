@@ -452,13 +452,19 @@ class PretrainedCNNFeatures(
                 return  # others compute them all: no network is built here
             engine = Engine(
                 plan.pooled,
-                self.device,
+                plan.devices,
                 self.precision,
                 1 if len(rows.missing) == 1 else self.batch_size,  # for latency
                 plan.engine,
             )
-            options = (plan.value_range, self.decode, self.n_jobs, clock)
-            yield from engine.run(images, chain([first], claimed), *options)
+            yield from engine.run(
+                images,
+                chain([first], claimed),
+                plan.value_range,
+                self.decode,
+                self.n_jobs,
+                clock,
+            )
 
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""
@@ -479,7 +485,8 @@ class PretrainedCNNFeatures(
         key = weights_key(source)
         asked = self._asked(source)
         prefetched = self._prefetched(source, asked)
-        device = device_class(self.device)
+        devices = resolve_devices(self.device)
+        device = device_class(devices)
         layers = tuple((layer, self.pooling) for layer in (*asked, *prefetched))
         pooled = PooledLayers(source, key, layers)
         engine = resolve_engine(self.engine, device, self.precision, pooled)
@@ -490,7 +497,9 @@ class PretrainedCNNFeatures(
             for layers in (asked, prefetched)
         )
         scope = digest(scope, self.pooling)
-        return Plan(pooled, value_range, device, engine, columns, others, scope)
+        return Plan(
+            pooled, value_range, devices, device, engine, columns, others, scope
+        )
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
+from ._device import resolve_devices
 from ._digests import digest
 from ._engine import Engine
 from ._exceptions import WeightsError
@@ -577,10 +578,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
         end, inner = head_input(source)
         pooled = PooledLayers(source, key, ((end, "avg"),))
-        engine = Engine(pooled, self.device, "float32", "auto")
+        engine = Engine(pooled, resolve_devices(self.device), "float32", "auto")
         rows, parts = range(len(images)), []
-        options = (value_range, "exact", self.n_jobs, Clock())
-        for computed in engine.run(images, rows, *options):
+        for computed in engine.run(
+            images, rows, value_range, "exact", self.n_jobs, Clock()
+        ):
             if computed.errors:
                 raise computed.errors[0]
             parts.append(computed.features[0])

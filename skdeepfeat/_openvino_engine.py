@@ -144,9 +144,11 @@ def convert(pooled: PooledLayers, name: str):
     """Convert a network from torch, see that it computes the same, and keep it."""
     import torch
 
+    from ._networks import build_network
     from ._torch_engine import PooledNetwork
 
-    network = PooledNetwork(pooled, "cpu", "float32")
+    # Built for this alone: torch's copy is not needed any more afterwards.
+    network = PooledNetwork(pooled, build_network(pooled.source), "float32")
     if not network.traceable:
         raise ConversionError("torch.fx cannot trace the network")
     size = pooled.source.input.image_size
@@ -198,8 +200,8 @@ def _first_line(error: Exception) -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted networks are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """Where converted networks are kept; RuntimeError if this user has no home."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "skdeepfeat" / "openvino"
 
 
@@ -208,11 +210,11 @@ def keep_converted(model, name: str) -> None:
 
     If that cannot be done, the next process converts again.
     """
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(".partial", name, folder))
-    except OSError:
+    except (OSError, RuntimeError):
         return
     try:
         openvino.save_model(model, partial / "model.xml", compress_to_fp16=False)
@@ -225,7 +227,10 @@ def keep_converted(model, name: str) -> None:
 
 def read_converted(name: str):
     """A converted network, None if it is not there, or damaged, and then removed."""
-    folder = cache_folder() / name
+    try:
+        folder = cache_folder() / name
+    except RuntimeError:
+        return None
     try:
         if (folder / "checksum").read_text() == _checksum(folder):
             os.utime(folder)  # it is in use

@@ -21,7 +21,7 @@ from ._backbones import Layer, WeightsSource
 from ._layers import aliased_layers, resolve_layer
 from ._networks import SkipInitialisation, get_network
 from ._pooling import pool
-from ._torch_engine import normalise
+from ._torch_engine import Normalise
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,7 @@ class Parts:
 
     def __init__(self, source: WeightsSource, key: bytes, cut: Cut, head: Head, device):
         self.spec, self.cut, self.device = source.input, cut, device
+        self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.seed is None
         structure = structure_of(source.backbone, self.spec.image_size)
         network = get_network(source, key, str(device), "float32").module
@@ -288,7 +289,7 @@ class Parts:
         pixels = v2.functional.center_crop(pixels, [size, size])
         batch = pixels.to(self.device).float()
         batch = batch.contiguous(memory_format=torch.channels_last)
-        return normalise(batch, self.spec)
+        return self.normalise(batch)
 
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:

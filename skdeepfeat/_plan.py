@@ -65,6 +65,7 @@ class Plan:
     pooled : PooledLayers
         What the engine computes: the layers of both.
     value_range : tuple of float or None
+    devices : tuple of str
     device_class : str
         "cpu" or "cuda".
     engine : str
@@ -79,6 +80,7 @@ class Plan:
 
     pooled: PooledLayers
     value_range: tuple[float, float] | None
+    devices: tuple[str, ...]
     device_class: str
     engine: str
     columns: tuple[Column, ...]

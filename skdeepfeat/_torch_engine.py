@@ -11,7 +11,7 @@ from torch import nn
 from ._activations import HookedNetwork, activations_of
 from ._backbones import InputSpec, WeightsSource
 from ._exceptions import WeightsError
-from ._networks import PRECISIONS, get_network
+from ._networks import PRECISIONS, Network, get_network
 from ._plan import PooledLayers
 from ._pooling import pool
 
@@ -31,11 +31,20 @@ if hasattr(_backends.cuda.matmul, "fp32_precision"):
     ]
 
 
-def normalise(batch: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+class Normalise(nn.Module):
     """(b, 3, h, w) floats from 0 to 255 → what the network was trained on."""
-    mean = torch.tensor(spec.mean, device=batch.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=batch.device).view(1, 3, 1, 1)
-    return batch.div(255).sub_(mean).div_(std)
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, spec: InputSpec):
+        super().__init__()
+        for name in ("mean", "std"):
+            channels = torch.tensor(getattr(spec, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, channels)
+
+    def forward(self, batch):
+        return batch.div(255).sub_(self.mean).div_(self.std)
 
 
 class PooledNetwork(nn.Module):
@@ -44,17 +53,18 @@ class PooledNetwork(nn.Module):
     Parameters
     ----------
     pooled : PooledLayers
-    device, precision : str
+    network : Network
+        With these weights, in this precision.
+    precision : str
     """
 
-    def __init__(self, pooled: PooledLayers, device: str, precision: str):
+    def __init__(self, pooled: PooledLayers, network: Network, precision: str):
         super().__init__()
         source, self._layers = pooled.source, pooled.layers
-        self._spec, self._dtype = source.input, PRECISIONS[precision]
-        network = get_network(source, pooled.weights_key, device, precision)
+        self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
         self.cut = activations_of(
-            network, source.backbone, self._spec.image_size, nodes
+            network, source.backbone, source.input.image_size, nodes
         )
         _check_head(self.cut, network.absent, source)
         self.eval()
@@ -66,7 +76,7 @@ class PooledNetwork(nn.Module):
 
     def forward(self, pixels):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
-        activations = self.cut(normalise(x, self._spec).to(self._dtype))
+        activations = self.cut(self.normalise(x).to(self._dtype))
         return tuple(
             torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)
             for layer, pooling in self._layers
@@ -87,7 +97,9 @@ class TorchNetwork:
     out_of_memory = torch.OutOfMemoryError
 
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
-        self._network = PooledNetwork(pooled, device, precision)
+        network = get_network(pooled.source, pooled.weights_key, device, precision)
+        self._network = PooledNetwork(pooled, network, precision)
+        self._network.normalise.to(device)
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1
 

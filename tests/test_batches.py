@@ -20,7 +20,7 @@ from skdeepfeat._batches import (
     read_row,
 )
 from skdeepfeat._images import read_images
-from skdeepfeat._torch_engine import normalise
+from skdeepfeat._torch_engine import Normalise
 
 ODD = ["resnet50", "efficientnet_b3", "vit_l_16", "inception_v3", "swin_t"]
 
@@ -45,7 +45,7 @@ def test_eight_bit_images_take_the_published_path(name, size, photos):
         (batch,) = read_batches(read_images([image]), [0], spec, None, "exact", 8, 1)
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float()
         expected = version.transforms()(image)
-        got = normalise(pixels, spec)[0]
+        got = Normalise(spec)(pixels)[0]
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 

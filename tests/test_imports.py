@@ -36,6 +36,7 @@ LATE = {
     ("_features", "torch"),
     ("_device", "torch"),
     ("_openvino_engine", "torch"),
+    ("_openvino_engine", "_networks"),
     ("_openvino_engine", "_torch_engine"),
     ("_finetune", "_parts"),
     ("_finetune", "_training"),

@@ -17,6 +17,7 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     clear_caches,
 )
+from skdeepfeat._networks import networks
 
 engine = pytest.importorskip("skdeepfeat._openvino_engine", reason="needs openvino")
 
@@ -123,6 +124,25 @@ def test_half_a_conversion_is_replaced(photos, conversions):
         features("tiny").transform(photos)
     assert len(conversions) == 2
     assert list(engine.cache_folder().iterdir()) == [folder]
+
+
+def test_a_user_without_a_home_does_no_harm(photos, conversions, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(engine.Path, "home", home)
+    expected = features("tiny", engine="torch").transform(photos)
+    for n_conversions in (1, 2):
+        clear_caches()
+        rows = features("tiny").transform(photos)
+        assert relative_error(rows, expected) < 1e-5
+        assert len(conversions) == n_conversions
+
+
+def test_a_conversion_leaves_no_network_of_torch_behind(photos):
+    features("tiny").transform(photos)
+    assert len(networks) == 0
 
 
 def test_a_full_disk_does_no_harm(photos, monkeypatch):

@@ -250,7 +250,7 @@ def rates_alone(name, kind, paths):
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     layer = resolve_layer(source.backbone, "penultimate", source.input.image_size)
     pooled = PooledLayers(source, weights_key(source), ((layer, "avg"),))
-    engine = Engine(pooled, "cpu", "float32", "auto", kind)
+    engine = Engine(pooled, ("cpu",), "float32", "auto", kind)
     n, network = engine.batch_size, engine.networks[0]
 
     def decode(some):
