@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -534,21 +534,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """The parameters of training."""
         from ._training import Recipe
 
-        return Recipe(
-            self.head_epochs,
-            self.epochs if epochs is None else epochs,
-            self.learning_rate,
-            self.layer_decay,
-            self.weight_decay,
-            self.batch_size,
-            self.augment,
-            self.label_smoothing,
-            self.dropout,
-            self.n_iter_no_change,
-            self.device,
-            self.precision,
-            seed,
-        )
+        names = {field.name for field in fields(Recipe)} - {"seed"}
+        recipe = Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
+        return recipe if epochs is None else replace(recipe, epochs=epochs)
 
     def _tell(self, entry) -> None:
         """Print a line about an epoch."""

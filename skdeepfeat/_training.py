@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ def _augmentations(name, spec: InputSpec) -> Callable[[torch.Tensor], torch.Tens
 
 
 class Frozen:
-    """Activations of the frozen trunk for all images, and rows for the head.
+    """Activations of the frozen trunk for all images, computed when first asked for.
 
     Parameters
     ----------
@@ -179,49 +179,33 @@ class Frozen:
     """
 
     def __init__(self, parts: Parts, data: Data, keep: bool):
-        self.entered: torch.Tensor | None = None
-        rows = []
+        self._parts, self._data = parts, data
+        self._keep = keep and parts.cut.start is not None
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """What enters the head, (n, d)."""
+        return self._computed[0]
+
+    @property
+    def entered(self) -> torch.Tensor | None:
+        """What enters the tail; None if that is not kept."""
+        return self._computed[1] if self._keep else None
+
+    @cached_property
+    def _computed(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        parts, n = self._parts, len(self._data)
+        rows, kept = [], None
         with torch.inference_mode():
-            for start in range(0, len(data), FROZEN_BATCH):
+            for start in range(0, n, FROZEN_BATCH):
                 chunk = slice(start, start + FROZEN_BATCH)
-                values = parts.frozen(parts.prepare(data.pixels[chunk]))
+                values = parts.frozen(parts.prepare(self._data.pixels[chunk]))
                 rows.append(parts.pooled(values[parts.cut.end.node]).cpu())
-                if keep and parts.cut.start is not None:
-                    entered = values[parts.cut.start]
-                    if start == 0 and not self._allocate(len(data), entered):
-                        keep = False
-                        continue
-                    assert self.entered is not None
-                    self.entered[chunk] = entered.half().cpu()
-                    if not torch.isfinite(self.entered[chunk]).all():
-                        self._say_not_kept("do not fit in half precision")
-                        self.entered, keep = None, False
-        self.rows = torch.cat(rows).clone()  # (n, d)
-
-    def _allocate(self, n: int, first: torch.Tensor) -> bool:
-        """Make the file; says whether there is room for it."""
-        shape = (n, *first.shape[1:])
-        size = 2 * math.prod(shape)
-        folder = tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free
-        if size > 0.5 * free:
-            self._say_not_kept(
-                f"would take {size:,} bytes, more than half of the {free:,} that are "
-                f"free in {folder!r}"
-            )
-            return False
-        with tempfile.TemporaryFile() as file:  # whose content lives with its map
-            entered = np.memmap(file, np.float16, "w+", shape=shape)
-        self.entered = torch.from_numpy(entered)
-        return True
-
-    def _say_not_kept(self, why: str) -> None:
-        warnings.warn(
-            f"The activations of the frozen blocks {why}. They are computed in every "
-            "epoch instead of once.",
-            FeatureWarning,
-            stacklevel=2,
-        )
+                if self._keep and start == 0:
+                    kept = _room_for(n, values[parts.cut.start])
+                if kept is not None:
+                    kept = _put(kept, chunk, values[parts.cut.start])
+        return torch.cat(rows).clone(), kept
 
     def scaling(self, weights: torch.Tensor) -> dict[str, np.ndarray]:
         """Mean and deviation of each feature; hardly any is as good as a little."""
@@ -234,6 +218,40 @@ class Frozen:
         return {"mean": mean.numpy(), "scale": scale.clamp(min=floor).numpy()}
 
 
+def _room_for(n: int, first: torch.Tensor) -> torch.Tensor | None:
+    """A file for the activations of n images, as a tensor; None if it is too large."""
+    shape = (n, *first.shape[1:])
+    size = 2 * math.prod(shape)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > 0.5 * free:
+        _say_not_kept(
+            f"would take {size:,} bytes, more than half of the {free:,} that are free "
+            f"in {folder!r}"
+        )
+        return None
+    with tempfile.TemporaryFile() as file:  # whose content lives with its map
+        return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
+
+
+def _put(kept: torch.Tensor, chunk: slice, entered: torch.Tensor):
+    """Keep the activations of some images; gives None if they cannot be kept."""
+    kept[chunk] = entered.half().cpu()
+    if torch.isfinite(kept[chunk]).all():
+        return kept
+    _say_not_kept("do not fit in half precision")
+    return None
+
+
+def _say_not_kept(why: str) -> None:
+    warnings.warn(
+        f"The activations of the frozen blocks {why}. They are computed in every epoch "
+        "instead of once.",
+        FeatureWarning,
+        stacklevel=2,
+    )
+
+
 # Fit --------------------------------------------------------------------------------
 
 
@@ -242,7 +260,6 @@ def train(
     data: Data,
     held_out: Data | None,
     recipe: Recipe,
-    layer_decay: float,
     previous: Fitted | None,
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
@@ -255,8 +272,6 @@ def train(
     held_out : Data or None
         For early stopping; None trains through.
     recipe : Recipe
-    layer_decay : float
-        Ratio of the learning rates of a block and the one above it.
     previous : Fitted or None
         What to go on from; the head does not learn alone first then.
     epoch_done : callable
@@ -272,25 +287,15 @@ def train(
     if previous is not None:
         parts.load(previous)
     alone, joint = _epochs(parts.cut, recipe, previous)
-    keep = recipe.augment == "none" and joint > 0
-    frozen = None
-    if keep or alone or previous is None:
-        frozen = Frozen(parts, data, keep)
-    if previous is not None:
-        scaling = previous.scaling
-    else:
-        assert frozen is not None
-        scaling = frozen.scaling(data.weights)
-    entered = None if frozen is None else frozen.entered
+    frozen = Frozen(parts, data, keep=recipe.augment == "none" and joint > 0)
+    scaling = previous.scaling if previous else frozen.scaling(data.weights)
     with parts.standardised(*map(torch.from_numpy, scaling.values())):
         finished = True
         if alone:
             phase = _head_phase(parts, data, held_out, recipe, frozen, alone)
             finished = _run(phase, recipe, history, epoch_done)
         if joint and finished:
-            phase = _joint_phase(
-                parts, data, held_out, recipe, layer_decay, entered, joint
-            )
+            phase = _joint_phase(parts, data, held_out, recipe, frozen, joint)
             _run(phase, recipe, history, epoch_done)
     return Fitted(*parts.arrays(), scaling, history)
 
@@ -353,8 +358,9 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     )
 
 
-def _joint_phase(parts, data, held_out, recipe, layer_decay, entered, epochs) -> Phase:
+def _joint_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     """Head and tail together, from the frozen trunk's output."""
+    entered = frozen.entered
     augment = None
     if recipe.augment != "none":
         augment = _augmentations(recipe.augment, parts.spec)
@@ -373,7 +379,7 @@ def _joint_phase(parts, data, held_out, recipe, layer_decay, entered, epochs) ->
 
     learner = nn.ModuleList([parts.tail, parts.head])
     check = None if held_out is None else _checker(learner, unseen, held_out)
-    groups = parts.groups(recipe.learning_rate, layer_decay, recipe.weight_decay)
+    groups = parts.groups(recipe.learning_rate, recipe.layer_decay, recipe.weight_decay)
     fixed = parts.norms() if parts.pretrained else ()
     return Phase("joint", epochs, learner, groups, data, scores, check, fixed)
 
@@ -526,7 +532,8 @@ def fine_tune(
 ) -> Fitted:
     """Cut the network, train, and leave torch's global generator as it was."""
     device = torch.device(resolve_device(recipe.device))
-    layer_decay = recipe.layer_decay if source.seed is None else 1.0
+    if source.seed is not None:  # random weights have nothing to preserve below
+        recipe = replace(recipe, layer_decay=1.0)
     devices = [device] if device.type == "cuda" else []
     with _one_at_a_time, torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(recipe.seed)
@@ -535,4 +542,4 @@ def fine_tune(
                 torch.cuda.manual_seed(recipe.seed)
         head = Head(cut.width, n_classes, recipe.dropout, cut.inner)
         parts = Parts(source, key, cut, head, device)
-        return train(parts, data, held_out, recipe, layer_decay, previous, epoch_done)
+        return train(parts, data, held_out, recipe, previous, epoch_done)

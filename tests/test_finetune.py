@@ -898,4 +898,4 @@ def test_activations_too_large_for_half_precision(images):
     data = training.Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):
         frozen = training.Frozen(parts, data, keep=True)
-    assert frozen.entered is None and frozen.rows.shape == (4, 8)
+        assert frozen.entered is None and frozen.rows.shape == (4, 8)
