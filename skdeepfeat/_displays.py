@@ -8,10 +8,34 @@ import numpy as np
 from ._layers import list_layers
 
 
-def _axes(ax):
-    """The given axes, or new ones."""
-    if ax is not None:
-        return ax
+class Display:
+    """What all displays share."""
+
+    def plot(self, ax=None):
+        """Draw it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        display : Display
+            The display itself.
+        """
+        self.ax_ = _new_axes() if ax is None else ax
+        self.figure_ = self.ax_.figure
+        self.lines_ = []
+        self._draw()
+        return self
+
+    def _draw(self):
+        raise NotImplementedError
+
+
+def _new_axes():
+    """The axes of a new figure."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -21,7 +45,7 @@ def _axes(ax):
     return plt.subplots(layout="constrained")[1]
 
 
-class TrainingHistoryDisplay:
+class TrainingHistoryDisplay(Display):
     """How loss or accuracy went, epoch by epoch.
 
     Use :meth:`from_estimator` to make one.
@@ -76,23 +100,8 @@ class TrainingHistoryDisplay:
         """
         return cls(estimator.history_, metric=metric).plot(ax=ax)
 
-    def plot(self, ax=None):
-        """Draw it.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-
-        Returns
-        -------
-        display : TrainingHistoryDisplay
-            The display itself.
-        """
-        self.ax_ = _axes(ax)
-        self.figure_ = self.ax_.figure
+    def _draw(self):
         epochs = np.arange(1, len(self.history) + 1)
-        self.lines_ = []
         for name, label in (
             (self.metric, "training"),
             (f"validation_{self.metric}", "held out"),
@@ -102,27 +111,30 @@ class TrainingHistoryDisplay:
                 self.lines_ += self.ax_.plot(epochs, values, marker="o", label=label)
         n_head = sum(entry["phase"] == "head" for entry in self.history)
         if 0 < n_head < len(self.history):
-            self.ax_.axvline(n_head + 0.5, color="grey", linestyle=":")
-            for text, shift, side in (
-                ("head alone", -6, "right"),
-                ("head and blocks", 6, "left"),
-            ):
-                self.ax_.annotate(
-                    text,
-                    (n_head + 0.5, 1.01),
-                    (shift, 0),
-                    xycoords=("data", "axes fraction"),
-                    textcoords="offset points",
-                    ha=side,
-                    color="grey",
-                )
+            self._divide(n_head + 0.5)
         self.ax_.set(xlabel="epoch", ylabel=self.metric)
         self.ax_.xaxis.get_major_locator().set_params(integer=True)
         self.ax_.legend()
-        return self
+
+    def _divide(self, place):
+        """Show where blocks begin to learn with the head."""
+        self.ax_.axvline(place, color="grey", linestyle=":")
+        for text, shift, side in (
+            ("head alone", -6, "right"),
+            ("head and blocks", 6, "left"),
+        ):
+            self.ax_.annotate(
+                text,
+                (place, 1.01),
+                (shift, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha=side,
+                color="grey",
+            )
 
 
-class LayerDepthDisplay:
+class LayerDepthDisplay(Display):
     """Score by depth of the features, from a search over layers.
 
     Use :meth:`from_search` to make one.
@@ -210,28 +222,12 @@ class LayerDepthDisplay:
         shown = [str(layer) for layer in layers]
         return cls(shown, scores, score_name=metric).plot(ax=ax)
 
-    def plot(self, ax=None):
-        """Draw it.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
-
-        Returns
-        -------
-        display : LayerDepthDisplay
-            The display itself.
-        """
-        self.ax_ = _axes(ax)
-        self.figure_ = self.ax_.figure
-        self.lines_ = []
+    def _draw(self):
         for label, values in self.scores.items():
             self.lines_ += self.ax_.plot(self.layers, values, marker="o", label=label)
         self.ax_.set(xlabel="layer, from early to late", ylabel=self.score_name)
         if len(self.scores) > 1:
             self.ax_.legend(fontsize="small")
-        return self
 
 
 def _depth_in_network(search, key):

@@ -4,6 +4,7 @@ import os
 import tempfile
 import warnings
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,8 @@ from sklearn.base import (
     TransformerMixin,
 )
 
-from ._backbones import (
-    Backbone,
-    Layer,
-    WeightsSource,
-)
-from ._device import (
-    device_class,
-    resolve_devices,
-    resolve_engine,
-    unconvertible,
-)
+from ._backbones import Backbone, Layer, WeightsSource
+from ._device import device_class, resolve_devices, resolve_engine, unconvertible
 from ._digests import digest
 from ._engine import Engine
 from ._exceptions import ConversionError, EngineWarning
@@ -32,13 +24,13 @@ from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, PooledLayers, weights_key
 from ._pooling import POOLINGS, check_size
 from ._progress import Clock, FitTask, progress_bar
-from ._rows import Report, Rows, last_report
+from ._report import Report, last_report
+from ._rows import Rows
 from ._shared import SharedTable
 from ._store import FeatureStore, clear_tables, open_table
 from ._validation import (
     CallbackSupportMixin,
     HasMethods,
-    Integral,
     Interval,
     StrOptions,
     check_image_shape,

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from dataclasses import fields, replace
+from numbers import Integral, Real
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -25,9 +26,7 @@ from ._progress import Clock, FitTask
 from ._validation import (
     CallbackSupportMixin,
     HasMethods,
-    Integral,
     Interval,
-    Real,
     StrOptions,
     check_image_shape,
     check_labels,

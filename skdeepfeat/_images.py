@@ -271,38 +271,46 @@ def _is_row_of_numbers(cell) -> bool:
     return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
 
 
-def read_images(X) -> Images:
-    """Rows of any container of images; says what to type instead of anything else."""
-    if isinstance(X, (str, os.PathLike, bytes, bytearray, Image.Image)):
-        raise ValueError(
-            f"X must be a sequence of images. Got one {type(X).__name__} instead; "
-            "pass [X] for a single image, or load_image_folder(X).data for a folder."
-        )
-    if isinstance(X, Mapping) or not hasattr(X, "__getitem__"):
-        raise ValueError(
+# What is no sequence of images: how it is recognised, and what to type instead.
+REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
+    (
+        lambda X: isinstance(X, (str, os.PathLike, bytes, bytearray, Image.Image)),
+        lambda X: (
+            f"X must be a sequence of images. Got one {type(X).__name__} instead; pass "
+            "[X] for a single image, or load_image_folder(X).data for a folder."
+        ),
+    ),
+    (
+        lambda X: isinstance(X, Mapping) or not hasattr(X, "__getitem__"),
+        lambda X: (
             f"X must be a sequence of images. Got a {type(X).__name__} instead; pass a "
             "list of them."
-        )
-    if isinstance(X, np.ma.MaskedArray):
-        raise ValueError(
+        ),
+    ),
+    (
+        lambda X: isinstance(X, np.ma.MaskedArray),
+        lambda X: (
             "X must not be a masked array, whose mask no network can see. Fill it, for "
             "instance with X.filled(0)."
-        )
-    if hasattr(X, "column_names"):
-        raise ValueError(
+        ),
+    ),
+    (
+        lambda X: hasattr(X, "column_names"),
+        lambda X: (
             "X must be one column of images. Got a data set with the columns "
             f'{list(X.column_names)} instead; pass X["<name of the image column>"].'
-        )
-    if _is_frame(X):
-        return Images(_only_column(X))
-    if is_tensor(X):
-        return Images(_stacked_tensor(X))
-    if isinstance(X, np.ndarray):
-        return Images(_cells_of_array(X))
-    if hasattr(X, "to_pylist"):  # an Arrow column
-        return Images(X.to_pylist())
-    cells = X if isinstance(X, Sequence) else list(X)
-    return _checked(Images(cells))
+        ),
+    ),
+)
+
+
+def read_images(X) -> Images:
+    """Rows of any container of images; says what to type instead of anything else."""
+    for is_no_sequence, advice in REFUSED:
+        if is_no_sequence(X):
+            raise ValueError(advice(X))
+    cells_of = next(cells_of for is_one, cells_of in CONTAINERS if is_one(X))
+    return _checked(Images(cells_of(X)))
 
 
 def _checked(images: Images) -> Images:
@@ -371,6 +379,17 @@ def _cells_of_array(X):
         "An array of images must have the shape (n, h, w) or (n, h, w, channels) with "
         f"1, 3 or 4 channels. Got {X.shape};{hint}"
     )
+
+
+# The first that matches counts.
+CONTAINERS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    (_is_frame, _only_column),
+    (is_tensor, _stacked_tensor),
+    (lambda X: isinstance(X, np.ndarray), _cells_of_array),
+    (lambda X: hasattr(X, "to_pylist"), lambda X: X.to_pylist()),  # an Arrow column
+    (lambda X: isinstance(X, Sequence), lambda X: X),
+    (lambda X: True, list),
+)
 
 
 def shape_rows(rows: np.ndarray, image_shape) -> Images:

@@ -1,17 +1,11 @@
-"""The rows of one call: found by content, read, claimed, written, and reported on."""
+"""The rows of one call: found by content, read, claimed, computed and written."""
 
 import os
 import secrets
-import threading
-import warnings
-import weakref
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 
 from ._digests import known_digest, learn_digest
-from ._exceptions import ImageError, ImageWarning
+from ._exceptions import ImageError
 from ._images import Images
 from ._plan import Plan
 from ._progress import Clock
@@ -163,95 +157,3 @@ class Rows:
                 self._fail(failed[first].at(row))
             elif self._out is not None:
                 self._out[row] = self._out[first]
-
-
-# What a call reports ----------------------------------------------------------------
-
-_of_thread = threading.local()  # its reports: estimator → report of its last call
-
-
-class Report:
-    """What went wrong in one call; kept by thread, outside the estimator.
-
-    Parameters
-    ----------
-    estimator : PretrainedCNNFeatures
-        Its `on_error` decides whether an unreadable row raises.
-    n_rows : int
-    """
-
-    def __init__(self, estimator, n_rows: int):
-        self._raises, self._n_rows = estimator.on_error == "raise", n_rows
-        self.failed: dict[int, ImageError] = {}
-        self.stats: dict[str, Any] = {}
-        self._in_range = True
-        if not hasattr(_of_thread, "reports"):
-            _of_thread.reports = weakref.WeakKeyDictionary()
-        _of_thread.reports[estimator] = self
-
-    def fail(self, error: ImageError) -> None:
-        """Raise the error of a row, or remember it."""
-        if self._raises:
-            raise error
-        self.failed[error.row] = error
-
-    def measured(self, plan: Plan, n_computed: int, clock: Clock) -> None:
-        """Keep what a call took."""
-        seconds = clock.total
-        self.stats = {
-            "device": plan.device_class,
-            "engine": plan.engine,
-            "n_images": self._n_rows,
-            "n_computed": n_computed,
-            "seconds": seconds,
-            "images_per_second": self._n_rows / seconds,
-            "shares": {part: s / seconds for part, s in clock.seconds.items()},
-        }
-
-    def sentence(self) -> str:
-        """What a call took, in one line."""
-        shares = self.stats["shares"].items()
-        parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares)
-        return (
-            f"{self.stats['n_images']} images, {self.stats['n_computed']} computed on "
-            f"{self.stats['device']} with {self.stats['engine']}, "
-            f"{self.stats['images_per_second']:.0f} a second: {parts}"
-        )
-
-    def add(self, computed) -> None:
-        """Take over the errors of one batch, whose good rows are stored by now."""
-        self._in_range &= computed.in_range
-        for error in computed.errors:
-            self.fail(error)
-
-    def finish(self, out) -> None:
-        """Fill failed rows with nan, and warn once of each kind of trouble."""
-        if out is not None:
-            out[list(self.failed)] = np.nan
-        if self.failed:
-            warnings.warn(
-                f"{len(self.failed)} of {self._n_rows} images could not be read; their "
-                "rows are nan and errors_ lists them. The first is "
-                f"{self.failed[min(self.failed)]}.",
-                ImageWarning,
-                stacklevel=5,
-            )
-        if not self._in_range:
-            warnings.warn(
-                "Some pixel values lie outside the range that is taken as black to "
-                "white for their dtype. If they are on another scale, type for "
-                "instance value_range=(0, 255).",
-                ImageWarning,
-                stacklevel=5,
-            )
-
-
-def last_report(estimator) -> Report:
-    """What the last call of this thread reports."""
-    report = getattr(_of_thread, "reports", {}).get(estimator)
-    if report is None:
-        raise AttributeError(
-            f"This {type(estimator).__name__} has not transformed anything in this "
-            "thread yet, so it has nothing to report."
-        )
-    return report

@@ -121,10 +121,7 @@ def recommend_strategy(
     large = bool(counts.mean() >= LARGE)
     name, why = STRATEGIES[large, similar]
     estimator = _estimator(name, best, parameters, random_state)
-    accuracy = {
-        layer: (s.mean(), s.std(ddof=1) / np.sqrt(len(s)))
-        for layer, s in scores.items()
-    }
+    accuracy = {layer: (s.mean(), _standard_error(s)) for layer, s in scores.items()}
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
         print(explanation)

@@ -27,9 +27,7 @@ except ImportError:
 __all__ = [
     "CallbackSupportMixin",
     "HasMethods",
-    "Integral",
     "Interval",
-    "Real",
     "StrOptions",
     "check_columns",
     "check_image_shape",

@@ -17,7 +17,7 @@ LINES = [
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing"},
     {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
-    {"_device", "_activations", "_rows"},
+    {"_device", "_activations", "_rows", "_report"},
     {"_engine"},
     {"_torch_engine", "_layers"},
     {"_openvino_engine", "_features", "_parts"},
