@@ -11,6 +11,7 @@ import copy
 import difflib
 import functools
 import json
+import math
 import re
 import threading
 import warnings
@@ -24,6 +25,7 @@ import numpy as np
 
 from ._digests import digest, sha256_file
 from ._exceptions import RecipeWarning
+from ._layouts import LAYOUTS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,16 +99,11 @@ class Layer:
     @classmethod
     def from_shape(cls, alias, node, index, layout, shape, image_size, share=None):
         """Fill in what follows from the shape of the output."""
-        channels = {"chw": 0, "vector": 0}.get(layout, -1)
-        rows = {"chw": 1, "hwc": 0}.get(layout)
-        if layout in ("tokens", "cls+tokens"):
-            side = (shape[0] - (layout == "cls+tokens")) ** 0.5
-        else:
-            side = shape[rows] if rows is not None else None
-        stride = None if side is None else round(image_size / side)
-        return cls(
-            alias, node, index, layout, tuple(shape), shape[channels], stride, share
-        )
+        shape, laid_out = tuple(shape), LAYOUTS[layout]
+        places = laid_out.places(shape)
+        stride = round(image_size / math.prod(places) ** 0.5) if places else None
+        features = shape[laid_out.channels]
+        return cls(alias, node, index, layout, shape, features, stride, share)
 
 
 @dataclass(frozen=True)

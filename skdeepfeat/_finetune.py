@@ -444,24 +444,20 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         source, key = self._frozen_source() if going_on else self._source(seed)
 
         from ._parts import Fitted, cut_network
-        from ._training import Data, fine_tune, read_pixels
+        from ._training import fine_tune
 
         cut = cut_network(source, self.unfreeze)
+        hold_out = self.early_stopping and epochs is None
+        data, held_out = self._read(
+            images, y, sample_weight, encoder, source, first_seed if hold_out else None
+        )
         previous = Fitted(**self.weights_) if going_on else None
-        used = np.flatnonzero(sample_weight)
-        targets, weights = self._targets(y[used], sample_weight[used], encoder)
-        train, held_out = np.arange(len(used)), None
-        if self.early_stopping and epochs is None:
-            train, held_out = self._split(targets, encoder.classes_, first_seed)
-        value_range = check_value_range(self.value_range)
-        pixels = read_pixels(images, source.input, value_range, self.n_jobs)
-        data = Data.of(pixels[used], targets, weights)
         fitted = fine_tune(
             source,
             key,
             cut,
-            data.at(train),
-            None if held_out is None else data.at(held_out),
+            data,
+            held_out,
             len(encoder.classes_),
             self._recipe(seed, epochs),
             previous,
@@ -471,6 +467,23 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.seed_, self.frozen_digest_ = first_seed, _digest_of(source, key)
         self._keep(fitted, going_on)
         return self
+
+    def _read(self, images, y, sample_weight, encoder, source, split_seed):
+        """Images to train on, and if there is a seed, others held out."""
+        from ._training import Data, read_pixels
+
+        used = np.flatnonzero(sample_weight)
+        targets, weights = self._targets(y[used], sample_weight[used], encoder)
+        split = None
+        if split_seed is not None:
+            split = self._split(targets, encoder.classes_, split_seed)
+        value_range = check_value_range(self.value_range)
+        pixels = read_pixels(images, used, source.input, value_range, self.n_jobs)
+        data = Data.of(pixels, targets, weights)
+        if split is None:
+            return data, None
+        train, held_out = split
+        return data.at(train), data.at(held_out)
 
     def _keep(self, fitted, going_on) -> None:
         """What training has left."""

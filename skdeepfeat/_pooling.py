@@ -15,6 +15,7 @@ References
 import math
 
 from ._exceptions import OutputTooLarge
+from ._layouts import LAYOUTS
 
 GEM_POWER = 3.0
 GEM_FLOOR = 1e-6
@@ -58,37 +59,23 @@ POOLINGS = {
     "flatten": (unpooled,),
 }
 
-# Layout of an activation → the same as maps (n, c, h, w). The class token is not a
-# place in the image, so it is left out of pooling.
-AS_MAPS = {
-    "chw": lambda x: x,
-    "hwc": lambda x: x.permute(0, 3, 1, 2),
-    "tokens": lambda x: x.transpose(1, 2).unsqueeze(-1),
-    "cls+tokens": lambda x: x[:, 1:].transpose(1, 2).unsqueeze(-1),
-}
-
 
 def pool(activation, layout, pooling):
     """Rows of one activation, as a list of (n, d) tensors that stand side by side."""
     activation = activation.float()
     if layout == "vector":
         return [activation]
-    maps = AS_MAPS[layout](activation)
+    maps = LAYOUTS[layout].as_maps(activation)
     return [function(maps) for function in POOLINGS[pooling]]
 
 
 def pooled_width(layout, shape, pooling):
     """Number of features that pooling leaves of one image's activation."""
+    channels = shape[LAYOUTS[layout].channels]
     if layout == "vector":
-        return shape[0]
-    places, channels = {
-        "chw": lambda: (shape[1:], shape[0]),
-        "hwc": lambda: (shape[:2], shape[2]),
-        "tokens": lambda: (shape[:1], shape[1]),
-        "cls+tokens": lambda: ((shape[0] - 1,), shape[1]),
-    }[layout]()
+        return channels
     if pooling == "flatten":
-        return channels * math.prod(places)
+        return channels * math.prod(LAYOUTS[layout].places(shape))
     return channels * len(POOLINGS[pooling])
 
 

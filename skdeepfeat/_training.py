@@ -101,21 +101,22 @@ class Data:
 # Images -----------------------------------------------------------------------------
 
 
-def read_pixels(images: Images, spec: InputSpec, value_range, n_jobs) -> torch.Tensor:
-    """All images at the network's input size and the margin of its recipe.
+def read_pixels(
+    images: Images, rows: Sequence[int], spec: InputSpec, value_range, n_jobs
+) -> torch.Tensor:
+    """Images at the network's input size and the margin of its recipe.
 
     The margin is a multiple of 4, so that the centre crop of the result is the very
     crop of the recipe.
     """
     spec = replace(spec, image_size=spec.image_size + _margin(spec))
     with ThreadPoolExecutor(resolve_threads(n_jobs), "skdeepfeat-decode") as pool_:
-        rows = range(len(images))
         found = list(
             pool_.map(lambda row: read_row(images, row, spec, value_range), rows)
         )
     errors = [result for result in found if isinstance(result, ImageError)]
     if errors:
-        raise _all_errors(errors, len(images)) from errors[0].__cause__
+        raise _all_errors(errors, len(rows)) from errors[0].__cause__
     pixels = [torch.tensor(result[0]).permute(2, 0, 1) for result in found]
     dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
     return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)

@@ -267,7 +267,9 @@ def test_training_pixels_are_those_of_the_features(images):
         X = np.stack([photo, photo[:, ::-1]])
         clf = classifier("mini", unfreeze=0, image_size=32).fit(X, [0, 1])
         source = resolve_source("mini", "default", 0, 32)
-        pixels = training.read_pixels(read_images(X), source.input, None, 1)
+        pixels = training.read_pixels(
+            read_images(X), range(len(X)), source.input, None, 1
+        )
         assert pixels.shape[2] > 32
         cut = cut_network(source, 0)
         head = Head(cut.width, 2, 0.0)
@@ -685,7 +687,7 @@ def as_trained(clf, X):
     parts.load(training.Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
-    pixels = training.read_pixels(read_images(X), source.input, None, 1)
+    pixels = training.read_pixels(read_images(X), range(len(X)), source.input, None, 1)
     with torch.no_grad():
         return parts.above(parts.below(parts.prepare(pixels))).numpy()
 
