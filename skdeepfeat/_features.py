@@ -14,12 +14,12 @@ from sklearn.base import (
     TransformerMixin,
 )
 
-from ._backbones import Backbone, Layer, WeightsSource
+from ._backbones import Layer, WeightsSource
 from ._device import device_class, resolve_devices, resolve_engine, unconvertible
 from ._digests import digest
 from ._engine import Engine
 from ._exceptions import ConversionError, EngineWarning
-from ._inputs import read_input, resolve_source, set_input_tags
+from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, PooledLayers, weights_key
 from ._pooling import POOLINGS, check_size
@@ -185,13 +185,9 @@ class PretrainedCNNFeatures(
     )
 
     _parameter_constraints: dict = {
-        "backbone": [str, Backbone, HasMethods("to_backbone")],
-        "weights": [str, HasMethods("__fspath__"), tuple, None],
+        **CONSTRAINTS,
         "layer": [str, Integral, tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
-        "image_shape": [tuple, list, None],
-        "value_range": [tuple, list, None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "decode": [StrOptions({"exact", "fast"})],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
@@ -203,10 +199,8 @@ class PretrainedCNNFeatures(
         "cache": [str, HasMethods("__fspath__"), FeatureStore, None],
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
         "on_error": [StrOptions({"raise", "nan"})],
-        "n_jobs": [Integral, None],
         "output": [StrOptions({"numpy", "torch"})],
         "random_state": [Interval(Integral, 0, 2**63 - 1, closed="both")],
-        "verbose": ["verbose"],
     }
 
     def __init__(

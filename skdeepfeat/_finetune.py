@@ -20,12 +20,11 @@ from ._device import resolve_devices
 from ._digests import digest
 from ._engine import Engine
 from ._exceptions import WeightsError
-from ._inputs import read_input, resolve_source, set_input_tags
+from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._plan import PooledLayers, weights_key
 from ._progress import Clock, FitTask
 from ._validation import (
     CallbackSupportMixin,
-    HasMethods,
     Interval,
     StrOptions,
     check_image_shape,
@@ -167,8 +166,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     )
 
     _parameter_constraints: dict = {
-        "backbone": [str, Backbone, HasMethods("to_backbone")],
-        "weights": [str, HasMethods("__fspath__"), tuple, None],
+        **CONSTRAINTS,
         "unfreeze": [Interval(Integral, 0, None, closed="left"), str],
         "head_epochs": [Interval(Integral, 0, None, closed="left")],
         "epochs": [Interval(Integral, 0, None, closed="left")],
@@ -184,14 +182,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
-        "image_shape": [tuple, list, None],
-        "value_range": [tuple, list, None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str],
         "precision": [StrOptions({"float32", "bfloat16"})],
-        "n_jobs": [Integral, None],
         "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(

@@ -1,10 +1,27 @@
 """What both estimators do with `X` and with the parameters that name a network."""
 
 from dataclasses import replace
+from numbers import Integral
 
-from ._backbones import WeightsSource, resolve_backbone, resolve_weights
+from ._backbones import Backbone, WeightsSource, resolve_backbone, resolve_weights
 from ._images import Images, is_table, read_images, shape_rows
-from ._validation import check_columns, check_rows_exist, check_table
+from ._validation import (
+    HasMethods,
+    Interval,
+    check_columns,
+    check_rows_exist,
+    check_table,
+)
+
+CONSTRAINTS: dict = {
+    "backbone": [str, Backbone, HasMethods("to_backbone")],
+    "weights": [str, HasMethods("__fspath__"), tuple, None],
+    "image_shape": [tuple, list, None],
+    "value_range": [tuple, list, None],
+    "image_size": [Interval(Integral, 1, None, closed="left"), None],
+    "n_jobs": [Integral, None],
+    "verbose": ["verbose"],
+}
 
 
 def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
