@@ -5,6 +5,7 @@ torch is only asked where a GPU may be.
 
 import os
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import joblib
@@ -21,18 +22,38 @@ GPU_DRIVERS = (
     "/dev/kfd",
 )
 
-# Images of 224 pixels that are computed at once: what "auto" means, and the most that a
-# device bears; of smaller images more, up to a number. On a CPU more make it slower.
-BATCH_SIZES = {"cpu": 8, "cuda": 64}
-BEARABLE = {"cpu": 8, "cuda": 512}
-MOST_IMAGES = {"cpu": 32, "cuda": 512}
 
-# Arithmetic that an engine knows on a class of devices.
+@dataclass(frozen=True)
+class Ability:
+    """What an engine can do on a class of devices.
+
+    Parameters
+    ----------
+    precisions : tuple of str
+        Arithmetic that it knows.
+    batch_size : int
+        Images of 224 pixels that are computed at once by default; of smaller images
+        more.
+    bearable : int
+        The same if more are asked for; on a CPU more make it slower.
+    most_images : int
+        Of whatever size.
+    """
+
+    precisions: tuple[str, ...]
+    batch_size: int
+    bearable: int
+    most_images: int
+
+
+ALL_PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 ENGINES = {
-    ("torch", "cpu"): ("float32", "tf32", "bfloat16", "float16"),
-    ("torch", "cuda"): ("float32", "tf32", "bfloat16", "float16"),
-    ("openvino", "cpu"): ("float32", "bfloat16"),
+    ("torch", "cpu"): Ability(ALL_PRECISIONS, 8, 8, 32),
+    ("torch", "cuda"): Ability(ALL_PRECISIONS, 64, 512, 512),
+    # Each core computes a batch of its own.
+    ("openvino", "cpu"): Ability(("float32", "bfloat16"), 4, 4, 16),
 }
+CLASSES = {kind for _, kind in ENGINES}  # of devices
 
 
 def resolve_devices(device) -> tuple[str, ...]:
@@ -57,7 +78,7 @@ def resolve_device(device) -> str:
     if device == "auto":
         return "cuda:0" if _has_driver() and _has_gpu() else "cpu"
     kind, _, index = device.partition(":") if isinstance(device, str) else ("",) * 3
-    if kind not in BATCH_SIZES or not (index.isdigit() or index == ""):
+    if kind not in CLASSES or not (index.isdigit() or index == ""):
         raise ValueError(
             "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
             f"Got {device!r} instead."
@@ -93,12 +114,12 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
     user's own are not worth converting unless it is asked for.
     """
     if engine == "auto":
-        able = precision in ENGINES.get(("openvino", kind), ())
+        able = _is_able("openvino", kind, precision)
         own = pooled.source.backbone.arrays is not None
         convert = able and not own and _has_openvino()
         engine = "openvino" if convert else "torch"
-    if precision not in ENGINES.get((engine, kind), ()):
-        known = [p for (e, _), each in ENGINES.items() if e == engine for p in each]
+    if not _is_able(engine, kind, precision):
+        known = ENGINES[engine, "cpu"].precisions
         raise ValueError(
             f"engine={engine!r} runs on a CPU with precision "
             f"{' or '.join(map(repr, known))}. Got precision={precision!r} on "
@@ -111,6 +132,12 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
     return "torch" if pooled in unconvertible else engine
 
 
+def _is_able(engine: str, kind: str, precision: str) -> bool:
+    """Whether an engine runs there, with this precision."""
+    ability = ENGINES.get((engine, kind))
+    return ability is not None and precision in ability.precisions
+
+
 def _has_openvino() -> bool:
     """Whether it is installed, in a version that is known to do."""
     try:
@@ -119,15 +146,15 @@ def _has_openvino() -> bool:
         return False
 
 
-def resolve_batch_size(batch_size, kind: str, image_size: int) -> int:
+def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> int:
     """The computed batch shape: never taken from the number of images.
 
     "auto" keeps the number of pixels, so small networks get enough work at once.
     """
-    smaller = (224 / image_size) ** 2
+    ability, smaller = ENGINES[engine, kind], (224 / image_size) ** 2
     if batch_size == "auto":
-        batch_size = int(BATCH_SIZES[kind] * smaller)
-    most = min(int(BEARABLE[kind] * smaller), MOST_IMAGES[kind])
+        batch_size = int(ability.batch_size * smaller)
+    most = min(int(ability.bearable * smaller), ability.most_images)
     return max(1, min(batch_size, most))
 
 

@@ -73,7 +73,8 @@ class Engine:
     ):
         self.spec = pooled.source.input
         size = self.spec.image_size
-        self.batch_size = resolve_batch_size(batch_size, device_class(devices), size)
+        kind = device_class(devices)
+        self.batch_size = resolve_batch_size(batch_size, engine, kind, size)
         module, _, name = NETWORKS[engine].partition(":")
         network = getattr(importlib.import_module(module, __package__), name)
         self.networks = [

@@ -60,7 +60,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class OpenVINONetwork:
-    """The three steps of an engine; a batch is started ahead.
+    """The three steps of an engine; as many batches are started as keep it busy.
 
     Parameters
     ----------
@@ -72,7 +72,6 @@ class OpenVINONetwork:
         How many images come at once.
     """
 
-    ahead = 1
     out_of_memory = ()  # a CPU has no limit that smaller batches would help with
 
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
@@ -83,6 +82,7 @@ class OpenVINONetwork:
             )
         self._n_outputs = len(pooled.layers)
         network = compiled(pooled, precision, batch_size)
+        self.ahead = network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         requests = [network.create_infer_request() for _ in range(self.ahead + 1)]
         self._requests = itertools.cycle(requests)
 
@@ -112,17 +112,19 @@ def compiled(pooled: PooledLayers, precision: str, n: int):
         model = read_converted(name) or convert(pooled, name)
         size = pooled.source.input.image_size
         model.reshape([n, size, size, 3])
-        return compile_for_cpu(model, PRECISIONS[precision])
+        # Of several batches each core takes one, so that none waits for another.
+        hint = "LATENCY" if n == 1 else "THROUGHPUT"
+        return compile_for_cpu(model, PRECISIONS[precision], hint)
 
     return _compiled.get((name, precision, n), make)
 
 
-def compile_for_cpu(model, precision: str):
+def compile_for_cpu(model, precision: str, hint="LATENCY"):
     """A network that runs, on as many threads as torch would take."""
     threads, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
     options = {
         "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "LATENCY",  # all cores at one batch
+        "PERFORMANCE_HINT": hint,  # "LATENCY" puts all cores at one batch
         "INFERENCE_NUM_THREADS": int(threads) if threads.isdigit() else 0,  # 0: all
         "ENABLE_CPU_PINNING": False,  # or all workers would share the first cores
     }

@@ -6,26 +6,28 @@ import torch
 
 from skdeepfeat import ImageWarning, PretrainedCNNFeatures
 from skdeepfeat._device import (
-    BATCH_SIZES,
-    BEARABLE,
-    MOST_IMAGES,
+    ENGINES,
     resolve_batch_size,
     resolve_device,
 )
 from skdeepfeat._torch_engine import TF32_SWITCHES, TorchNetwork, arithmetic
 
 
-def test_device_and_batch_size():
-    cpu = "cpu"
+@pytest.mark.parametrize("place", ENGINES, ids="-".join)
+def test_batch_size(place):
+    ability = ENGINES[place]
+    assert resolve_batch_size("auto", *place, 224) == ability.batch_size
+    assert resolve_batch_size("auto", *place, 112) == 4 * ability.batch_size
+    assert resolve_batch_size("auto", *place, 5000) == 1
+    assert resolve_batch_size(3, *place, 224) == 3
+    assert resolve_batch_size(100_000, *place, 224) == ability.bearable
+    assert resolve_batch_size(100_000, *place, 8) == ability.most_images
+
+
+def test_device():
     assert resolve_device("cpu") == "cpu"
-    assert resolve_batch_size("auto", cpu, 224) == BATCH_SIZES["cpu"]
-    assert resolve_batch_size("auto", cpu, 112) == 4 * BATCH_SIZES["cpu"]
-    assert resolve_batch_size("auto", cpu, 1000) == 1
-    assert resolve_batch_size(3, cpu, 224) == 3
-    assert resolve_batch_size(100_000, cpu, 224) == BEARABLE["cpu"]
-    assert resolve_batch_size(100_000, cpu, 8) == MOST_IMAGES["cpu"]
     if not torch.cuda.is_available():
-        assert resolve_device("auto") == cpu
+        assert resolve_device("auto") == "cpu"
         with pytest.raises(ValueError, match="sees no CUDA device"):
             resolve_device("cuda")
 
