@@ -13,6 +13,7 @@ import threading
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
@@ -20,6 +21,10 @@ from ._networks import Network, build_network, skeleton_of
 from ._tracing import trace
 
 INPUT_OF = ".input"
+
+# Modules that give a new tensor, which is no view of another.
+MAKES_NEW = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+SUMS = (operator.add, torch.add)
 
 # Structure ---------------------------------------------------------------------------
 
@@ -283,6 +288,7 @@ def activations_of(
             cut = bind(structure, network.module, nodes)
             if isinstance(cut, fx.GraphModule):
                 fold_batch_norms(cut, network.folded, structure.aliased_modules)
+                overwrite_in_place(cut)
             network.cuts[key] = cut
         return network.cuts[key]
 
@@ -321,13 +327,13 @@ def _replace(cut: fx.GraphModule, first, last, folded: dict, make) -> None:
 
 
 def _fold_within(steps: nn.Sequential) -> nn.Sequential:
-    """The same steps with every batch norm taken in by the convolution before it."""
+    """The same steps, batch norms taken in by the convolutions before them."""
     kept: list[nn.Module] = []
     for step in steps:
         if kept and _can_fold(kept[-1], step):
             kept[-1] = _fold(kept[-1], step)
         else:
-            kept.append(step)
+            kept.append(_in_place(step) if kept else step)
     return nn.Sequential(*kept)
 
 
@@ -344,6 +350,54 @@ def _fold(conv, norm) -> nn.Module:
         copy.deepcopy(conv).float().eval(), copy.deepcopy(norm).float().eval()
     )
     return both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+
+
+def overwrite_in_place(cut: fx.GraphModule) -> None:
+    """Let sums and activations overwrite what nobody else reads.
+
+    New memory takes more time than they do. Values are overwritten only where a module
+    has just made them, so that nothing else can be a view of them.
+    """
+    for node in list(cut.graph.nodes):
+        new = [n for n in node.all_input_nodes if _is_private(cut, n)]
+        if not new:
+            continue
+        if node.target in SUMS and len(node.args) == 2 and not node.kwargs:
+            others = [value for value in node.args if value is not new[0]] or new
+            node.target, node.args = add_onto, (new[0], others[0])
+        elif node.target in (F.relu, torch.relu):
+            node.target, node.args, node.kwargs = torch.relu_, (new[0],), {}
+        elif node.op == "call_module":
+            name = f"{node.name}_in_place"  # one module may be several steps
+            cut.add_submodule(name, _in_place(cut.get_submodule(str(node.target))))
+            node.target = name
+    cut.delete_all_unused_submodules()
+    cut.recompile()
+
+
+def _is_private(cut: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the value of a step is a tensor of its own that one other step reads."""
+    makes_new = node.target in (*SUMS, add_onto)
+    if node.op == "call_module":
+        makes_new = type(cut.get_submodule(str(node.target))) in MAKES_NEW
+    return makes_new and len(node.users) == 1
+
+
+def add_onto(value: torch.Tensor, other) -> torch.Tensor:
+    """The sum, in the memory of the first tensor if it has that shape."""
+    if not isinstance(other, torch.Tensor):
+        return value + other
+    alike = (value.shape, value.dtype) == (other.shape, other.dtype)
+    return value.add_(other) if alike else value + other
+
+
+def _in_place(module: nn.Module) -> nn.Module:
+    """An activation that overwrites its input; other modules as they are."""
+    if not hasattr(module, "inplace"):
+        return module
+    module = copy.copy(module)
+    module.inplace = True
+    return module
 
 
 # Layers of networks without a record -------------------------------------------------

@@ -28,7 +28,7 @@ def cut(name, nodes, size=64):
     network = build_network(resolve_weights(backbone, None, 0))
     structure = structure_of(backbone, size)
     nodes = tuple(structure.canonical(node) for node in nodes)
-    return bind(structure, network.module, nodes), nodes
+    return activations_of(network, backbone, size, nodes), nodes
 
 
 # Nodes whose value a later in-place step of torchvision's own code would change.
@@ -53,6 +53,40 @@ def test_together_equals_alone_bit_for_bit(name, nodes):
         for asked, node in zip(nodes, full, strict=True):
             alone, _ = cut(name, [asked])
             assert torch.equal(alone(x)[node], together[node]), node
+
+
+def test_only_what_nobody_reads_is_overwritten():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (torch.nn.Conv2d(c, 4, 1) for c in (3, 4))
+            self.scale = torch.nn.Parameter(torch.rand(1, 4, 1, 1))
+            self.relu = torch.nn.ReLU()
+
+        def forward(self, x):
+            x = self.one(x)
+            y = self.relu(self.two(x)) + x  # of the same shape, and read twice
+            y = torch.relu(self.two(y) + self.scale)  # of another shape
+            y = self.two(self.scale + y) + self.two(y)
+            flat = self.two(y).flatten(1)  # a view
+            return torch.nn.functional.relu(flat) + flat + 1
+
+    net = Net().eval()
+    backbone = Backbone.from_module(net, image_size=8)
+    network = build_network(resolve_weights(backbone, "default", 0))
+    nodes = structure_of(backbone, 8).nodes
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        together = activations_of(network, backbone, 8, nodes)(x)
+        assert torch.equal(together[nodes[-1]], net(x))
+        for node in nodes:
+            alone = activations_of(network, backbone, 8, (node,))(x)[node]
+            assert torch.equal(alone, together[node]), node
+        targets = [
+            n.target
+            for n in activations_of(network, backbone, 8, nodes[-1:]).graph.nodes
+        ]
+    assert torch.relu_ in targets and "relu_in_place" in targets
 
 
 def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
