@@ -396,7 +396,7 @@ def _in_place(module: nn.Module) -> nn.Module:
     if not hasattr(module, "inplace"):
         return module
     module = copy.copy(module)
-    module.inplace = True
+    module.inplace = True  # type: ignore[assignment]
     return module
 
 

@@ -454,6 +454,12 @@ def list_backbones():
     return sorted({*_records(), *_registered})
 
 
+def is_listed(backbone: Backbone) -> bool:
+    """Whether its name alone means this backbone."""
+    name = backbone.name
+    return name in list_backbones() and resolve_backbone(name) == backbone
+
+
 def register_backbone(name, backbone, *, overwrite=False):
     """Make a network of your own known by name.
 
@@ -511,7 +517,8 @@ def resolve_backbone(backbone) -> Backbone:
         return _backbone_of_record(backbone)
     raise ValueError(
         f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
-        "list_backbones() names all of them."
+        "list_backbones() names all of them; names of your own must be registered in "
+        "each process, with register_backbone."
     )
 
 
@@ -576,12 +583,17 @@ def _is_path(weights) -> bool:
 
 def _published(backbone: Backbone, name: str) -> Weights:
     """A version by its name; "default" is the first."""
-    if name == "default" and backbone.weights:
-        return backbone.weights[0]
+    if not backbone.weights:
+        raise ValueError(
+            f"Backbone {backbone.name!r} has no published weights. Pass weights=None "
+            "for random ones, which a FineTunedClassifier with unfreeze='all' trains, "
+            "or the path of a .pth or .safetensors file."
+        )
     known = {version.name: version for version in backbone.weights}
+    known["default"] = backbone.weights[0]
     if name in known:
         return known[name]
-    allowed = ", ".join(repr(k) for k in [*known, "default"]) if known else "none"
+    allowed = ", ".join(map(repr, known))
     raise ValueError(
         f"Unknown weights {name!r} for backbone {backbone.name!r}."
         f"{closest(name, known)} Published versions: {allowed}. Pass one of them, the "

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from ._backbones import InputSpec
 from ._exceptions import ImageError
-from ._images import ORIENTATION, Images, as_array
+from ._images import CHANNELS, ORIENTATION, Images, as_array, is_tensor
 from ._progress import Clock
 
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -96,8 +96,7 @@ def open_array(array, value_range=None, enough=None) -> Pixels:
     scaled = (array.astype(np.float32) - low) / (high - low)
     if not np.isfinite(scaled).all():
         raise ValueError("has NaN or infinite pixels")
-    in_range = scaled.min() >= -1e-6 and scaled.max() <= 1 + 1e-6
-    return Pixels(_rgb_of(scaled), bool(in_range))
+    return Pixels(_rgb_of(scaled), is_in_range(array, value_range))
 
 
 def default_range(dtype) -> tuple[float, float]:
@@ -107,14 +106,33 @@ def default_range(dtype) -> tuple[float, float]:
     return SIXTEEN_BIT if dtype.kind == "u" and dtype.itemsize == 2 else EIGHT_BIT
 
 
+def is_in_range(cell, value_range) -> bool:
+    """Whether an array or tensor has no value beyond black or white.
+
+    Other cells are not looked into.
+    """
+    array = as_array(cell) if is_tensor(cell) else cell
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        return True
+    low, high = value_range or default_range(array.dtype)
+    unsigned = array.dtype.kind == "u" and low <= 0
+    if array.size == 0 or (unsigned and np.iinfo(array.dtype).max <= high):
+        return True
+    slack = 1e-6 * (high - low)
+    beyond = array.min() < low - slack or array.max() > high + slack  # nan never is
+    return not beyond
+
+
 def _with_channels(array):
     """(h, w, c) of (h, w) or (h, w, c), never empty."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or array.size == 0:
+        planar = array.ndim == 3 and array.shape[0] in CHANNELS
+        hint = "; pass image.transpose(1, 2, 0)" if planar else ""
         raise ValueError(
             f"an image array must have the shape (h, w) or (h, w, channels) with 1 to "
-            f"4 channels and no side of 0, got {array.shape}"
+            f"4 channels and no side of 0, got {array.shape}{hint}"
         )
     return array
 

@@ -66,23 +66,23 @@ def load_image_folder(root):
             f"{str(root)!r} is no folder. Pass a folder with one subfolder for each "
             "class."
         )
-    by_class, n_ignored = {}, 0
+    by_class = {}
+    ignored = [path.name for path in sorted(root.iterdir()) if _is_shown_file(path)]
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         files = _files_below(folder)
         photos = [path for path in files if is_image_name(path)]
-        n_ignored += len(files) - len(photos)
+        ignored += [path for path in files if not is_image_name(path)]
         if photos:
             by_class[folder.name] = photos
-    n_ignored += sum(path.is_file() for path in root.iterdir())
     if not by_class:
         raise ValueError(
             f"{str(root)!r} has no subfolder with images. Put the photos of each class "
             "into a subfolder of its name."
         )
-    if n_ignored:
+    if ignored:
         warnings.warn(
-            f"{n_ignored} files below {str(root)!r} are no images in a class's "
-            "subfolder and were left out.",
+            f"{len(ignored)} files below {str(root)!r} are no images in a class's "
+            f"subfolder and were left out, for instance {ignored[0]!r}.",
             ImageWarning,
             stacklevel=2,
         )
@@ -94,13 +94,17 @@ def load_image_folder(root):
         target=target,
         target_names=names,
         filenames=paths,
-        n_ignored=n_ignored,
+        n_ignored=len(ignored),
     )
 
 
 def is_image_name(path: str) -> bool:
     """Whether Pillow has a reader for files with this ending."""
     return os.path.splitext(path)[1].lower() in Image.registered_extensions()
+
+
+def _is_shown_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -290,9 +290,10 @@ class DiskTable:
             layers = dict(layers)
             return {"rows": sum(layers.values()), **counters, "layers": layers}
 
-        found = self._attempt(
-            work, lambda: {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
-        )
+        nothing = {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
+        found = nothing
+        if (self.folder / FILE).exists():  # to look makes no folder
+            found = self._attempt(work, lambda: nothing)
         files = [self.folder / f"{FILE}{end}" for end in ("", "-wal", "-shm")]
         size = sum(file.stat().st_size for file in files if file.exists())
         return found | {"bytes": size}
@@ -310,7 +311,8 @@ class DiskTable:
             (self.folder / ASIDE).unlink(missing_ok=True)
             self._files.clear()
 
-        self._attempt(work, lambda: None)
+        if (self.folder / FILE).exists():
+            self._attempt(work, lambda: None)
 
     def forget(self) -> None:
         """Close the database, which the next call opens again; the folder stays."""

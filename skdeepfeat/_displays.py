@@ -4,6 +4,7 @@ Matplotlib is imported when something is drawn; the extra [plot] installs it.
 """
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from ._layers import list_layers
 
@@ -98,6 +99,7 @@ class TrainingHistoryDisplay(Display):
         display : TrainingHistoryDisplay
             The display, drawn.
         """
+        check_is_fitted(estimator)
         return cls(estimator.history_, metric=metric).plot(ax=ax)
 
     def _draw(self):
@@ -199,6 +201,7 @@ class LayerDepthDisplay(Display):
         display : LayerDepthDisplay
             The display, drawn.
         """
+        check_is_fitted(search)
         results = search.cv_results_
         candidates = results["params"]
         keys = [k for k in candidates[0] if k == "layer" or k.endswith("__layer")]

@@ -29,7 +29,7 @@ class ImageError(ValueError):
     row : int
         Position in X.
     source : str
-        What the row is: the quoted path, or its type and shape.
+        What the row is: its path, or its type and shape.
     reason : str
         Why it cannot be read and what to do about it.
     """

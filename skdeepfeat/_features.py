@@ -146,9 +146,9 @@ class PretrainedCNNFeatures(
     stats_ : dict
         What the last `transform` of this thread took: "device", "engine", "n_images",
         "n_computed" (that went through the network), "seconds", "images_per_second",
-        and "shares" of the time: "hashing", "store", "reading" and "decoding" (the wait
-        for them; they go on beside the network), "copying" (to the device) and
-        "network".
+        and "shares" of the time: "hashing", "store", "building" (of the network, where
+        it is not there yet), "reading" and "decoding" (the wait for them; they go on
+        beside the network), "copying" (to the device) and "network".
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows and data frames.
     feature_names_in_ : ndarray of shape (1,)
@@ -407,7 +407,7 @@ class PretrainedCNNFeatures(
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.width)
         report, clock = Report(self, len(images)), Clock()
-        rows = Rows(images, open_table(self.cache), plan, out, report.fail, clock)
+        rows = Rows(images, open_table(self.cache), plan, out, report, clock)
         with progress_bar(len(rows), self.verbose) as show, rows:
             while rows.read():
                 show(len(rows) - len(rows.missing))
@@ -417,7 +417,7 @@ class PretrainedCNNFeatures(
                     show(len(rows) - len(rows.missing))
                     batch_done()
             show(len(rows))
-        rows.finish(report.failed)
+        rows.finish()
         report.finish(out)
         report.measured(plan, rows.n_computed, clock)
         if self.verbose:
@@ -436,13 +436,14 @@ class PretrainedCNNFeatures(
             first = next(claimed, None)
             if first is None:
                 return  # others compute them all: no network is built here
-            engine = Engine(
-                plan.pooled,
-                plan.devices,
-                self.precision,
-                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
-                plan.engine,
-            )
+            with clock.measure("building"):
+                engine = Engine(
+                    plan.pooled,
+                    plan.devices,
+                    self.precision,
+                    1 if len(rows.missing) == 1 else self.batch_size,  # for latency
+                    plan.engine,
+                )
             yield from engine.run(
                 images,
                 chain([first], claimed),

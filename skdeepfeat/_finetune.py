@@ -400,8 +400,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Parameters
         ----------
         path : str or path
-            Should end in .safetensors.
+            Must end in .safetensors, the format of the file.
         """
+        if not str(path).endswith(".safetensors"):
+            raise ValueError(
+                "The 'path' parameter of save_weights must end in '.safetensors', the "
+                f"format that is written. Got {str(path)!r} instead."
+            )
         save_file(dict(self.to_backbone().arrays), path)
 
     def count_blocks(self):
@@ -506,7 +511,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if len(encoder.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs images of at least 2 classes. Got one "
-                f"class only, {encoder.classes_[0]!r}."
+                f"class only, {encoder.classes_.tolist()[0]!r}."
             )
         strange = np.setdiff1d(y, encoder.classes_)
         if len(strange):
@@ -523,7 +528,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
         counts = np.bincount(targets, minlength=len(classes))
         if n_held_out < len(classes) or counts.min() < 2:
-            rare = classes[counts.argmin()]
+            rare = classes.tolist()[counts.argmin()]
             raise ValueError(
                 f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
                 f"which cannot show all {len(classes)} classes (the rarest, {rare!r}, "

@@ -81,7 +81,7 @@ CELL_KINDS = (
         "path",
         lambda c: isinstance(c, (str, os.PathLike)),
         digest_file,
-        lambda c: repr(os.fspath(c)),
+        lambda c: str(os.fsdecode(c)),  # never numpy's own kind of str
     ),
     CellKind(
         "bytes",
@@ -283,8 +283,8 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
     (
         lambda X: isinstance(X, Mapping) or not hasattr(X, "__getitem__"),
         lambda X: (
-            f"X must be a sequence of images. Got a {type(X).__name__} instead; pass a "
-            "list of them."
+            f"X must be a sequence of images. Got a {type(X).__name__} instead; pass "
+            f"{'X.data' if hasattr(X, 'data') else 'a list of them'}."
         ),
     ),
     (

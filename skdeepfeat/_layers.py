@@ -7,7 +7,14 @@ and networks of the user's own.
 import functools
 from dataclasses import replace
 
-from ._backbones import Backbone, InputSpec, Layer, closest, resolve_backbone
+from ._backbones import (
+    Backbone,
+    InputSpec,
+    Layer,
+    closest,
+    is_listed,
+    resolve_backbone,
+)
 from ._pooling import pooled_width
 
 
@@ -87,11 +94,12 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     full = structure.canonical(node)
     if full is None:
         aliases = [layer.alias for layer in aliased_layers(backbone)]
+        named = repr(backbone.name) if is_listed(backbone) else "backbone"
         raise ValueError(
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
-            f"{', '.join(map(repr, aliases))}; list_layers({backbone.name!r}, "
-            "nodes=True) names all nodes."
+            f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
+            "all nodes."
         )
     found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}

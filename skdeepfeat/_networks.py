@@ -183,7 +183,13 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
     try:
         state = reader(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, BadZipFile) as e:
+    except (SafetensorError, RuntimeError, EOFError, BadZipFile) as e:
+        raise WeightsError(
+            f"{str(path)!r} cannot be read: it is damaged, cut off, or no file of "
+            f"weights at all ({path.stat().st_size:,} bytes). Fetch it again, or save "
+            "it with torch.save(net.state_dict(), path) or as .safetensors."
+        ) from e
+    except UnpicklingError as e:
         raise WeightsError(
             f"{str(path)!r} is not a file of plain weights, and nothing else is loaded "
             "for safety. Save it with torch.save(net.state_dict(), path) or as "

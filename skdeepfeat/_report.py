@@ -31,7 +31,7 @@ class Report:
         self._raises, self._n_rows = estimator.on_error == "raise", n_rows
         self.failed: dict[int, ImageError] = {}
         self.stats: dict[str, Any] = {}
-        self._in_range = True
+        self.in_range = True  # all values are within the range of their dtype
         if not hasattr(_of_thread, "reports"):
             _of_thread.reports = weakref.WeakKeyDictionary()
         _of_thread.reports[estimator] = self
@@ -67,7 +67,7 @@ class Report:
 
     def add(self, computed) -> None:
         """Take over the errors of one batch, whose good rows are stored by now."""
-        self._in_range &= computed.in_range
+        self.in_range &= computed.in_range
         for error in computed.errors:
             self.fail(error)
 
@@ -83,7 +83,7 @@ class Report:
                 ImageWarning,
                 stacklevel=5,
             )
-        if not self._in_range:
+        if not self.in_range:
             warnings.warn(
                 "Some pixel values lie outside the range that is taken as black to "
                 "white for their dtype. If they are on another scale, type for "

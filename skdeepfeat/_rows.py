@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 
+from ._batches import is_in_range
 from ._digests import known_digest, learn_digest
 from ._exceptions import ImageError
 from ._images import Images
@@ -25,14 +26,14 @@ class Rows:
     plan : Plan
     out : ndarray of shape (n_images, width) or None
         Where features go; None if they are only to be stored.
-    fail : callable
-        Takes the ImageError of a row whose content cannot be read.
+    report : Report
+        Is told of rows whose content cannot be read, and of values out of range.
     clock : Clock
         Measures hashing, and what the store takes.
     """
 
-    def __init__(self, images: Images, table, plan: Plan, out, fail, clock: Clock):
-        self._table, self._plan, self._out, self._fail = table, plan, out, fail
+    def __init__(self, images: Images, table, plan: Plan, out, report, clock: Clock):
+        self._table, self._plan, self._out, self._report = table, plan, out, report
         self._clock = clock
         self._key_of: dict[int, bytes] = {}
         self._same_as: list[tuple[int, int]] = []
@@ -66,7 +67,7 @@ class Rows:
             for row in rows:
                 key = keys[row]
                 if isinstance(key, ImageError):
-                    self._fail(key)
+                    self._report.fail(key)
                     continue
                 first = first_of.setdefault(key, row)
                 if first == row:
@@ -85,6 +86,9 @@ class Rows:
                 files[row] = cell
             else:
                 keys[row] = images.key(row, cell, rescaled)
+                if not isinstance(keys[row], ImageError):  # stored rows too
+                    in_range = is_in_range(cell, self._plan.value_range)
+                    self._report.in_range &= in_range
         paths = [os.path.abspath(path) for path in files.values()]
         for file in self._table.read_files(paths):
             learn_digest(*file)
@@ -147,13 +151,14 @@ class Rows:
             for place, features in zip(self._plan.slices, asked, strict=True):
                 self._out[computed.rows, place] = features
 
-    def finish(self, failed: dict) -> None:
+    def finish(self) -> None:
         """Give rows of equal content the features, or the error, of the first."""
+        failed = self._report.failed
         n_hits = len(self) - self.n_computed - len(failed.keys() & self._key_of.keys())
         asked = [column.fingerprint for column in self._plan.columns]
         self._table.count_hits(n_hits, asked)
         for row, first in self._same_as:
             if first in failed:
-                self._fail(failed[first].at(row))
+                self._report.fail(failed[first].at(row))
             elif self._out is not None:
                 self._out[row] = self._out[first]

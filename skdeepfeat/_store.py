@@ -16,6 +16,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,9 @@ class FeatureStore:
         if self.path is not None:
             path = os.path.abspath(os.path.expanduser(self.path))
             object.__setattr__(self, "path", path)
-        if not isinstance(self.name, str) or (self.max_bytes or 0) < 0:
+        bound = self.max_bytes or 0
+        is_whole = isinstance(bound, Integral)
+        if not isinstance(self.name, str) or not is_whole or bound < 0:
             raise ValueError(
                 "FeatureStore takes a path or a name, and a bound in bytes of at least "
                 f"0. Got name={self.name!r} and max_bytes={self.max_bytes!r} instead."

@@ -114,7 +114,8 @@ def recommend_strategy(
         min(cv, counts.min()), shuffle=True, random_state=random_state
     )
     scores = _probe_every_depth(X, y, parameters, folds)
-    best = max(scores, key=lambda layer: scores[layer].mean())
+    # Of equals the deepest, so that the last layer is only left for something better.
+    best = max(reversed(list(scores)), key=lambda layer: scores[layer].mean())
     gain = scores[best] - scores["penultimate"]
     error = _standard_error(gain)
     similar = bool(gain.mean() <= error)
@@ -177,10 +178,13 @@ def _explain(name, why, accuracy, best, gain, error, counts) -> str:
         mark = "  <- best" if layer == best else ""
         lines.append(f"  {layer:12} {mean:.3f} +- {deviation:.3f}{mark}")
     size = "many" if counts.mean() >= LARGE else "few"
+    found = f"{best!r} is better than 'penultimate' by {gain:.3f} +- {error:.3f}."
+    if best == "penultimate":
+        found = "No layer is better than 'penultimate'."
     lines += [
         f"{counts.sum()} images in {len(counts)} classes, {counts.mean():.0f} each: "
         f"{size} (the limit is {LARGE}).",
-        f"{best!r} is better than 'penultimate' by {gain:.3f} +- {error:.3f}.",
+        found,
         f"Strategy: {name}. This is because of {why}.",
     ]
     return "\n".join(lines)

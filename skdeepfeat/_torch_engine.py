@@ -61,6 +61,7 @@ class PooledNetwork(nn.Module):
     def __init__(self, pooled: PooledLayers, network: Network, precision: str):
         super().__init__()
         source, self._layers = pooled.source, pooled.layers
+        self._name = source.backbone.name
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
         self.cut = activations_of(
@@ -69,6 +70,19 @@ class PooledNetwork(nn.Module):
         _check_head(self.cut, network.absent, source)
         self.eval()
 
+    def _activations(self, x):
+        """{node: tensor}; says in whose words it is that the network refuses."""
+        try:
+            return self.cut(x)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"Backbone {self._name!r} does not take batches of shape "
+                f"{tuple(x.shape)}: {error}. Choose another image_size, for instance a "
+                "larger one."
+            ) from error
+
     @property
     def traceable(self) -> bool:
         """Whether the network is a graph, which other engines can take over."""
@@ -76,7 +90,7 @@ class PooledNetwork(nn.Module):
 
     def forward(self, pixels):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
-        activations = self.cut(self.normalise(x).to(self._dtype))
+        activations = self._activations(self.normalise(x).to(self._dtype))
         return tuple(
             torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)
             for layer, pooling in self._layers

@@ -40,6 +40,7 @@ from ._parts import Cut, Fitted, Head, Parts
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
 HEAD_RATE = 10  # how much faster a head of one layer learns alone
+HOPELESS = 1000  # times the loss of guessing
 TOLERANCE = 1e-4  # by how much a better score must be better
 
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
@@ -298,7 +299,20 @@ def train(
         if joint and finished:
             phase = _joint_phase(parts, data, held_out, recipe, frozen, joint)
             _run(phase, recipe, history, epoch_done)
+    _warn_of_nothing_learned(history, math.log(parts.head.last.out_features), recipe)
     return Fitted(*parts.arrays(), scaling, history)
+
+
+def _warn_of_nothing_learned(history, guessing: float, recipe: Recipe) -> None:
+    """Say so if the loss in the end is far above that of guessing."""
+    loss = history[-1]["loss"] if history else 0.0
+    if loss > HOPELESS * guessing:
+        _warn(
+            f"The loss of the last epoch is {loss:.3g}, where that of guessing is "
+            f"{guessing:.3g}: training diverged with "
+            f"learning_rate={recipe.learning_rate:g}. Try "
+            f"learning_rate={recipe.learning_rate / 10:g}."
+        )
 
 
 def _epochs(cut: Cut, recipe: Recipe, previous: Fitted | None) -> tuple[int, int]:

@@ -42,7 +42,16 @@ __all__ = [
 
 def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
     """Flat rows (n, d) of real numbers, with scikit-learn's own sentences."""
+    if _is_column(X):
+        raise ValueError(
+            "Expected 2D array, got one column of numbers instead. X must be images, "
+            "one in each row, or flat rows of numbers with image_shape. Pass the "
+            "column that holds the images. Reshape your data with X.reshape(1, -1) if "
+            "it is one image."
+        )
     whole = _holds_whole_numbers(X)
+    if not reset and not hasattr(estimator, "n_features_in_"):
+        X = np.asarray(X)  # there are no names yet that others could be compared with
     X = validate_data(
         estimator,
         X,
@@ -58,6 +67,13 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
             "paths or an array of shape (n, h, w[, channels])."
         )
     return X.astype(np.int64) if whole and np.isfinite(X).all() else X
+
+
+def _is_column(X) -> bool:
+    """Whether this is one column of single numbers."""
+    if hasattr(X, "shape"):
+        return len(X.shape) == 1
+    return isinstance(X, (list, tuple)) and not any(map(np.iterable, X))
 
 
 def _holds_whole_numbers(X) -> bool:

@@ -33,7 +33,8 @@ def test_other_files_are_left_out_and_counted(folder):
     (folder / "readme.txt").write_text("x")
     (folder / "b bees" / "notes.csv").write_text("x")
     (folder / "b bees" / ".hidden.png").write_text("x")
-    with pytest.warns(ImageWarning, match="2 files"):
+    (folder / ".DS_Store").write_text("x")
+    with pytest.warns(ImageWarning, match="2 files.*for instance 'readme.txt'"):
         photos = load_image_folder(folder)
     assert photos.n_ignored == 2 and len(photos.data) == 3
 

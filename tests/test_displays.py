@@ -4,12 +4,14 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 
 from skdeepfeat import (
+    FineTunedClassifier,
     LayerDepthDisplay,
     PretrainedCNNFeatures,
     TrainingHistoryDisplay,
@@ -31,7 +33,10 @@ HISTORY = [
 
 
 def test_history():
-    clf = type("Fitted", (), {"history_": HISTORY})()
+    clf = FineTunedClassifier()
+    with pytest.raises(NotFittedError):
+        TrainingHistoryDisplay.from_estimator(clf)
+    clf.history_ = clf.weights_ = HISTORY
     display = TrainingHistoryDisplay.from_estimator(clf)
     training, held_out = display.lines_
     np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3])

@@ -104,6 +104,7 @@ def test_frozen_is_frozen(images, augment):
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.filterwarnings("ignore:The loss of the last epoch")  # of random features
 def test_batch_norms_keep_the_statistics_of_the_pretraining(
     images, pretrained, tmp_path
 ):
@@ -595,6 +596,18 @@ def test_too_deep(images):
         classifier(unfreeze="block77").fit(*images)
     with pytest.raises(ValueError, match="no block of backbone"):
         classifier(unfreeze="penultimate").fit(*images)
+
+
+def test_a_large_loss_in_the_end_is_told(images):
+    with pytest.warns(ConvergenceWarning, match=r"Try learning_rate=100\."):
+        classifier(learning_rate=1000).fit(*images)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights"])
+def test_weights_are_saved_as_what_they_are(name, images, tmp_path):
+    clf = classifier().fit(*images)
+    with pytest.raises(ValueError, match=r"must end in '\.safetensors'"):
+        clf.save_weights(tmp_path / name)
 
 
 def test_a_diverging_loss_stops_with_the_last_good_weights(images, monkeypatch):

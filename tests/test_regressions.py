@@ -2,17 +2,23 @@
 
 import functools
 import io
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_backbone
 from PIL import Image
+from torchvision import models
 
 from skdeepfeat import (
     Backbone,
     FeatureStore,
+    ImageError,
     ImageWarning,
     PretrainedCNNFeatures,
     WeightsError,
@@ -312,3 +318,90 @@ def test_numpy_seeds_and_store_bounds(photos):
 def test_a_frame_needs_no_fit(photo_files, recwarn):
     PretrainedCNNFeatures("tiny").transform(pd.DataFrame({"path": photo_files}))
     assert not recwarn
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_values_out_of_range_are_told_of_stored_rows_too(place, photos, tmp_path):
+    """The warning was given once, and the bad features were served ever after."""
+    cache = "memory" if place == "memory" else tmp_path / "store"
+    floats = photos.astype(np.float32)  # from 0 to 255, taken as from 0 to 1
+    est = PretrainedCNNFeatures(tiny_backbone(), cache=cache)
+    for X in (floats, floats, list(floats), torch.tensor(floats).permute(0, 3, 1, 2)):
+        with pytest.warns(ImageWarning, match=r"value_range=\(0, 255\)"):
+            est.transform(X)
+    assert est.stats_["n_computed"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        est.set_params(value_range=(0, 255)).transform(floats)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [[1, 2, 3], np.arange(3), pd.Series([1, 2, 3]), pl.Series([1, 2, 3])],
+    ids=["list", "array", "pandas", "polars"],
+)
+def test_a_column_of_numbers_is_refused_in_words(column):
+    est = PretrainedCNNFeatures(tiny_backbone())
+    for method in (est.fit, est.transform):
+        with pytest.raises(ValueError, match="Pass the column that holds the images"):
+            method(column)
+
+
+def test_frames_of_pixels_need_no_fit(photos):
+    """Names were compared with those of a fit that had not been."""
+    flat = pd.DataFrame(photos.reshape(len(photos), -1))
+    flat.columns = [f"pixel{i}" for i in range(flat.shape[1])]
+    est = PretrainedCNNFeatures(tiny_backbone(), image_shape=(24, 32, 3))
+    expected = PretrainedCNNFeatures(tiny_backbone()).transform(photos)
+    np.testing.assert_array_equal(est.transform(flat), expected)
+
+
+def test_paths_from_arrays_are_named_as_text(tmp_path):
+    path = tmp_path / "no image.jpg"
+    path.write_text("text")
+    est = PretrainedCNNFeatures(tiny_backbone(), on_error="nan")
+    with pytest.warns(ImageWarning, match=r"row 0 \(/.*no image\.jpg\)"):
+        est.transform(np.array([str(path)]))
+    ((_, source, _),) = est.errors_
+    assert type(source) is str and Path(source) == path
+
+
+def test_a_look_into_a_store_makes_no_folder(tmp_path):
+    store = FeatureStore(tmp_path / "mistyped")
+    assert store.info()["rows"] == 0
+    store.clear()
+    assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize("bound", ["1GB", -1, 1.5])
+def test_bounds_of_stores_are_whole_numbers(bound):
+    with pytest.raises(ValueError, match="a bound in bytes"):
+        FeatureStore(max_bytes=bound)
+
+
+def test_networks_say_which_images_they_refuse(photos):
+    for engine in ("torch", "auto"):
+        est = PretrainedCNNFeatures(image_size=8, engine=engine)
+        with pytest.raises(ValueError, match=r"'mini' .* \(1, 3, 8, 8\).* image_size"):
+            est.transform(photos[:1])
+
+
+def test_damaged_weights_are_not_called_unsafe(tmp_path, photos):
+    whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
+    torch.save(models.resnet18(weights=None).state_dict(), whole)
+    cut.write_bytes(whole.read_bytes()[:1_000_000])
+    with pytest.raises(WeightsError, match=r"damaged, cut off.*1,000,000 bytes"):
+        PretrainedCNNFeatures("resnet18", weights=cut).transform(photos)
+
+
+def test_what_to_type_for_networks_without_a_name(photos):
+    for backbone, typed in [("resnet18", "'resnet18'"), (tiny_backbone(), "backbone")]:
+        est = PretrainedCNNFeatures(backbone, weights="default", layer="nowhere")
+        with pytest.raises(ValueError, match=rf"list_layers\({typed}, nodes=True\)"):
+            est.transform(photos)
+
+
+def test_planar_arrays_are_told_how_to_turn(photos):
+    planar = photos[0].transpose(2, 0, 1)
+    with pytest.raises(ImageError, match=r"pass image\.transpose\(1, 2, 0\)"):
+        PretrainedCNNFeatures(tiny_backbone()).transform([planar])

@@ -28,6 +28,7 @@ def with_scores(monkeypatch, **scores):
 CASES = [
     (20, {"block2": 0.7, "penultimate": 0.9}, "head only", 0),
     (500, {"block2": 0.7, "penultimate": 0.9}, "fine-tune", 2),
+    (20, {"block1": 0.8, "penultimate": 0.8}, "head only", 0),
     (20, {"block2": 0.9, "penultimate": 0.7}, "earlier layers", None),
     (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 8),
 ]
@@ -39,6 +40,10 @@ def test_the_four_cases(monkeypatch, n, scores, name, unfreeze):
     X, y = np.zeros((2 * n, 4, 4, 3), np.uint8), np.arange(2 * n) % 2
     found = recommend(X, y, verbose=0)
     assert found.strategy == name and found.images_per_class == n
+    last_is_best = scores["penultimate"] >= max(scores.values())
+    assert (
+        "No layer is better than 'penultimate'" in found.explanation
+    ) == last_is_best
     assert is_classifier(found.estimator)
     if unfreeze is None:
         assert isinstance(found.estimator, Pipeline)
