@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
+from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
 from ._tracing import trace
 
@@ -298,42 +299,61 @@ def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None
 
     No layer may depend on which others are read: convolutions that have an alias stay
     `apart` always, and what is asked for between the two otherwise is computed
-    besides. `folded` keeps the convolutions for other cuts of the same network.
+    besides. `folded` keeps what was made for other cuts of the same network.
     """
     for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
-        module, before = cut.get_submodule(str(node.target)), node.all_input_nodes[0]
-        if isinstance(module, nn.Sequential):  # which was not traced
+        module, before = _module_of(cut, node), next(iter(node.all_input_nodes), None)
+        if type(module).forward is nn.Sequential.forward:  # which was not traced
             _replace(cut, node, node, folded, functools.partial(_fold_within, module))
-        elif before.op == "call_module" and before.target not in apart:
-            conv = cut.get_submodule(str(before.target))
+        elif before and before.op == "call_module" and before.target not in apart:
+            conv = _module_of(cut, before)
             if _can_fold(conv, module):
-                _replace(
-                    cut, before, node, folded, lambda c=conv, n=module: _fold(c, n)
-                )
+                both = functools.partial(_fold, conv, module)
+                _replace(cut, before, node, folded, both)
+    _tidy(cut)
+
+
+def _replace(cut: fx.GraphModule, first, last, folded: dict, make) -> None:
+    """Put one module where the steps from `first` to `last` are."""
+    key = (first.target, last.target)
+    if key not in folded:
+        folded[key] = make()
+    with cut.graph.inserting_after(last):
+        step = cut.graph.call_module("", first.args, first.kwargs)
+    _set_module(cut, step, folded[key])
+    last.replace_all_uses_with(step)
+
+
+def _module_of(cut: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return cut.get_submodule(str(node.target))
+
+
+def _set_module(cut: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
+    """Let a step call a module that no other step knows, under a name that is free."""
+    name = f"own_{node.name}"
+    while hasattr(cut, name):
+        name += "_"
+    cut.add_submodule(name, module)
+    node.target = name
+
+
+def _tidy(cut: fx.GraphModule) -> None:
+    """Forget steps and modules that are of no use any more."""
     cut.graph.eliminate_dead_code()
     cut.delete_all_unused_submodules()
     cut.recompile()
 
 
-def _replace(cut: fx.GraphModule, first, last, folded: dict, make) -> None:
-    """Put one module where the steps from `first` to `last` are."""
-    name = f"{first.target}_to_{last.target}".replace(".", "_")
-    if name not in folded:
-        folded[name] = make()
-    cut.add_submodule(name, folded[name])
-    with cut.graph.inserting_after(last):
-        step = cut.graph.call_module(name, first.args, first.kwargs)
-    last.replace_all_uses_with(step)
-
-
-def _fold_within(steps: nn.Sequential) -> nn.Sequential:
+def _fold_within(steps) -> nn.Sequential:
     """The same steps, batch norms taken in by the convolutions before them."""
     kept: list[nn.Module] = []
     for step in steps:
         if kept and _can_fold(kept[-1], step):
             kept[-1] = _fold(kept[-1], step)
+        elif kept and type(kept[-1]) in MAKES_NEW:
+            kept.append(_in_place(step))
         else:
-            kept.append(_in_place(step) if kept else step)
+            kept.append(step)
     return nn.Sequential(*kept)
 
 
@@ -356,39 +376,38 @@ def overwrite_in_place(cut: fx.GraphModule) -> None:
     """Let sums and activations overwrite what nobody else reads.
 
     New memory takes more time than they do. Values are overwritten only where a module
-    has just made them, so that nothing else can be a view of them.
+    or a sum has just made them, so that nothing else can be a view of them.
     """
     for node in list(cut.graph.nodes):
-        new = [n for n in node.all_input_nodes if _is_private(cut, n)]
-        if not new:
+        private = [n for n in node.all_input_nodes if _is_private(cut, n)]
+        if not private:
             continue
         if node.target in SUMS and len(node.args) == 2 and not node.kwargs:
-            others = [value for value in node.args if value is not new[0]] or new
-            node.target, node.args = add_onto, (new[0], others[0])
+            place = node.args.index(private[0])
+            node.target, node.args = add_onto, (*node.args, place)
         elif node.target in (F.relu, torch.relu):
-            node.target, node.args, node.kwargs = torch.relu_, (new[0],), {}
-        elif node.op == "call_module":
-            name = f"{node.name}_in_place"  # one module may be several steps
-            cut.add_submodule(name, _in_place(cut.get_submodule(str(node.target))))
-            node.target = name
-    cut.delete_all_unused_submodules()
-    cut.recompile()
+            node.target, node.args, node.kwargs = torch.relu_, (private[0],), {}
+        elif node.op == "call_module" and hasattr(_module_of(cut, node), "inplace"):
+            _set_module(cut, node, _in_place(_module_of(cut, node)))
+    _tidy(cut)
 
 
 def _is_private(cut: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the value of a step is a tensor of its own that one other step reads."""
     makes_new = node.target in (*SUMS, add_onto)
     if node.op == "call_module":
-        makes_new = type(cut.get_submodule(str(node.target))) in MAKES_NEW
+        makes_new = type(_module_of(cut, node)) in MAKES_NEW
     return makes_new and len(node.users) == 1
 
 
-def add_onto(value: torch.Tensor, other) -> torch.Tensor:
-    """The sum, in the memory of the first tensor if it has that shape."""
-    if not isinstance(other, torch.Tensor):
-        return value + other
-    alike = (value.shape, value.dtype) == (other.shape, other.dtype)
-    return value.add_(other) if alike else value + other
+def add_onto(first, second, place: int):
+    """The sum, in the memory of the one at `place` if both are tensors alike."""
+    both = (first, second)
+    if not all(isinstance(value, torch.Tensor) for value in both):
+        return first + second
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return first + second
+    return both[place].add_(both[1 - place])
 
 
 def _in_place(module: nn.Module) -> nn.Module:
@@ -459,16 +478,18 @@ def find_shape(backbone: Backbone, node: str, image_size: int) -> tuple[int, ...
 def _layer(structure: Structure, alias, node, index, shape) -> Layer:
     net = structure.skeleton
     has_class = hasattr(net, "class_token") or hasattr(net, "cls_token")
-    layout = layout_of(shape, _larger_shape(structure, node, shape), has_class)
-    return Layer.from_shape(alias, node, index, layout, shape, structure.image_size)
+    larger = _larger_shape(structure, node, shape)
+    layout = layout_of(shape, larger, has_class)
+    stride = stride_of(layout, shape, larger, structure.image_size)
+    return Layer.from_shape(alias, node, index, layout, shape, stride)
 
 
 def _larger_shape(structure: Structure, node: str, shape: tuple) -> tuple | None:
-    """Shape of a map for an image of twice the side; None if the network refuses."""
+    """Shape of a map for a larger image; None if the network refuses."""
     if len(shape) != 3:
         return None
     try:
-        return structure.shapes((node,), 2 * structure.image_size).get(node)
+        return structure.shapes((node,), structure.image_size + ENLARGED).get(node)
     except Exception:  # whatever a network built for one size raises
         return None
 

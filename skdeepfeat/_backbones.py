@@ -11,7 +11,6 @@ import copy
 import difflib
 import functools
 import json
-import math
 import re
 import threading
 import warnings
@@ -82,7 +81,7 @@ class Layer:
     features : int
         Number of channels: what average pooling leaves.
     stride : int or None
-        Input pixels per step of the map; None for vectors.
+        Input pixels from one place of the map to the next; None for vectors.
     share : float or None
         Part of the network's multiplications needed to reach it, None if unknown.
     """
@@ -97,13 +96,10 @@ class Layer:
     share: float | None = None
 
     @classmethod
-    def from_shape(cls, alias, node, index, layout, shape, image_size, share=None):
+    def from_shape(cls, alias, node, index, layout, shape, stride, share=None):
         """Fill in what follows from the shape of the output."""
-        shape, laid_out = tuple(shape), LAYOUTS[layout]
-        places = laid_out.places(shape)
-        stride = round(image_size / math.prod(places) ** 0.5) if places else None
-        features = shape[laid_out.channels]
-        return cls(alias, node, index, layout, shape, features, stride, share)
+        features = shape[LAYOUTS[layout].channels]
+        return cls(alias, node, index, layout, tuple(shape), features, stride, share)
 
 
 @dataclass(frozen=True)
@@ -360,8 +356,8 @@ def _small_network(name: str, *layers: tuple) -> Backbone:
         input=spec,
         head="classifier",
         layers=tuple(
-            Layer.from_shape(alias, node, index, layout, shape, 32, share)
-            for index, (alias, node, layout, shape, share) in enumerate(layers)
+            Layer.from_shape(alias, node, index, layout, shape, stride, share)
+            for index, (alias, node, layout, shape, stride, share) in enumerate(layers)
         ),
     )
 
@@ -369,17 +365,17 @@ def _small_network(name: str, *layers: tuple) -> Backbone:
 SMALL_NETWORKS = {
     "smallcnn": _small_network(
         "smallcnn",
-        ("block1", "features.1", "chw", (64, 30, 30), 0.0485),
-        ("block2", "features.4", "chw", (64, 14, 14), 0.9499),
-        ("penultimate", "classifier.1", "vector", (128,), 1.0),
-        ("logits", "classifier.3", "vector", (10,), 1.0),
+        ("block1", "features.1", "chw", (64, 30, 30), 1, 0.0485),
+        ("block2", "features.4", "chw", (64, 14, 14), 2, 0.9499),
+        ("penultimate", "classifier.1", "vector", (128,), None, 1.0),
+        ("logits", "classifier.3", "vector", (10,), None, 1.0),
     ),
     "lenet5": _small_network(
         "lenet5",
-        ("block1", "features.2", "chw", (6, 14, 14), 0.5413),
-        ("block2", "features.5", "chw", (16, 5, 5), 0.9096),
-        ("penultimate", "classifier.3", "vector", (84,), 0.9987),
-        ("logits", "classifier.4", "vector", (10,), 1.0),
+        ("block1", "features.2", "chw", (6, 14, 14), 2, 0.5413),
+        ("block2", "features.5", "chw", (16, 5, 5), 4, 0.9096),
+        ("penultimate", "classifier.3", "vector", (84,), None, 0.9987),
+        ("logits", "classifier.4", "vector", (10,), None, 1.0),
     ),
 }
 
@@ -418,10 +414,10 @@ def _backbone_of_record(name: str) -> Backbone:
         for key, version in record["weights"].items()
     ]
     versions.sort(key=lambda version: version.name != record["default"])
-    size = versions[0].input.image_size
+    rows = enumerate(record["layers"])
     layers = [
-        Layer.from_shape(alias, node, index, layout, tuple(shape), size, share)
-        for index, (alias, node, layout, shape, share) in enumerate(record["layers"])
+        Layer.from_shape(alias, node, index, layout, shape, stride, share)
+        for index, (alias, node, layout, shape, stride, share) in rows
     ]
     return Backbone(
         name=name,

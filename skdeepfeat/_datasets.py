@@ -67,8 +67,9 @@ def load_image_folder(root):
             "class."
         )
     by_class = {}
-    ignored = [path.name for path in sorted(root.iterdir()) if _is_shown_file(path)]
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    shown = [path for path in sorted(root.iterdir()) if not _is_hidden(path.name)]
+    ignored = [str(path) for path in shown if path.is_file()]
+    for folder in filter(Path.is_dir, shown):
         files = _files_below(folder)
         photos = [path for path in files if is_image_name(path)]
         ignored += [path for path in files if not is_image_name(path)]
@@ -103,18 +104,16 @@ def is_image_name(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in Image.registered_extensions()
 
 
-def _is_shown_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _files_below(folder: Path) -> list[str]:
     """All files of a folder and its subfolders, sorted; hidden ones left out."""
     found = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.join(parent, name) for name in files if not name.startswith(".")
-        ]
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [os.path.join(parent, name) for name in files if not _is_hidden(name)]
     return sorted(found)
 
 

@@ -292,7 +292,7 @@ class DiskTable:
 
         nothing = {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
         found = nothing
-        if (self.folder / FILE).exists():  # to look makes no folder
+        if os.path.exists(self.folder / FILE):  # to look makes no folder
             found = self._attempt(work, lambda: nothing)
         files = [self.folder / f"{FILE}{end}" for end in ("", "-wal", "-shm")]
         size = sum(file.stat().st_size for file in files if file.exists())
@@ -311,7 +311,7 @@ class DiskTable:
             (self.folder / ASIDE).unlink(missing_ok=True)
             self._files.clear()
 
-        if (self.folder / FILE).exists():
+        if any(os.path.exists(self.folder / name) for name in (FILE, ASIDE)):
             self._attempt(work, lambda: None)
 
     def forget(self) -> None:

@@ -470,7 +470,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Images to train on, and if there is a seed, others held out."""
         from ._training import Data, read_pixels
 
-        used = np.flatnonzero(sample_weight)
+        used = np.flatnonzero(sample_weight).tolist()
         targets, weights = self._targets(y[used], sample_weight[used], encoder)
         split = None
         if split_seed is not None:

@@ -64,13 +64,13 @@ class Network:
     cuts : dict
         Cut networks by layer, which live as long as this one.
     folded : dict
-        Convolutions that took in the batch norm after them, by both names.
+        Modules that took in batch norms, by the first and the last step they stand for.
     """
 
     module: nn.Module
     absent: frozenset[str] = frozenset()
     cuts: dict[tuple, Any] = field(default_factory=dict)
-    folded: dict[str, nn.Module] = field(default_factory=dict)
+    folded: dict[tuple, nn.Module] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

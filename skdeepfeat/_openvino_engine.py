@@ -150,7 +150,9 @@ def convert(pooled: PooledLayers, name: str):
     from ._torch_engine import PooledNetwork
 
     # Built for this alone: torch's copy is not needed any more afterwards.
-    network = PooledNetwork(pooled, build_network(pooled.source), "float32")
+    built = build_network(pooled.source)
+    built.module.float()
+    network = PooledNetwork(pooled, built, "float32")
     if not network.traceable:
         raise ConversionError("torch.fx cannot trace the network")
     size = pooled.source.input.image_size

@@ -7,7 +7,7 @@ lies below the cut can be computed once for all epochs.
 
 import contextlib
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
@@ -425,15 +425,4 @@ def layers_at_size(source: WeightsSource) -> list[Layer]:
         return list(layers)
     nodes = tuple(dict.fromkeys(layer.node for layer in layers))
     shapes = structure_of(backbone, size).shapes(nodes, size)
-    return [
-        Layer.from_shape(
-            layer.alias,
-            layer.node,
-            layer.index,
-            layer.layout,
-            shapes[layer.node],
-            size,
-            layer.share,
-        )
-        for layer in layers
-    ]
+    return [replace(layer, shape=shapes[layer.node]) for layer in layers]

@@ -63,19 +63,21 @@ POOLINGS = {
 def pool(activation, layout, pooling):
     """Rows of one activation, as a list of (n, d) tensors that stand side by side."""
     activation = activation.float()
-    if layout == "vector":
+    as_maps = LAYOUTS[layout].as_maps
+    if as_maps is None:
         return [activation]
-    maps = LAYOUTS[layout].as_maps(activation)
+    maps = as_maps(activation)
     return [function(maps) for function in POOLINGS[pooling]]
 
 
 def pooled_width(layout, shape, pooling):
     """Number of features that pooling leaves of one image's activation."""
-    channels = shape[LAYOUTS[layout].channels]
-    if layout == "vector":
+    laid_out = LAYOUTS[layout]
+    channels, places = shape[laid_out.channels], laid_out.places(shape)
+    if not places:
         return channels
     if pooling == "flatten":
-        return channels * math.prod(LAYOUTS[layout].places(shape))
+        return channels * math.prod(places)
     return channels * len(POOLINGS[pooling])
 
 

@@ -220,8 +220,9 @@ class FeatureStore:
         is_whole = isinstance(bound, Integral)
         if not isinstance(self.name, str) or not is_whole or bound < 0:
             raise ValueError(
-                "FeatureStore takes a path or a name, and a bound in bytes of at least "
-                f"0. Got name={self.name!r} and max_bytes={self.max_bytes!r} instead."
+                "FeatureStore takes a path or a name, and a bound in whole bytes of at "
+                f"least 0. Got name={self.name!r} and max_bytes={self.max_bytes!r} "
+                "instead."
             )
 
     def __deepcopy__(self, memo):

@@ -61,7 +61,7 @@ class PooledNetwork(nn.Module):
     def __init__(self, pooled: PooledLayers, network: Network, precision: str):
         super().__init__()
         source, self._layers = pooled.source, pooled.layers
-        self._name = source.backbone.name
+        self._backbone = source.backbone
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
         self.cut = activations_of(
@@ -71,15 +71,18 @@ class PooledNetwork(nn.Module):
         self.eval()
 
     def _activations(self, x):
-        """{node: tensor}; says in whose words it is that the network refuses."""
+        """{node: tensor}; says which parameter it is that the network refuses."""
         try:
             return self.cut(x)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            size = x.shape[-1]
+            if size == self._backbone.input.image_size:
+                raise
             raise ValueError(
-                f"Backbone {self._name!r} does not take batches of shape "
-                f"{tuple(x.shape)}: {error}. Choose another image_size, for instance a "
+                f"Backbone {self._backbone.name!r} does not take images of "
+                f"image_size={size}: {error}. Choose another size, for instance a "
                 "larger one."
             ) from error
 

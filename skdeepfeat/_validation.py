@@ -8,6 +8,7 @@ import math
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, _check_y, validate_data
@@ -50,15 +51,14 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
             "it is one image."
         )
     whole = _holds_whole_numbers(X)
-    if not reset and not hasattr(estimator, "n_features_in_"):
-        X = np.asarray(X)  # there are no names yet that others could be compared with
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        dtype="numeric",
-        ensure_all_finite="allow-nan" if allow_nan else True,
-    )
+    options = {
+        "dtype": "numeric",
+        "ensure_all_finite": "allow-nan" if allow_nan else True,
+    }
+    if reset or hasattr(estimator, "n_features_in_"):
+        X = validate_data(estimator, X, reset=reset, **options)
+    else:  # no columns are known yet that these could be compared with
+        X = check_array(X, estimator=estimator, **options)
     if image_shape is None:
         raise ValueError(
             f"The 'image_shape' parameter of {type(estimator).__name__} must say what "

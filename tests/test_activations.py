@@ -8,6 +8,7 @@ import torch
 from conftest import tiny_backbone
 from torchvision import models
 from torchvision.models.feature_extraction import get_graph_node_names
+from torchvision.ops import Conv2dNormActivation
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
 from skdeepfeat._activations import (
@@ -86,7 +87,46 @@ def test_only_what_nobody_reads_is_overwritten():
             n.target
             for n in activations_of(network, backbone, 8, nodes[-1:]).graph.nodes
         ]
-    assert torch.relu_ in targets and "relu_in_place" in targets
+    assert torch.relu_ in targets and "own_relu" in targets
+
+
+class Residual(Conv2dNormActivation):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Colliding(torch.nn.Module):
+    """Names of its own that are like those which rewriting gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.residual = Residual(3, 3, 1)
+        self.a = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+        self.a_0, self.a_1 = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+        self.act = torch.nn.ReLU()
+        self.own_act = torch.nn.LeakyReLU()
+        self.conv = torch.nn.Conv2d(4, 4, 1)
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.residual(x)
+        x = self.act(self.a(x)) - self.own_act(self.a_1(self.a_0(x)))
+        x = x.shape[2] + 1 + self.conv(x)  # numbers are summed too
+        x = x.reshape(x.shape[:1] + (x.shape[1:] + ()))  # noqa: RUF005
+        x = x.mean((2, 3))
+        return self.fc(x)
+
+
+def test_rewriting_a_graph_changes_nothing_else():
+    net = Colliding().eval()
+    backbone = Backbone.from_module(net, image_size=8)
+    network = build_network(resolve_weights(backbone, "default", 0))
+    for norm in (network.module.a[1], network.module.a_1, network.module.residual[1]):
+        norm.running_mean.normal_()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        found = activations_of(network, backbone, 8, ("fc",))(x)["fc"]
+        torch.testing.assert_close(found, network.module(x))
 
 
 def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):

@@ -34,7 +34,9 @@ def test_other_files_are_left_out_and_counted(folder):
     (folder / "b bees" / "notes.csv").write_text("x")
     (folder / "b bees" / ".hidden.png").write_text("x")
     (folder / ".DS_Store").write_text("x")
-    with pytest.warns(ImageWarning, match="2 files.*for instance 'readme.txt'"):
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "1.png").write_text("x")
+    with pytest.warns(ImageWarning, match="2 files.*for instance .*readme.txt'"):
         photos = load_image_folder(folder)
     assert photos.n_ignored == 2 and len(photos.data) == 3
 

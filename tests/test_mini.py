@@ -72,6 +72,7 @@ def test_depth_matters_on_textures():
 
 def test_at_least_five_depths():
     assert len({layer.node for layer in list_layers()}) >= 5
+    assert {layer.stride for layer in list_layers()} == {4, 8, 16}
 
 
 @pytest.mark.slow

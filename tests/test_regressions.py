@@ -375,14 +375,16 @@ def test_a_look_into_a_store_makes_no_folder(tmp_path):
 
 @pytest.mark.parametrize("bound", ["1GB", -1, 1.5])
 def test_bounds_of_stores_are_whole_numbers(bound):
-    with pytest.raises(ValueError, match="a bound in bytes"):
+    with pytest.raises(ValueError, match="a bound in whole bytes"):
         FeatureStore(max_bytes=bound)
 
 
 def test_networks_say_which_images_they_refuse(photos):
     for engine in ("torch", "auto"):
         est = PretrainedCNNFeatures(image_size=8, engine=engine)
-        with pytest.raises(ValueError, match=r"'mini' .* \(1, 3, 8, 8\).* image_size"):
+        with pytest.raises(
+            ValueError, match="'mini' does not take images of image_size=8"
+        ):
             est.transform(photos[:1])
 
 

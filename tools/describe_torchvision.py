@@ -22,6 +22,7 @@ from torchvision.models.feature_extraction import (
 )
 
 from skdeepfeat._activations import layout_of, representative_node
+from skdeepfeat._layouts import ENLARGED, stride_of
 from skdeepfeat._networks import SkipInitialisation
 
 OUTPUT = Path(__file__).parents[1] / "skdeepfeat" / "_torchvision.json"
@@ -260,7 +261,7 @@ def describe_layers(net, family, size):
     nodes = sorted(set(aliases.values()))
     measured = measure(net, nodes, size)
     try:
-        larger = measure(net, nodes, 2 * size)
+        larger = measure(net, nodes, size + ENLARGED)
     except Exception:  # built for one size; such networks keep channels first
         larger = {}
     has_class = hasattr(net, "class_token")
@@ -268,8 +269,10 @@ def describe_layers(net, family, size):
     rows = []
     for alias, node in aliases.items():
         shape, cost = measured[node]
-        layout = layout_of(shape, larger.get(node, (None,))[0], has_class)
-        rows.append([alias, node, layout, shape, round(cost / total, 4)])
+        larger_shape = larger.get(node, (None,))[0]
+        layout = layout_of(shape, larger_shape, has_class)
+        stride = stride_of(layout, shape, larger_shape, size)
+        rows.append([alias, node, layout, shape, stride, round(cost / total, 4)])
     return rows
 
 

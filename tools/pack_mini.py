@@ -48,7 +48,7 @@ def trunk_layers():
         )
     rows = [row for row in rows if row[0].startswith(("stem", "block"))]
     rows.append(["penultimate", *rows[-1][1:]])
-    return [[*row[:4], round(row[4] / rows[-1][4], 4)] for row in rows]
+    return [[*row[:5], round(row[5] / rows[-1][5], 4)] for row in rows]
 
 
 def main():

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -258,8 +259,13 @@ def rates_alone(name, kind, paths):
         return list(read_batches(read_images(some), range(len(some)), *options))
 
     def compute(some):
+        started = deque()
         for _ in range(0, len(some), n):
-            network.finish(network.start(network.load(pixels)))
+            started.append(network.start(network.load(pixels)))
+            if len(started) > network.ahead:
+                network.finish(started.popleft())
+        while started:
+            network.finish(started.popleft())
 
     pixels = decode(paths[:n])[0].pixels
     return rate(decode, paths), rate(compute, [None] * (8 * n))
