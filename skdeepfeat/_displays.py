@@ -3,13 +3,15 @@
 Matplotlib is imported when something is drawn; the extra [plot] installs it.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ._layers import list_layers
 
 
-class Display:
+class Display(ABC):
     """What all displays share."""
 
     def plot(self, ax=None):
@@ -31,8 +33,9 @@ class Display:
         self._draw()
         return self
 
+    @abstractmethod
     def _draw(self):
-        raise NotImplementedError
+        """Draw on `ax_`, and remember the lines."""
 
 
 def _new_axes():
