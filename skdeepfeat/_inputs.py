@@ -6,6 +6,7 @@ from numbers import Integral
 from ._backbones import Backbone, WeightsSource, resolve_backbone, resolve_weights
 from ._images import Images, is_table, read_images, shape_rows
 from ._validation import (
+    HasBackbone,
     HasMethods,
     Interval,
     check_columns,
@@ -14,7 +15,7 @@ from ._validation import (
 )
 
 CONSTRAINTS: dict = {
-    "backbone": [str, Backbone, HasMethods("to_backbone")],
+    "backbone": [str, Backbone, HasBackbone()],
     "weights": [str, HasMethods("__fspath__"), tuple, None],
     "image_shape": [tuple, list, None],
     "value_range": [tuple, list, None],

@@ -27,6 +27,7 @@ except ImportError:
 
 __all__ = [
     "CallbackSupportMixin",
+    "HasBackbone",
     "HasMethods",
     "Interval",
     "StrOptions",
@@ -39,6 +40,17 @@ __all__ = [
     "check_weights",
     "with_callbacks",
 ]
+
+
+class HasBackbone(HasMethods):
+    """Constraint: what gives a backbone; says how a bare network becomes one."""
+
+    def __init__(self):
+        super().__init__("to_backbone")
+
+    def __str__(self):
+        how = "Backbone.from_module(net, image_size=...) makes one of a network"
+        return f"{super().__str__()} ({how})"
 
 
 def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:

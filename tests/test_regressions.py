@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_backbone
 from PIL import Image
+from sklearn.utils._param_validation import InvalidParameterError
 from torchvision import models
 
 from skdeepfeat import (
     Backbone,
     FeatureStore,
+    FineTunedClassifier,
     ImageError,
     ImageWarning,
     PretrainedCNNFeatures,
@@ -407,3 +409,9 @@ def test_planar_arrays_are_told_how_to_turn(photos):
     planar = photos[0].transpose(2, 0, 1)
     with pytest.raises(ImageError, match=r"pass image\.transpose\(1, 2, 0\)"):
         PretrainedCNNFeatures(tiny_backbone()).transform([planar])
+
+
+@pytest.mark.parametrize("estimator", [PretrainedCNNFeatures, FineTunedClassifier])
+def test_a_bare_network_is_told_how_to_become_a_backbone(estimator, photos):
+    with pytest.raises(InvalidParameterError, match=r"Backbone\.from_module\(net"):
+        estimator(torch.nn.Flatten()).fit(photos, range(6))
