@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ._backbones import Backbone, Layer, closest, linear_layers, resolve_weights
+from ._backbones import Backbone, Layer, linear_layers, resolve_weights
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
 from ._tracing import trace
@@ -243,11 +243,6 @@ class HookedNetwork:
         modules = dict(self._network.named_modules())
         for node in nodes:
             name = node.removesuffix(INPUT_OF)
-            if name not in modules:
-                raise ValueError(
-                    f"Unknown layer {node!r}.{closest(node, modules)} This network "
-                    "cannot be traced by torch.fx: its layers are its modules."
-                )
             if node.endswith(INPUT_OF):
                 modules[name].register_forward_pre_hook(self._keeper(node))
             else:

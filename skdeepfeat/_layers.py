@@ -95,11 +95,12 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     if full is None:
         aliases = [layer.alias for layer in aliased_layers(backbone)]
         named = repr(backbone.name) if is_listed(backbone) else "backbone"
+        why = " (its modules, as torch.fx cannot trace it)"
         raise ValueError(
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
             f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
-            "all nodes."
+            f"all nodes{'' if structure.traceable else why}."
         )
     found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}
