@@ -16,7 +16,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ._backbones import Backbone, Layer, linear_layers, resolve_weights
+from ._backbones import (
+    Backbone,
+    Layer,
+    WeightsSource,
+    linear_layers,
+    resolve_weights,
+)
+from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
 from ._tracing import trace
@@ -273,20 +280,29 @@ class HookedNetwork:
         return self._network.state_dict()
 
 
-def activations_of(
-    network: Network, backbone: Backbone, image_size: int, nodes: tuple[str, ...]
-):
+def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ...]):
     """The cut network for these nodes; made once for each shared network."""
-    key = (image_size, nodes)
+    key = (source.input.image_size, nodes)
     with network.lock:
         if key not in network.cuts:
-            structure = structure_of(backbone, image_size)
+            structure = structure_of(source.backbone, source.input.image_size)
             cut = bind(structure, network.module, nodes)
+            _check_head(cut, network.absent, source)  # before names change
             if isinstance(cut, fx.GraphModule):
                 fold_batch_norms(cut, network.folded, structure.aliased_modules)
                 overwrite_in_place(cut)
             network.cuts[key] = cut
         return network.cuts[key]
+
+
+def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
+    """Refuse a layer beyond a head that the weights file does not have."""
+    if absent.intersection(cut.state_dict()):
+        raise WeightsError(
+            f"The weights in {str(source.path)!r} have no classes that fit backbone "
+            f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
+            "Ask for layer='penultimate' or an earlier one."
+        )
 
 
 def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None:
@@ -345,7 +361,7 @@ def _fold_within(steps) -> nn.Sequential:
     for step in steps:
         if kept and _can_fold(kept[-1], step):
             kept[-1] = _fold(kept[-1], step)
-        elif kept and type(kept[-1]) in MAKES_NEW:
+        elif kept and type(kept[-1]) in MAKES_NEW and hasattr(step, "inplace"):
             kept.append(_in_place(step))
         else:
             kept.append(step)
@@ -406,9 +422,7 @@ def add_onto(first, second, place: int):
 
 
 def _in_place(module: nn.Module) -> nn.Module:
-    """An activation that overwrites its input; other modules as they are."""
-    if not hasattr(module, "inplace"):
-        return module
+    """The same activation, which overwrites its input."""
     module = copy.copy(module)
     module.inplace = True  # type: ignore[assignment]
     return module

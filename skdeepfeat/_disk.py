@@ -291,9 +291,8 @@ class DiskTable:
             return {"rows": sum(layers.values()), **counters, "layers": layers}
 
         nothing = {"rows": 0, "hits": 0, "misses": 0, "layers": {}}
-        found = nothing
-        if os.path.exists(self.folder / FILE):  # to look makes no folder
-            found = self._attempt(work, lambda: nothing)
+        is_there = os.path.exists(self.folder / FILE)  # to look makes no folder
+        found = self._attempt(work, lambda: nothing) if is_there else nothing
         files = [self.folder / f"{FILE}{end}" for end in ("", "-wal", "-shm")]
         size = sum(file.stat().st_size for file in files if file.exists())
         return found | {"bytes": size}

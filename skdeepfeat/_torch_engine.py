@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from ._activations import HookedNetwork, activations_of
-from ._backbones import InputSpec, WeightsSource
-from ._exceptions import WeightsError
+from ._backbones import InputSpec
 from ._networks import PRECISIONS, Network, get_network
 from ._plan import PooledLayers
 from ._pooling import pool
@@ -64,10 +63,7 @@ class PooledNetwork(nn.Module):
         self._backbone = source.backbone
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
-        self.cut = activations_of(
-            network, source.backbone, source.input.image_size, nodes
-        )
-        _check_head(self.cut, network.absent, source)
+        self.cut = activations_of(network, source, nodes)
         self.eval()
 
     def _activations(self, x):
@@ -164,13 +160,3 @@ def arithmetic(precision: str, kind: str):
         finally:
             for (place, name, _, _), value in zip(TF32_SWITCHES, before, strict=True):
                 setattr(place, name, value)
-
-
-def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
-    """Refuse a layer beyond a head that the weights file does not have."""
-    if absent.intersection(cut.state_dict()):
-        raise WeightsError(
-            f"The weights in {str(source.path)!r} have no classes that fit backbone "
-            f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
-            "Ask for layer='penultimate' or an earlier one."
-        )

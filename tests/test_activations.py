@@ -19,17 +19,17 @@ from skdeepfeat._activations import (
     structure_of,
 )
 from skdeepfeat._backbones import resolve_backbone, resolve_weights
+from skdeepfeat._inputs import resolve_source
 from skdeepfeat._networks import build_network
 from skdeepfeat._smallnets import mini
 from skdeepfeat._tracing import Tracer
 
 
 def cut(name, nodes, size=64):
-    backbone = resolve_backbone(name)
-    network = build_network(resolve_weights(backbone, None, 0))
-    structure = structure_of(backbone, size)
+    source = resolve_source(name, None, 0, size)
+    structure = structure_of(source.backbone, size)
     nodes = tuple(structure.canonical(node) for node in nodes)
-    return activations_of(network, backbone, size, nodes), nodes
+    return activations_of(build_network(source), source, nodes), nodes
 
 
 # Nodes whose value a later in-place step of torchvision's own code would change.
@@ -74,18 +74,18 @@ def test_only_what_nobody_reads_is_overwritten():
 
     net = Net().eval()
     backbone = Backbone.from_module(net, image_size=8)
-    network = build_network(resolve_weights(backbone, "default", 0))
+    source = resolve_weights(backbone, "default", 0)
+    network = build_network(source)
     nodes = structure_of(backbone, 8).nodes
     x = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
-        together = activations_of(network, backbone, 8, nodes)(x)
+        together = activations_of(network, source, nodes)(x)
         assert torch.equal(together[nodes[-1]], net(x))
         for node in nodes:
-            alone = activations_of(network, backbone, 8, (node,))(x)[node]
+            alone = activations_of(network, source, (node,))(x)[node]
             assert torch.equal(alone, together[node]), node
         targets = [
-            n.target
-            for n in activations_of(network, backbone, 8, nodes[-1:]).graph.nodes
+            n.target for n in activations_of(network, source, nodes[-1:]).graph.nodes
         ]
     assert torch.relu_ in targets and "own_relu" in targets
 
@@ -120,12 +120,13 @@ class Colliding(torch.nn.Module):
 def test_rewriting_a_graph_changes_nothing_else():
     net = Colliding().eval()
     backbone = Backbone.from_module(net, image_size=8)
-    network = build_network(resolve_weights(backbone, "default", 0))
+    source = resolve_weights(backbone, "default", 0)
+    network = build_network(source)
     for norm in (network.module.a[1], network.module.a_1, network.module.residual[1]):
         norm.running_mean.normal_()
     x = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
-        found = activations_of(network, backbone, 8, ("fc",))(x)["fc"]
+        found = activations_of(network, source, ("fc",))(x)["fc"]
         torch.testing.assert_close(found, network.module(x))
 
 
@@ -148,14 +149,14 @@ def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
     "name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
 )
 def test_convolutions_take_in_the_batch_norms_after_them(name):
-    backbone = resolve_backbone(name)
-    network = build_network(resolve_weights(backbone, None, 0))
+    source = resolve_source(name, None, 0, 64)
+    backbone, network = source.backbone, build_network(source)
     for norm in network.module.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):  # or there is nothing to take in
             norm.running_mean.normal_(0, 0.1)
             norm.running_var.uniform_(0.5, 2)
     node = backbone.layers[-2].node
-    run = activations_of(network, backbone, 64, (node,))
+    run = activations_of(network, source, (node,))
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in run.modules())
     x = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from skdeepfeat import (
     clear_caches,
     list_backbones,
 )
-from skdeepfeat._backbones import resolve_backbone, resolve_weights
+from skdeepfeat._backbones import InputSpec, resolve_backbone, resolve_weights
 from skdeepfeat._networks import build_network
 
 
@@ -237,3 +237,23 @@ def test_buffers_that_state_dicts_leave_out_come_along(photos):
 
 def test_all_of_torchvision_is_known():
     assert set(models.list_models(module=models)) <= set(list_backbones())
+
+
+def with_convolutions_as_head():
+    head = torch.nn.Sequential(torch.nn.Conv2d(4, 5, 1), torch.nn.BatchNorm2d(5))
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    net.add_module("head", head)
+    return net
+
+
+def test_a_head_that_is_absent_is_missed_under_any_name(tmp_path, photos):
+    """Its convolution and its batch norm are folded into a module of another name."""
+    state = with_convolutions_as_head().state_dict()
+    trunk = {name: value for name, value in state.items() if "head" not in name}
+    torch.save(trunk, tmp_path / "trunk.pth")
+    spec = InputSpec(8, None)
+    backbone = Backbone("own", with_convolutions_as_head, spec, head="head")
+    est = PretrainedCNNFeatures(backbone, weights=tmp_path / "trunk.pth", layer="0")
+    assert est.transform(photos).shape == (6, 4)
+    with pytest.raises(WeightsError, match="no classes that fit"):
+        est.set_params(layer="head").transform(photos)
