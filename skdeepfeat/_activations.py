@@ -27,11 +27,12 @@ from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
 from ._tracing import trace
+from ._winograd import WinogradConv2d, suits
 
 INPUT_OF = ".input"
 
 # Modules that give a new tensor, which is no view of another.
-MAKES_NEW = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
+MAKES_NEW = (nn.Conv2d, WinogradConv2d, nn.BatchNorm2d, nn.Linear)
 SUMS = (operator.add, torch.add)
 
 # Structure ---------------------------------------------------------------------------
@@ -289,7 +290,9 @@ def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ..
             cut = bind(structure, network.module, nodes)
             _check_head(cut, network.absent, source)  # before names change
             if isinstance(cut, fx.GraphModule):
-                fold_batch_norms(cut, network.folded, structure.aliased_modules)
+                fold_batch_norms(cut, network.substitutes, structure.aliased_modules)
+                if network.winograd:
+                    multiply_less(cut, network.substitutes)
                 overwrite_in_place(cut)
             network.cuts[key] = cut
         return network.cuts[key]
@@ -305,33 +308,40 @@ def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
         )
 
 
-def fold_batch_norms(cut: fx.GraphModule, folded: dict, apart: set[str]) -> None:
+def fold_batch_norms(cut: fx.GraphModule, made: dict, apart: set[str]) -> None:
     """Replace a convolution and the batch norm after it by one convolution.
 
     No layer may depend on which others are read: convolutions that have an alias stay
     `apart` always, and what is asked for between the two otherwise is computed
-    besides. `folded` keeps what was made for other cuts of the same network.
+    besides. `made` keeps what was made for other cuts of the same network.
     """
     for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
         module, before = _module_of(cut, node), next(iter(node.all_input_nodes), None)
         if type(module).forward is nn.Sequential.forward:  # which was not traced
-            _replace(cut, node, node, folded, functools.partial(_fold_within, module))
+            _replace(cut, node, node, made, _fold_within, module)
         elif before and before.op == "call_module" and before.target not in apart:
             conv = _module_of(cut, before)
             if _can_fold(conv, module):
-                both = functools.partial(_fold, conv, module)
-                _replace(cut, before, node, folded, both)
+                _replace(cut, before, node, made, _fold, conv, module)
     _tidy(cut)
 
 
-def _replace(cut: fx.GraphModule, first, last, folded: dict, make) -> None:
-    """Put one module where the steps from `first` to `last` are."""
-    key = (first.target, last.target)
-    if key not in folded:
-        folded[key] = make()
+def multiply_less(cut: fx.GraphModule, made: dict) -> None:
+    """Replace convolutions by ones that need fewer multiplications."""
+    for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
+        module = _module_of(cut, node)
+        if suits(module):
+            _replace(cut, node, node, made, WinogradConv2d, module)
+    _tidy(cut)
+
+
+def _replace(cut: fx.GraphModule, first, last, made: dict, make, *modules) -> None:
+    """Put one module, made of others, where the steps from `first` to `last` are."""
+    if modules not in made:
+        made[modules] = make(*modules)
     with cut.graph.inserting_after(last):
         step = cut.graph.call_module("", first.args, first.kwargs)
-    _set_module(cut, step, folded[key])
+    _set_module(cut, step, made[modules])
     last.replace_all_uses_with(step)
 
 

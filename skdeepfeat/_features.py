@@ -38,7 +38,7 @@ from ._validation import (
     with_callbacks,
 )
 
-SCHEMA = 4  # raise it when features change, so that stored ones are not served
+SCHEMA = 5  # raise it when features change, so that stored ones are not served
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:

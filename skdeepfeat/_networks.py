@@ -63,14 +63,17 @@ class Network:
         Entries of the head that the weights file does not have.
     cuts : dict
         Cut networks by layer, which live as long as this one.
-    folded : dict
-        Modules that took in batch norms, by the first and the last step they stand for.
+    substitutes : dict
+        Modules that compute the same in less time, by those that they stand for.
+    winograd : bool
+        Whether convolutions may be such, in fewer multiplications.
     """
 
     module: nn.Module
     absent: frozenset[str] = frozenset()
     cuts: dict[tuple, Any] = field(default_factory=dict)
-    folded: dict[tuple, nn.Module] = field(default_factory=dict)
+    substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
+    winograd: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -83,9 +86,10 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
     """The network of these weights on this device; `key` is the weights' digest."""
 
     def make():
-        network = build_network(source)
-        network.module.to(device=device, dtype=PRECISIONS[precision])
+        network, dtype = build_network(source), PRECISIONS[precision]
+        network.module.to(device=device, dtype=dtype)
         network.module.to(memory_format=torch.channels_last)
+        network.winograd = device == "cpu" and dtype is torch.float32
         return network
 
     # Some networks are built for one size.
