@@ -26,8 +26,8 @@ from ._backbones import (
 from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
+from ._torch_winograd import WinogradConv2d, suits
 from ._tracing import trace
-from ._winograd import WinogradConv2d, suits
 
 INPUT_OF = ".input"
 

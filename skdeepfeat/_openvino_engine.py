@@ -40,6 +40,8 @@ with _unreported():
     import openvino
     import openvino.frontend
 
+    from ._openvino_winograd import multiply_less
+
 CONVERSION = 1  # raise it when the same network is converted to another one
 TOLERANCE = 1e-4  # of the largest feature, between a converted network and torch
 MAX_BYTES = 2 << 30  # of converted networks on disk; the oldest go first
@@ -112,6 +114,8 @@ def compiled(pooled: PooledLayers, precision: str, n: int):
         model = read_converted(name) or convert(pooled, name)
         size = pooled.source.input.image_size
         model.reshape([n, size, size, 3])
+        if precision == "float32":
+            multiply_less(model)
         # Of several batches each core takes one, so that none waits for another.
         hint = "LATENCY" if n == 1 else "THROUGHPUT"
         return compile_for_cpu(model, PRECISIONS[precision], hint)

@@ -1,7 +1,8 @@
-"""3 x 3 convolutions with a quarter of the multiplications, for torch on a CPU.
+"""The arithmetic of 3 x 3 convolutions with a quarter of the multiplications.
 
-Tiles of 4 x 4 results are polynomials times polynomials: both are evaluated at six
-points, multiplied there, and interpolated [1]_.
+The inputs and the weights of 4 x 4 results are taken for coefficients of polynomials,
+which are evaluated at six points, multiplied there, and interpolated; all of that along
+both sides [1]_. Each engine does it in its own terms.
 
 References
 ----------
@@ -9,114 +10,58 @@ References
 """
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
 
+KERNEL = 3  # weights on a side
 TILE = 4  # results on a side
-WINDOW = 6  # the inputs that they depend on
-MIN_CHANNELS = 128  # of fewer, transforming takes longer than it saves
-MIN_GAIN = 2  # times fewer multiplications, which tiles beyond the map cost again
-MIN_PRODUCTS = 200_000_000  # in fewer, reading the larger weights costs what it saves
-MAX_BYTES = 16 << 20  # of transformed inputs at once; the allocator keeps such blocks
+WINDOW = 6  # inputs that these depend on, and points
 
-# The points are 0, P, -P, Q, -Q and infinity. With these the rounding errors are as
-# small as in the sum of products itself; with 1 and 2 they are three times as large.
+# The points are 0, P, -P, Q, -Q and infinity. With these, rounding errors are as small
+# as those of sums of products; with 1 and 2 they are three times as large.
 P, Q = 0.5**0.5, 2**0.5
 
-
-def _interpolation() -> tuple[np.ndarray, np.ndarray]:
-    """(6, 3) matrix from weights to points, (4, 6) from points to results."""
-    points = np.array([0, P, -P, Q, -Q])
-    apart = np.subtract.outer(points, points) + np.eye(len(points))
-    at_points = points[:, None] ** np.arange(3) / apart.prod(1, keepdims=True)
-    of_points = points ** np.arange(TILE)[:, None]
-    infinity = np.eye(TILE)[:, -1:]
-    return np.vstack([at_points, [[0, 0, 1]]]), np.hstack([of_points, infinity])
+# What was measured to pay, on two cores with AVX-512.
+MIN_CHANNELS = 128  # going to the points and back costs as much for each channel
+MIN_GAIN = 2  # times fewer multiplications; what tiles have beyond the map is lost
+MIN_PRODUCTS = 200_000_000  # there are four times as many weights to be read
 
 
-WEIGHTS_TO_POINTS, POINTS_TO_RESULTS = (
-    torch.from_numpy(np.kron(matrix, matrix)) for matrix in _interpolation()
-)
-
-
-def suits(module: nn.Module) -> bool:
-    """Whether a module is a convolution that may gain from it."""
+def pays(n: int, c: int, k: int, h: int, w: int) -> bool:
+    """Whether it takes less time for (n, c, h, w) maps to become (n, k, h, w) ones."""
+    direct = KERNEL**2 * h * w
+    gain = direct / (WINDOW**2 * tiles(h) * tiles(w))
     return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (3, 3)
-        and module.stride == module.dilation == (1, 1)
-        and module.padding == (1, 1)
-        and module.padding_mode == "zeros"
-        and module.groups == 1
-        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
+        min(c, k) >= MIN_CHANNELS
+        and gain >= MIN_GAIN
+        and direct * n * c * k >= MIN_PRODUCTS
     )
 
 
-class WinogradConv2d(nn.Module):
-    """What a convolution computes, to rounding errors.
-
-    Parameters
-    ----------
-    conv : torch.nn.Conv2d
-        One that suits; it is kept, for maps that are too small to gain.
-    """
-
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__()
-        self._conv = conv
-        k, c = conv.weight.shape[:2]
-        kernels = conv.weight.detach().double().transpose(2, 3).reshape(k * c, -1)
-        weights = (WEIGHTS_TO_POINTS @ kernels.T).float().view(-1, k, c)
-        self._weights = weights.transpose(1, 2).contiguous()  # (36, c, k)
-        self._bias = torch.zeros(k) if conv.bias is None else conv.bias.detach()
-        self._results = POINTS_TO_RESULTS.float()
-
-    def forward(self, x):
-        """(n, c, h, w) → (n, k, h, w), both with the channels last in memory."""
-        n, c, h, w = x.shape
-        down, across = -(-h // TILE), -(-w // TILE)
-        k = len(self._bias)
-        gain = 9 * h * w / (WINDOW**2 * down * across)
-        if gain < MIN_GAIN or 9 * h * w * n * c * k < MIN_PRODUCTS:
-            return self._conv(x)
-        out = x.new_empty(n, down * TILE, across * TILE, k)
-        size = WINDOW**2 * down * across * max(c, k) * x.element_size()
-        at_once = max(1, MAX_BYTES // size)
-        pairs = zip(x.split(at_once), out.split(at_once), strict=True)
-        for some, results in pairs:
-            self._convolve(some.permute(0, 2, 3, 1), results)
-        return out[:, :h, :w].permute(0, 3, 1, 2)
-
-    def _convolve(self, x, out) -> None:
-        """Fill `out`, whole tiles (n, height, width, k), from x (n, h, w, c)."""
-        (n, h, w, c), (_, height, width, k) = x.shape, out.shape
-        down, across = height // TILE, width // TILE
-        x = F.pad(x, (0, 0, 1, width + 1 - w, 1, height + 1 - h))
-        rows = _to_points(x.unfold(1, WINDOW, TILE))  # (6, n, down, width + 2, c)
-        both = _to_points(rows.unfold(3, WINDOW, TILE))  # (6, 6, n, down, across, c)
-        products = both.view(WINDOW**2, -1, c) @ self._weights
-        results = self._results @ products.view(WINDOW**2, -1)
-        results = results.view(TILE, TILE, n, down, across, k)
-        places = out.view(n, down, TILE, across, TILE, k).permute(4, 2, 0, 1, 3, 5)
-        torch.add(results, self._bias, out=places)
+def tiles(side: int) -> int:
+    """How many cover a side of a map."""
+    return -(-side // TILE)
 
 
-def _to_points(windows):
-    """(..., 6) coefficients → (6, ...) what their interpolation needs at the points.
+def padding(side: int) -> tuple[int, int]:
+    """Zeros before and after a side, so that all its tiles have their windows."""
+    return 1, tiles(side) * TILE + 1 - side
 
-    A point has the coefficients of the polynomial that is 0 at all others:
-    x (x² - q²) (x ± p) for ±p, and (x² - p²) (x² - q²), times x for infinity.
-    """
-    d = windows.movedim(-1, 0)
-    out = windows.new_empty(d.shape)
-    parts = None
-    for place, p, q in ((1, P, Q), (3, Q, P)):
-        parts = torch.sub(d[3:5], d[1:3], alpha=q * q, out=parts)
-        odd, even = parts
-        torch.add(even, odd, alpha=p, out=out[place])
-        torch.sub(even, odd, alpha=p, out=out[place + 1])
-    ends = out[::5]
-    torch.sub(d[4:6], d[2:4], alpha=P * P + Q * Q, out=ends)
-    ends.add_(d[0:2], alpha=P * P * Q * Q)
-    return out
+
+def weights_at_points(kernels: np.ndarray) -> np.ndarray:
+    """(k, c, 3, 3) → (36, k, c), the points column by column."""
+    k, c = kernels.shape[:2]
+    columns = kernels.swapaxes(2, 3).reshape(k * c, -1)
+    return (_WEIGHTS_AT_POINTS @ columns.T).astype(np.float32).reshape(-1, k, c)
+
+
+def _matrices() -> tuple[np.ndarray, np.ndarray]:
+    """(6, 3) from weights to points, (4, 6) from points to results, of one side."""
+    points = np.array([0, P, -P, Q, -Q])
+    apart = np.subtract.outer(points, points) + np.eye(len(points))
+    weights = points[:, None] ** np.arange(KERNEL) / apart.prod(1, keepdims=True)
+    results = points ** np.arange(TILE)[:, None]
+    infinity = np.eye(TILE)[:, -1:]
+    return np.vstack([weights, [[0, 0, 1]]]), np.hstack([results, infinity])
+
+
+_WEIGHTS_AT_POINTS, _results = (np.kron(matrix, matrix) for matrix in _matrices())
+RESULTS = _results.astype(np.float32)  # (16, 36), points to results of both sides

@@ -13,9 +13,9 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts"},
+    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
-    | {"_progress", "_tracing", "_winograd"},
+    | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
     {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
     {"_device", "_activations", "_rows", "_report"},
     {"_engine"},
@@ -28,8 +28,8 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_tracing", "_winograd", "_activations"}
-HEAVY |= {"_torch_engine", "_parts", "_training"}
+HEAVY = {"_networks", "_smallnets", "_tracing", "_torch_winograd"}
+HEAVY |= {"_activations", "_torch_engine", "_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_layers", "_activations"),

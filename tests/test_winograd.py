@@ -1,15 +1,20 @@
 """Convolutions with fewer multiplications compute what convolutions compute."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from skdeepfeat import _winograd
+from skdeepfeat import _torch_winograd, _winograd
 from skdeepfeat._activations import activations_of, bind, structure_of
 from skdeepfeat._inputs import resolve_source
 from skdeepfeat._networks import build_network, get_network
 from skdeepfeat._plan import weights_key
-from skdeepfeat._winograd import WinogradConv2d, suits
+from skdeepfeat._torch_winograd import WinogradConv2d, suits
+
+SHAPES = [(128, 128, 28, 28), (128, 192, 7, 7), (160, 128, 13, 10), (256, 512, 1, 3)]
 
 
 def conv(c=128, k=128, **options):
@@ -25,24 +30,40 @@ def maps(n, c, h, w):
 
 def error(found, x, like):
     """Of the largest result, beside the exact ones."""
-    weight, bias = like.weight.double(), like.bias
+    weights, bias = like.weight.double(), like.bias
     exact = nn.functional.conv2d(
-        x.double(), weight, None if bias is None else bias.double(), padding=1
+        x.double(), weights, None if bias is None else bias.double(), padding=1
     )
-    return float((found - exact).abs().max() / exact.abs().max())
+    return float((torch.as_tensor(found) - exact).abs().max() / exact.abs().max())
 
 
 @pytest.fixture
 def always(monkeypatch):
-    """However small the maps are."""
+    """However little there is to do."""
     monkeypatch.setattr(_winograd, "MIN_GAIN", 0)
     monkeypatch.setattr(_winograd, "MIN_PRODUCTS", 0)
 
 
 @pytest.mark.parametrize(
-    ("c", "k", "h", "w"),
-    [(128, 128, 28, 28), (128, 192, 7, 7), (160, 128, 13, 10), (256, 512, 1, 3)],
+    ("n", "c", "k", "h", "w", "expected"),
+    [
+        (8, 128, 128, 28, 28, True),
+        (8, 512, 512, 7, 7, True),  # although its tiles cover 8 x 8
+        (8, 512, 512, 5, 5, False),
+        (1, 128, 128, 28, 28, False),
+        (1, 512, 512, 28, 28, True),
+        (8, 64, 256, 28, 28, False),
+        (8, 256, 64, 28, 28, False),
+    ],
 )
+def test_it_is_used_where_it_pays(n, c, k, h, w, expected):
+    assert _winograd.pays(n, c, k, h, w) == expected
+
+
+# With torch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("c", "k", "h", "w"), SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_results_are_those_of_the_convolution(always, c, k, h, w, bias, monkeypatch):
     like, x = conv(c, k, bias=bias), maps(3, c, h, w)
@@ -51,10 +72,8 @@ def test_results_are_those_of_the_convolution(always, c, k, h, w, bias, monkeypa
     monkeypatch.setattr(nn.Conv2d, "forward", None)  # it is not asked
     found = made(x)
     assert found.shape == direct.shape and found.dtype == torch.float32
-    # As exact as a sum of products in single precision.
-    assert error(found, x, like) < 4e-6
-    planar = made(x.contiguous())
-    assert torch.equal(planar, found)
+    assert error(found, x, like) < 4e-6  # as that of sums in single precision
+    assert torch.equal(made(x.contiguous()), found)
 
 
 def test_neighbours_and_parts_change_no_bit(always, monkeypatch):
@@ -66,24 +85,21 @@ def test_neighbours_and_parts_change_no_bit(always, monkeypatch):
     alone = torch.zeros_like(x)
     alone[2] = x[2]
     assert torch.equal(made(alone)[2], found[2])
-    monkeypatch.setattr(_winograd, "MAX_BYTES", 900_000)  # three at once, then two
     parts = []
-    whole = WinogradConv2d._convolve
+    convolve = WinogradConv2d._convolve
     monkeypatch.setattr(
         WinogradConv2d,
         "_convolve",
-        lambda self, some, out: (parts.append(len(some)), whole(self, some, out)),
+        lambda self, some, out: (parts.append(len(some)), convolve(self, some, out)),
     )
-    in_parts = made(x)
+    monkeypatch.setattr(_torch_winograd, "MAX_BYTES", 900_000)
+    torch.testing.assert_close(made(x), found, rtol=0, atol=1e-5)
     assert parts == [3, 3, 2]
-    torch.testing.assert_close(in_parts, found, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("n", "side", "asked"), [(8, 28, False), (1, 28, True), (64, 5, True)]
-)
-def test_little_work_is_left_to_the_convolution(n, side, asked, monkeypatch):
-    x, made = maps(n, 128, side, side), WinogradConv2d(conv())
+@pytest.mark.parametrize(("n", "asked"), [(8, False), (1, True)])
+def test_little_work_is_left_to_the_convolution(n, asked, monkeypatch):
+    x, made = maps(n, 128, 28, 28), WinogradConv2d(conv())
     calls = []
     forward = nn.Conv2d.forward
     monkeypatch.setattr(
@@ -93,19 +109,19 @@ def test_little_work_is_left_to_the_convolution(n, side, asked, monkeypatch):
     assert bool(calls) == asked
 
 
+OTHERS = [
+    {"stride": 2},
+    {"padding": 0},
+    {"padding": 2},
+    {"dilation": 2, "padding": 2},
+    {"groups": 2},
+    {"c": 64},
+    {"k": 64},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"stride": 2},
-        {"padding": 0},
-        {"padding": "same"},
-        {"dilation": 2},
-        {"groups": 2},
-        {"padding_mode": "circular"},
-        {"c": 64},
-        {"k": 64},
-    ],
-    ids=str,
+    "options", [*OTHERS, {"padding": "same"}, {"padding_mode": "circular"}], ids=str
 )
 def test_other_convolutions_stay(options):
     assert suits(conv())
@@ -124,7 +140,7 @@ def test_only_torch_on_a_cpu_in_single_precision_multiplies_less():
         assert has_winograd(activations_of(network, source, nodes)) == expected
         assert not has_winograd(network.module)  # which others share
     handed_over = activations_of(build_network(source), source, nodes)
-    assert not has_winograd(handed_over)  # to engines with convolutions of their own
+    assert not has_winograd(handed_over)  # to an engine that has its own way
 
 
 @pytest.mark.parametrize(
@@ -140,3 +156,46 @@ def test_networks_give_what_bare_ones_give(name, node):
         found = activations_of(shared, source, (node,))(x)
     difference = (found[node] - expected[node]).abs().max()
     assert 0 < difference <= 1e-5 * expected[node].abs().max()
+
+
+# With OpenVINO ------------------------------------------------------------------------
+
+
+def converted(like, x):
+    """A network of one convolution in terms of OpenVINO, before the function and after.
+
+    Also whether a convolution is left.
+    """
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from skdeepfeat import _openvino_engine
+
+    with warnings.catch_warnings(action="ignore"):  # of the tracer
+        model = _openvino_engine.translate(like, x)
+    model.reshape(list(x.shape))
+    before = _openvino_engine.compile_for_cpu(model.clone(), "f32")
+    _openvino_engine.multiply_less(model)
+    after = _openvino_engine.compile_for_cpu(model, "f32")
+    left = any("Convolution" in s.get_type_name() for s in model.get_ordered_ops())
+    return before, after, left
+
+
+@pytest.mark.parametrize(("c", "k", "h", "w"), SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_openvino_gives_the_same(always, c, k, h, w, bias):
+    like, x = conv(c, k, bias=bias), maps(3, c, h, w)
+    before, after, left = converted(like, x)
+    assert not left
+    found = after(x.numpy())[0]
+    assert found.shape == before(x.numpy())[0].shape
+    assert error(found, x, like) < 8e-6
+    order = [2, 0, 1]
+    np.testing.assert_array_equal(after(x.numpy()[order])[0], found[order])
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+def test_openvino_keeps_other_convolutions(always, options):
+    like = conv(**options)
+    x = maps(2, like.in_channels, 8, 8)
+    before, after, left = converted(like, x)
+    assert left
+    np.testing.assert_array_equal(after(x.numpy())[0], before(x.numpy())[0])
