@@ -330,7 +330,7 @@ def multiply_less(cut: fx.GraphModule, made: dict) -> None:
     """Replace convolutions by ones that need fewer multiplications."""
     for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
         module = _module_of(cut, node)
-        if suits(module):
+        if _is_plain(module, nn.Conv2d) and suits(module):
             _replace(cut, node, node, made, WinogradConv2d, module)
     _tidy(cut)
 
@@ -380,8 +380,14 @@ def _fold_within(steps) -> nn.Sequential:
 
 def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether these are just a convolution and a norm with statistics of its own."""
-    kinds = (type(conv), type(norm)) == (nn.Conv2d, nn.BatchNorm2d)
+    kinds = _is_plain(conv, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d)
     return kinds and norm.running_mean is not None
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether a module does what its class does; hooks may do something else."""
+    hooks = module._forward_pre_hooks or module._forward_hooks
+    return type(module) is kind and not hooks
 
 
 def _fold(conv, norm) -> nn.Module:

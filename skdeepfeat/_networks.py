@@ -89,7 +89,8 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
         network, dtype = build_network(source), PRECISIONS[precision]
         network.module.to(device=device, dtype=dtype)
         network.module.to(memory_format=torch.channels_last)
-        network.winograd = device == "cpu" and dtype is torch.float32
+        on_cpu = torch.device(device).type == "cpu"
+        network.winograd = on_cpu and dtype is torch.float32
         return network
 
     # Some networks are built for one size.

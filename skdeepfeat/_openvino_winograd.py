@@ -16,7 +16,7 @@ from ._winograd import (
     weights_at_points,
 )
 
-ALL_ONE = ("strides", "dilations", "pads_begin", "pads_end")
+MUST_BE_ONE = ("strides", "dilations", "pads_begin", "pads_end")
 
 
 def multiply_less(model) -> None:
@@ -31,13 +31,15 @@ def multiply_less(model) -> None:
 
 def _suits(step) -> bool:
     """Whether a convolution is of the kind, and gains from it."""
-    kernels = step.input_value(1).get_node()
-    if kernels.get_type_name() != "Constant":
+    maps, kernels = step.input_value(0), step.input_value(1).get_node()
+    if kernels.get_type_name() != "Constant" or maps.partial_shape.is_dynamic:
         return False
-    (n, c, h, w), (k, _, *sides) = step.input_value(0).shape, kernels.shape
-    options = step.get_attributes()
-    plain = all(list(options[name]) == [1, 1] for name in ALL_ONE)
-    return plain and sides == [KERNEL, KERNEL] and pays(n, c, k, h, w)
+    k, _, *sides = kernels.shape
+    if sides != [KERNEL, KERNEL]:  # there may be more or less than two
+        return False
+    (n, c, h, w), options = maps.shape, step.get_attributes()
+    plain = all(list(options[name]) == [1, 1] for name in MUST_BE_ONE)
+    return plain and pays(n, c, h, w, k)
 
 
 def _convolve(maps, weights: np.ndarray):
@@ -47,7 +49,7 @@ def _convolve(maps, weights: np.ndarray):
     (above, below), (left, right) = padding(h), padding(w)
     zeros = [0, above, left, 0], [0, below, right, 0]
     x = ops.pad(ops.transpose(maps, [0, 2, 3, 1]), *zeros, "constant", np.float32(0))
-    rows = _to_points(x, 1, down)  # (6 * n, down, width, c)
+    rows = _to_points(x, 1, down)  # (6 * n, down, padded width, c)
     both = _to_points(rows, 2, across)  # (6 * 6 * n, down, across, c)
     both = _reshape(both, WINDOW**2, n * down * across, c)
     products = ops.matmul(both, ops.constant(weights), False, True)
@@ -80,7 +82,7 @@ def _to_points(x, axis: int, count: int):
         even = less(d[4], d[2], q * q)
         odd = ops.multiply(less(d[3], d[1], q * q), np.float32(p))
         pairs += [ops.add(even, odd), ops.subtract(even, odd)]
-    zero, infinity = (
+    zero, infinity = (  # the last coefficient times P² Q², which is 1
         ops.add(less(d[i + 4], d[i + 2], P * P + Q * Q), d[i]) for i in (0, 1)
     )
     return ops.concat([zero, *pairs, infinity], 0)

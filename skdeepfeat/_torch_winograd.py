@@ -21,16 +21,15 @@ from ._winograd import (
 MAX_BYTES = 16 << 20  # of transformed inputs at once; the allocator keeps such blocks
 
 
-def suits(module: nn.Module) -> bool:
-    """Whether a module is a convolution that may gain from it."""
+def suits(conv) -> bool:
+    """Whether a convolution may gain from it; whether it does depends on the maps."""
     return (
-        type(module) is nn.Conv2d
-        and module.kernel_size == (KERNEL, KERNEL)
-        and module.stride == module.dilation == (1, 1)
-        and module.padding == (1, 1)
-        and module.padding_mode == "zeros"
-        and module.groups == 1
-        and min(module.in_channels, module.out_channels) >= MIN_CHANNELS
+        conv.kernel_size == (KERNEL, KERNEL)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.groups == 1
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
     )
 
 
@@ -55,7 +54,7 @@ class WinogradConv2d(nn.Module):
     def forward(self, x):
         """(n, c, h, w) → (n, k, h, w), both with the channels last in memory."""
         (n, c, h, w), k = x.shape, len(self._bias)
-        if not pays(n, c, k, h, w):
+        if not pays(n, c, h, w, k):
             return self._conv(x)
         down, across = tiles(h), tiles(w)
         out = x.new_empty(n, down * TILE, across * TILE, k)
@@ -64,14 +63,17 @@ class WinogradConv2d(nn.Module):
         parts = zip(x.split(at_once), out.split(at_once), strict=True)
         for maps, results in parts:
             self._convolve(maps.permute(0, 2, 3, 1), results)
-        return out[:, :h, :w].permute(0, 3, 1, 2)
+        # Later steps may take a view of it, and must not compute in another order if a
+        # copy is made for somebody else.
+        cropped = out[:, :h, :w].permute(0, 3, 1, 2)
+        return cropped.contiguous(memory_format=torch.channels_last)
 
     def _convolve(self, x, out) -> None:
         """Fill `out`, whole tiles (n, height, width, k), from x (n, h, w, c)."""
         (n, h, w, c), k = x.shape, out.shape[-1]
         down, across = tiles(h), tiles(w)
         x = F.pad(x, (0, 0, *padding(w), *padding(h)))
-        rows = _to_points(x.unfold(1, WINDOW, TILE))  # (6, n, down, width + 2, c)
+        rows = _to_points(x.unfold(1, WINDOW, TILE))  # (6, n, down, padded width, c)
         both = _to_points(rows.unfold(3, WINDOW, TILE))  # (6, 6, n, down, across, c)
         products = both.view(WINDOW**2, -1, c) @ self._weights
         results = self._results @ products.view(WINDOW**2, -1)
@@ -96,5 +98,5 @@ def _to_points(windows):
         torch.sub(even, odd, alpha=p, out=out[place + 1])
     ends = out[::5]
     torch.sub(d[4:6], d[2:4], alpha=P * P + Q * Q, out=ends)
-    ends.add_(d[0:2], alpha=P * P * Q * Q)
+    ends.add_(d[0:2])  # times P² Q², which is 1
     return out

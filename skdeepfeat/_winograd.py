@@ -16,7 +16,7 @@ TILE = 4  # results on a side
 WINDOW = 6  # inputs that these depend on, and points
 
 # The points are 0, P, -P, Q, -Q and infinity. With these, rounding errors are as small
-# as those of sums of products; with 1 and 2 they are three times as large.
+# as those of sums of products; with 1 and 2 they are three times as large. P Q is 1.
 P, Q = 0.5**0.5, 2**0.5
 
 # What was measured to pay, on two cores with AVX-512.
@@ -25,7 +25,7 @@ MIN_GAIN = 2  # times fewer multiplications; what tiles have beyond the map is l
 MIN_PRODUCTS = 200_000_000  # there are four times as many weights to be read
 
 
-def pays(n: int, c: int, k: int, h: int, w: int) -> bool:
+def pays(n: int, c: int, h: int, w: int, k: int) -> bool:
     """Whether it takes less time for (n, c, h, w) maps to become (n, k, h, w) ones."""
     direct = KERNEL**2 * h * w
     gain = direct / (WINDOW**2 * tiles(h) * tiles(w))

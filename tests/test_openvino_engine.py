@@ -84,6 +84,31 @@ def test_floats_and_single_rows(photos):
     assert relative_error(one, expected[:1]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("precision", "times", "tolerance"), [("float32", 1, 1e-5), ("bfloat16", 0, 3e-2)]
+)
+def test_it_multiplies_less_in_single_precision(
+    precision, times, tolerance, monkeypatch
+):
+    rewritten, multiply_less = [], engine.multiply_less
+    monkeypatch.setattr(
+        engine, "multiply_less", lambda m: (rewritten.append(m), multiply_less(m))
+    )
+    wide = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 128, 1), torch.nn.Conv2d(128, 128, 3, padding=1)
+    )
+    photos = np.random.default_rng(0).integers(0, 256, (5, 56, 56, 3), np.uint8)
+    backbone = Backbone.from_module(wide.eval(), image_size=56)
+    asked = {"precision": precision, "batch_size": 4, "layer": "1"}
+    expected = features(backbone, engine="torch", **asked).transform(photos)
+    found = features(backbone, **asked).transform(photos)
+    assert relative_error(found, expected) < tolerance
+    assert len(rewritten) == times
+    for model in rewritten:
+        kinds = [step.get_type_name() for step in model.get_ordered_ops()]
+        assert kinds.count("Convolution") == 1  # that of one pixel
+
+
 def test_rows_do_not_depend_on_their_neighbours(photos):
     est = features(batch_size=4)
     rows = est.transform(photos)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from skdeepfeat import _torch_winograd, _winograd
+from skdeepfeat import Backbone, _torch_winograd, _winograd
 from skdeepfeat._activations import activations_of, bind, structure_of
+from skdeepfeat._backbones import resolve_weights
 from skdeepfeat._inputs import resolve_source
 from skdeepfeat._networks import build_network, get_network
 from skdeepfeat._plan import weights_key
@@ -19,7 +20,7 @@ SHAPES = [(128, 128, 28, 28), (128, 192, 7, 7), (160, 128, 13, 10), (256, 512, 1
 
 def conv(c=128, k=128, **options):
     torch.manual_seed(0)
-    made = nn.Conv2d(c, k, 3, **{"padding": 1, **options})
+    made = nn.Conv2d(c, k, **{"kernel_size": 3, "padding": 1, **options})
     return made.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -57,7 +58,7 @@ def always(monkeypatch):
     ],
 )
 def test_it_is_used_where_it_pays(n, c, k, h, w, expected):
-    assert _winograd.pays(n, c, k, h, w) == expected
+    assert _winograd.pays(n, c, h, w, k) == expected
 
 
 # With torch ---------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_results_are_those_of_the_convolution(always, c, k, h, w, bias, monkeypa
     assert torch.equal(made(x.contiguous()), found)
 
 
-def test_neighbours_and_parts_change_no_bit(always, monkeypatch):
+def test_neighbours_change_no_bit_and_parts_next_to_nothing(always, monkeypatch):
     x, made = maps(8, 128, 14, 14), WinogradConv2d(conv())
     found = made(x)
     order = torch.tensor([5, 0, 3, 7, 1, 2, 6, 4])
@@ -110,6 +111,9 @@ def test_little_work_is_left_to_the_convolution(n, asked, monkeypatch):
 
 
 OTHERS = [
+    {"kernel_size": 1},
+    {"kernel_size": 5},
+    {"kernel_size": (1, 3)},
     {"stride": 2},
     {"padding": 0},
     {"padding": 2},
@@ -158,6 +162,67 @@ def test_networks_give_what_bare_ones_give(name, node):
     assert 0 < difference <= 1e-5 * expected[node].abs().max()
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = conv(), conv()
+        self.relu, self.fc = nn.ReLU(), nn.Linear(128, 128)
+
+    def forward(self, x):
+        x = self.relu(self.one(x.repeat(1, 43, 1, 1)[:, :128]))
+        x = self.relu(self.two(x) + x)
+        x = self.two(x)  # once more
+        x = self.relu(x)
+        return self.fc(x.view(x.size(0), 128, -1).mean(2))  # of one block of memory
+
+
+@pytest.fixture
+def residual(always):
+    backbone = Backbone.from_module(Residual().eval(), image_size=14)
+    source = resolve_weights(backbone, "default", 0)
+    return source, get_network(source, weights_key(source), "cpu", "float32")
+
+
+def test_layers_together_are_those_alone_bit_for_bit(residual):
+    source, network = residual
+    nodes = structure_of(source.backbone, 14).nodes
+    x = maps(2, 3, 14, 14)  # tiles cover 16 x 16
+    with torch.inference_mode():
+        run = activations_of(network, source, nodes)
+        assert has_winograd(run)
+        together = run(x)
+        for node in nodes:
+            alone = activations_of(network, source, (node,))(x)[node]
+            if isinstance(alone, torch.Tensor):
+                assert torch.equal(alone, together[node]), node
+        expected = network.module(x)
+    torch.testing.assert_close(together[nodes[-1]], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "hooked",
+    [
+        lambda conv: conv.register_forward_hook(lambda module, args, out: out * 2),
+        lambda conv: conv.register_forward_pre_hook(lambda module, args: args[0] / 2),
+    ],
+    ids=["after", "before"],
+)
+@pytest.mark.parametrize("normed", [True, False])
+def test_convolutions_with_hooks_stay(always, hooked, normed):
+    """Which may have other weights, or give something else."""
+    net = nn.Sequential(nn.Conv2d(3, 128, 1), conv())
+    if normed:
+        net.append(nn.BatchNorm2d(128))
+    hooked(net[1])
+    backbone = Backbone.from_module(net.eval(), image_size=8)
+    source = resolve_weights(backbone, "default", 0)
+    network = get_network(source, weights_key(source), "cpu", "float32")
+    node, x = str(len(net) - 1), maps(2, 3, 8, 8)
+    with torch.inference_mode():
+        found = activations_of(network, source, (node,))(x)[node]
+        torch.testing.assert_close(found, network.module(x))
+
+
 # With OpenVINO ------------------------------------------------------------------------
 
 
@@ -190,6 +255,23 @@ def test_openvino_gives_the_same(always, c, k, h, w, bias):
     assert error(found, x, like) < 8e-6
     order = [2, 0, 1]
     np.testing.assert_array_equal(after(x.numpy()[order])[0], found[order])
+
+
+class InOneDimension(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.in_channels = 128
+        self.conv = nn.Conv1d(128, 128, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.mean(3))
+
+
+def test_openvino_keeps_convolutions_along_one_axis(always):
+    x = maps(2, 128, 8, 8)
+    before, after, left = converted(InOneDimension().eval(), x)
+    assert left
+    np.testing.assert_array_equal(after(x.numpy())[0], before(x.numpy())[0])
 
 
 @pytest.mark.parametrize("options", OTHERS, ids=str)
