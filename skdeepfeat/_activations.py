@@ -6,6 +6,7 @@ or computed in vain, and many threads may run it at once. Networks that fx canno
 trace run as a private copy with hooks, one thread at a time (:class:`HookedNetwork`).
 """
 
+import contextlib
 import copy
 import functools
 import operator
@@ -279,6 +280,23 @@ class HookedNetwork:
     def state_dict(self):
         """Entries of the network, as of a module."""
         return self._network.state_dict()
+
+
+@contextlib.contextmanager
+def explain_size(source: WeightsSource):
+    """A context in which a network that refuses images says which parameter it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        size, backbone = source.input.image_size, source.backbone
+        if size == backbone.input.image_size:
+            raise
+        raise ValueError(
+            f"Backbone {backbone.name!r} does not take images of image_size={size}: "
+            f"{error}. Choose another size, for instance a larger one."
+        ) from error
 
 
 def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ...]):

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from ._activations import INPUT_OF, Structure, bind, fill_graph, structure_of
+from ._activations import (
+    INPUT_OF,
+    Structure,
+    bind,
+    explain_size,
+    fill_graph,
+    structure_of,
+)
 from ._backbones import Layer, WeightsSource
 from ._layers import aliased_layers, resolve_layer
 from ._networks import SkipInitialisation, get_network
@@ -251,6 +258,7 @@ class Parts:
 
     def __init__(self, source: WeightsSource, key: bytes, cut: Cut, head: Head, device):
         self.spec, self.cut, self.device = source.input, cut, device
+        self._source = source
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.seed is None
         structure = structure_of(source.backbone, self.spec.image_size)
@@ -258,7 +266,7 @@ class Parts:
         ends = (cut.start, *cut.blocks) if cut.start else cut.blocks
         self.block_of = structure.block_of(ends)
         nodes = tuple(dict.fromkeys(n for n in (cut.start, cut.end.node) if n))
-        self.frozen = bind(structure, network, nodes)
+        self._frozen = bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
         self._names = {*network.state_dict(), *dict(network.named_buffers())}
@@ -290,6 +298,11 @@ class Parts:
         batch = pixels.to(self.device).float()
         batch = batch.contiguous(memory_format=torch.channels_last)
         return self.normalise(batch)
+
+    def frozen(self, batch: torch.Tensor) -> dict:
+        """What the untouched network has where the tail begins and where it ends."""
+        with explain_size(self._source):
+            return self._frozen(batch)
 
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ._activations import HookedNetwork, activations_of
+from ._activations import HookedNetwork, activations_of, explain_size
 from ._backbones import InputSpec
 from ._networks import PRECISIONS, Network, get_network
 from ._plan import PooledLayers
@@ -60,27 +60,11 @@ class PooledNetwork(nn.Module):
     def __init__(self, pooled: PooledLayers, network: Network, precision: str):
         super().__init__()
         source, self._layers = pooled.source, pooled.layers
-        self._backbone = source.backbone
+        self._source = source
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
         self.cut = activations_of(network, source, nodes)
         self.eval()
-
-    def _activations(self, x):
-        """{node: tensor}; says which parameter it is that the network refuses."""
-        try:
-            return self.cut(x)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            size = x.shape[-1]
-            if size == self._backbone.input.image_size:
-                raise
-            raise ValueError(
-                f"Backbone {self._backbone.name!r} does not take images of "
-                f"image_size={size}: {error}. Choose another size, for instance a "
-                "larger one."
-            ) from error
 
     @property
     def traceable(self) -> bool:
@@ -89,7 +73,8 @@ class PooledNetwork(nn.Module):
 
     def forward(self, pixels):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
-        activations = self._activations(self.normalise(x).to(self._dtype))
+        with explain_size(self._source):
+            activations = self.cut(self.normalise(x).to(self._dtype))
         return tuple(
             torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)
             for layer, pooling in self._layers
