@@ -1,4 +1,4 @@
-"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded ahead by threads.
+"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded by threads.
 
 8-bit images take the very path of torchvision's presets: PIL's decoding, resize and
 crop. (torchvision's own decoder gives the same bytes and is faster by itself, but not
@@ -8,6 +8,7 @@ shape; the last one is padded with zeros. Nothing here imports torch.
 """
 
 import io
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 # How far "fast" may shrink an image cheaply before the proper resize: to twice the size
 # of its result, at least, where the difference is hard to see.
 REDUCING_GAP = {"exact": None, "fast": 2.0}
+
+BURST = 32  # images, at least, that are decoded where none is computed meanwhile
 
 
 # Cell → pixels ----------------------------------------------------------------------
@@ -260,15 +263,24 @@ def read_batches(
     decode: str,
     batch_size: int,
     n_threads: int,
+    meanwhile: bool,
 ) -> Iterator[Batch]:
-    """Batches of these rows, in order; the next ones are decoded meanwhile."""
+    """Batches of these rows, in order; the next ones are decoded `meanwhile`.
+
+    Or else several are decoded at once, between computations: those whose threads wait
+    for each other on all cores lose more by it than can be gained.
+    """
 
     def read(row):
         clock = Clock()
         return row, read_row(images, row, spec, value_range, decode, clock), clock
 
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
-        results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
+        if meanwhile:
+            results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
+        else:
+            n = math.ceil(BURST / batch_size) * batch_size
+            results = _map_at_once(pool, read, rows, n, images.expect)
         while some := list(islice(results, batch_size)):
             yield _collect(some, spec, batch_size)
 
@@ -286,6 +298,18 @@ def _map_ahead(pool, function, items, ahead) -> Iterator:
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
+    """Results in order, n made at a time; those next in turn are announced."""
+    items = iter(items)
+    some = list(islice(items, n))
+    while some:
+        results, following = list(pool.map(function, some)), list(islice(items, n))
+        for item in following:
+            pool.submit(announce, item)
+        yield from results
+        some = following
 
 
 def _collect(results, spec: InputSpec, batch_size: int) -> Batch:

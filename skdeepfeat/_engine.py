@@ -87,9 +87,11 @@ class Engine:
         """Features of these rows of X, in order, a batch at a time.
 
         The devices take turns; a batch is started before the one before it is asked
-        for its rows, as far as the networks say. The clock measures the wait for
-        images, the copying, and the network.
+        for its rows, as far as the networks say. If none is started ahead, a
+        computation has all cores, and images are decoded between. The clock measures
+        the wait for images, the copying, and the network.
         """
+        most = sum(network.ahead for network in self.networks)
         batches = read_batches(
             images,
             rows,
@@ -98,9 +100,9 @@ class Engine:
             decode,
             self.batch_size,
             resolve_threads(n_jobs),
+            meanwhile=most > 0,
         )
         turns = itertools.cycle(self.networks)
-        most = sum(network.ahead for network in self.networks)
         started: deque[tuple[Batch, Any, list]] = deque()
         for batch in self._waited_for(batches, clock):
             network = next(turns)

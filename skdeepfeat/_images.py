@@ -186,6 +186,15 @@ class Images:
             raise ValueError("the file was changed while it was in use; try again")
         return kind, content
 
+    def expect(self, row) -> None:
+        """Let the system begin to read the file of a row that is asked for soon."""
+        if type(self._cells) is not list or not hasattr(os, "posix_fadvise"):
+            return  # another sequence may make an image whenever it is looked at
+        cell = self[row]
+        if self.kind(row, cell).name == "path":
+            with open(cell, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
     def error(self, row, error: Exception) -> ImageError:
         """What went wrong with a row, in a sentence that names it."""
         cell = self[row]

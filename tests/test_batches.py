@@ -1,6 +1,7 @@
 """Cells become the very pixels that torchvision's presets make of them."""
 
 import io
+import time
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision import models
 
+from skdeepfeat import _batches
 from skdeepfeat._backbones import InputSpec, resolve_backbone
 from skdeepfeat._batches import (
     open_array,
@@ -42,7 +44,9 @@ def test_eight_bit_images_take_the_published_path(name, size, photos):
     for version in models.get_model_weights(name):
         backbone = resolve_backbone(name)
         spec = next(w.input for w in backbone.weights if w.name == version.name)
-        (batch,) = read_batches(read_images([image]), [0], spec, None, "exact", 8, 1)
+        (batch,) = read_batches(
+            read_images([image]), [0], spec, None, "exact", 8, 1, True
+        )
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float()
         expected = version.transforms()(image)
         got = Normalise(spec)(pixels)[0]
@@ -146,11 +150,12 @@ def test_a_decompression_bomb_is_refused(monkeypatch, photos):
         PretrainedCNNFeatures("tiny").transform([blob])
 
 
-def test_batches_keep_order_shape_and_bound(photos):
+@pytest.mark.parametrize("meanwhile", [True, False])
+def test_batches_keep_order_shape_and_bound(photos, meanwhile):
     X = np.concatenate([photos] * 5)
     spec = InputSpec(8, None)
     batches = list(
-        read_batches(read_images(X), list(range(30)), spec, None, "exact", 8, 2)
+        read_batches(read_images(X), range(30), spec, None, "exact", 8, 2, meanwhile)
     )
     assert [b.rows for b in batches] == [
         list(range(a, min(a + 8, 30))) for a in range(0, 30, 8)
@@ -169,11 +174,50 @@ def test_images_are_decoded_only_a_little_ahead(photos):
 
     images = read_images(Counting([photos[0]] * 500))
     batches = read_batches(
-        images, list(range(500)), InputSpec(8, None), None, "exact", 4, 2
+        images, range(500), InputSpec(8, None), None, "exact", 4, 2, True
     )
     next(batches)
     assert len(set(opened)) < 30
     batches.close()
+
+
+def test_images_are_decoded_between_computations_and_files_read_ahead(
+    photos, monkeypatch, tmp_path
+):
+    paths = [str(tmp_path / f"{row}.png") for row in range(50)]
+    for path in paths:
+        Image.fromarray(photos[0]).save(path)
+    monkeypatch.setattr(_batches, "BURST", 14)  # which is no whole number of batches
+    images, opened, expected = read_images(paths), [], []
+    read, expect = images.read, images.expect
+    monkeypatch.setattr(images, "read", lambda row: (opened.append(row), read(row))[1])
+    monkeypatch.setattr(
+        images, "expect", lambda row: (expect(row), expected.append(row))
+    )
+    batches = read_batches(
+        images, range(50), InputSpec(8, None), None, "exact", 4, 2, False
+    )
+    for n_batches in range(1, 5):
+        batch = next(batches)
+        assert batch.rows == list(range(4 * n_batches - 4, 4 * n_batches))
+        time.sleep(0.05)  # of computing
+        assert sorted(opened) == list(range(16))
+        assert sorted(expected) == list(range(16, 32))
+    next(batches)
+    assert sorted(opened) == list(range(32))
+    batches.close()
+
+
+def test_a_file_that_is_not_there_is_no_trouble_before_its_turn(photos, tmp_path):
+    there = tmp_path / "there.png"
+    Image.fromarray(photos[0]).save(there)
+    images = read_images([str(there)] * 9 + [str(tmp_path / "gone.png")])
+    batches = read_batches(
+        images, range(10), InputSpec(8, None), None, "exact", 1, 2, False
+    )
+    found = list(batches)
+    assert [batch.rows for batch in found] == [[row] for row in range(9)] + [[]]
+    assert [error.row for batch in found for error in batch.errors] == [9]
 
 
 def test_decoding_raises_no_warning(photos):

@@ -255,7 +255,7 @@ def rates_alone(name, kind, paths):
     n, network = engine.batch_size, engine.networks[0]
 
     def decode(some):
-        options = (source.input, None, "exact", n, 2)
+        options = (source.input, None, "exact", n, 2, True)
         return list(read_batches(read_images(some), range(len(some)), *options))
 
     def compute(some):
