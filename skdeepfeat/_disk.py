@@ -471,14 +471,9 @@ class DiskTable:
             file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
-            db.execute("PRAGMA page_size = 8192")  # rows of some kilobytes
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA journal_size_limit = 16777216")
-            if not db.execute("PRAGMA table_info(files)").fetchall():
-                with writing(db):
-                    for statement in filter(str.strip, SCHEMA.split(";")):
-                        db.execute(statement)
+            # One at a time: a change to this mode fails where another begins with it.
+            with FileLock(self.folder / "setup.lock"):
+                _set_up(db)
         except BaseException:
             self._inode = _inode(file)
             db.close()
@@ -508,6 +503,18 @@ class DiskTable:
 
 
 # SQL --------------------------------------------------------------------------------
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    """Settings of a connection, and the tables of a new database."""
+    db.execute("PRAGMA page_size = 8192")  # rows of some kilobytes
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA journal_size_limit = 16777216")
+    if not db.execute("PRAGMA table_info(files)").fetchall():
+        with writing(db):
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                db.execute(statement)
 
 
 @contextlib.contextmanager

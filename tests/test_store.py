@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -516,3 +517,20 @@ def test_kills_while_two_processes_write(disk):
     assert get(disk, b"a", range(400), 500)[1] == []
     assert not disk._database().execute("SELECT * FROM claims").fetchall()
     assert not list((disk.folder / "owners").iterdir())
+
+
+def test_stores_that_begin_at_the_same_time_all_begin(tmp_path):
+    """A change to a write-ahead log fails where another one is begun."""
+    n = 4
+    together = threading.Barrier(n)
+
+    def begin(table):
+        together.wait()
+        table.count_hits(1, [b"layer"])  # a trouble is a warning, and so an error here
+
+    for number in range(20):
+        tables = [DiskTable(tmp_path / str(number), 1 << 30) for _ in range(n)]
+        with ThreadPoolExecutor(n) as pool:
+            list(pool.map(begin, tables))
+        for table in tables:
+            table.close()
