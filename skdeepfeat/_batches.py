@@ -279,7 +279,7 @@ def read_batches(
         if meanwhile:
             results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
         else:
-            n = math.ceil(BURST / batch_size) * batch_size
+            n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
             results = _map_at_once(pool, read, rows, n, images.expect)
         while some := list(islice(results, batch_size)):
             yield _collect(some, spec, batch_size)

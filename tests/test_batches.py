@@ -200,7 +200,9 @@ def test_images_are_decoded_between_computations_and_files_read_ahead(
     for n_batches in range(1, 5):
         batch = next(batches)
         assert batch.rows == list(range(4 * n_batches - 4, 4 * n_batches))
-        time.sleep(0.05)  # of computing
+        deadline = time.monotonic() + 10
+        while len(expected) < 16 and time.monotonic() < deadline:
+            time.sleep(0.01)  # of computing
         assert sorted(opened) == list(range(16))
         assert sorted(expected) == list(range(16, 32))
     next(batches)
@@ -208,7 +210,10 @@ def test_images_are_decoded_between_computations_and_files_read_ahead(
     batches.close()
 
 
-def test_a_file_that_is_not_there_is_no_trouble_before_its_turn(photos, tmp_path):
+def test_a_file_that_is_not_there_is_no_trouble_before_its_turn(
+    photos, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(_batches, "BURST", 4)
     there = tmp_path / "there.png"
     Image.fromarray(photos[0]).save(there)
     images = read_images([str(there)] * 9 + [str(tmp_path / "gone.png")])
