@@ -72,6 +72,7 @@ TROUBLES = {
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 ASIDE = "damaged.sqlite"
+SETUP_LOCK = "setup.lock"  # for what one process at a time may do
 
 _inherited: list[tuple] = []  # of a parent process, which alone may close them
 
@@ -420,7 +421,7 @@ class DiskTable:
     def _become_owner(self) -> FileLock:
         """Hold a lock of our own, and sweep away those of processes that are gone."""
         self._owners.mkdir(exist_ok=True)
-        with FileLock(self.folder / "setup.lock"):
+        with FileLock(self.folder / SETUP_LOCK):
             for path in self._owners.iterdir():
                 if _is_free(path):
                     path.unlink(missing_ok=True)
@@ -472,7 +473,7 @@ class DiskTable:
         )
         try:
             # One at a time: a change to this mode fails where another begins with it.
-            with FileLock(self.folder / "setup.lock"):
+            with FileLock(self.folder / SETUP_LOCK):
                 _set_up(db)
         except BaseException:
             self._inode = _inode(file)
@@ -488,7 +489,7 @@ class DiskTable:
         with self._lock, contextlib.suppress(OSError):
             self.forget()
             file = self.folder / FILE
-            with FileLock(self.folder / "setup.lock"):
+            with FileLock(self.folder / SETUP_LOCK):
                 if _inode(file) == self._inode:
                     file.replace(self.folder / ASIDE)
                     for end in ("-wal", "-shm"):

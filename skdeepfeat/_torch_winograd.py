@@ -1,5 +1,7 @@
 """3 x 3 convolutions with fewer multiplications, for torch on a CPU."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,12 +46,15 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self._conv = conv
-        weights = weights_at_points(conv.weight.detach().numpy())
-        self._weights = torch.from_numpy(weights).transpose(1, 2)  # (36, c, k)
-        k = conv.out_channels
+        self._conv, k = conv, conv.out_channels
         self._bias = torch.zeros(k) if conv.bias is None else conv.bias.detach()
         self._results = torch.from_numpy(RESULTS)
+
+    @functools.cached_property
+    def _weights(self) -> torch.Tensor:
+        """(36, c, k), which single photos never ask for."""
+        weights = weights_at_points(self._conv.weight.detach().numpy())
+        return torch.from_numpy(weights).transpose(1, 2)
 
     def forward(self, x):
         """(n, c, h, w) → (n, k, h, w), both with the channels last in memory."""
