@@ -4,7 +4,10 @@ import os
 import secrets
 from collections.abc import Iterator
 
-from ._batches import is_in_range
+import numpy as np
+
+from ._cells import as_array, is_tensor
+from ._decoding import is_in_range
 from ._digests import known_digest, learn_digest
 from ._exceptions import ImageError
 from ._images import Images
@@ -87,7 +90,7 @@ class Rows:
             else:
                 keys[row] = images.key(row, cell, rescaled)
                 if not isinstance(keys[row], ImageError):  # stored rows too
-                    in_range = is_in_range(cell, self._plan.value_range)
+                    in_range = _is_in_range(cell, self._plan.value_range)
                     self._report.in_range &= in_range
         paths = [os.path.abspath(path) for path in files.values()]
         for file in self._table.read_files(paths):
@@ -162,3 +165,11 @@ class Rows:
                 self._report.fail(failed[first].at(row))
             elif self._out is not None:
                 self._out[row] = self._out[first]
+
+
+def _is_in_range(cell, value_range) -> bool:
+    """Whether an array or tensor has no value beyond black or white."""
+    array = as_array(cell) if is_tensor(cell) else cell
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        return True
+    return is_in_range(array, value_range)

@@ -13,14 +13,8 @@ from torchvision import models
 
 from skdeepfeat import _batches
 from skdeepfeat._backbones import InputSpec, resolve_backbone
-from skdeepfeat._batches import (
-    open_array,
-    open_bytes,
-    open_pil,
-    prepare,
-    read_batches,
-    read_row,
-)
+from skdeepfeat._batches import prepare, read_batches, read_row
+from skdeepfeat._decoding import open_array, open_bytes, open_pil
 from skdeepfeat._images import read_images
 from skdeepfeat._torch_engine import Normalise
 

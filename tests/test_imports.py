@@ -13,7 +13,8 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd"},
+    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_decoding"},
+    {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
     {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},

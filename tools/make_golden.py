@@ -5,8 +5,8 @@ Run it once for each layout of pickles or stores, before the layout changes:
     python tools/make_golden.py tests/golden/NAME
 
 It writes pickles of a classifier trained from scratch, of one that trained a head only,
-of a classifier and of a pipeline on a network of one's own, a store in a folder, and what
-they predict.
+of a classifier and of a pipeline on a network of your own, a store in a folder, and
+what they predict.
 """
 
 import gzip
