@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from ._backbones import InputSpec
+from ._cells import Cell, row_errors
 from ._decoding import Pixels
 from ._exceptions import ImageError
-from ._images import Images
 from ._progress import Clock
 
 # How far "fast" may shrink an image cheaply before the proper resize: to twice the size
@@ -74,8 +75,10 @@ class Batch:
         Their pixels on the scale 0 to 255, then zeros up to the fixed size.
     errors : list of ImageError
         Of the images that could not be read.
-    in_range : bool
-        Whether all pixel values were within their stated range.
+    in_range : list of bool
+        Of each of `rows`, whether all pixel values were within their stated range.
+    sources : list of str
+        What a person calls each of `rows`.
     shares : dict of str to float
         How the threads spent their time on it: "reading" and "decoding".
     """
@@ -83,32 +86,58 @@ class Batch:
     rows: list[int]
     pixels: np.ndarray
     errors: list[ImageError]
-    in_range: bool
+    in_range: list[bool]
+    sources: list[str]
     shares: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """One image as it enters a network.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (s, s, 3), uint8 or float32
+        On the scale 0 to 255.
+    in_range : bool
+        Whether all pixel values were within their stated range.
+    source : str
+        What a person calls the image.
+    """
+
+    pixels: np.ndarray
+    in_range: bool
+    source: str
+
+
+class Readable(Protocol):
+    """Where rows are read from."""
+
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError."""
+
+    def expect(self, row: int) -> None:
+        """Prepare for a row that is asked for soon."""
+
+
 def read_row(
-    images: Images, row: int, spec: InputSpec, value_range, decode="exact", clock=None
-):
-    """(pixels of the input size, whether they were in range), or the row's error."""
+    images: Readable, row: int, spec: InputSpec, value_range, decode="exact", clock=None
+) -> "Prepared | ImageError":
+    """The pixels of a row at the input size, or its error."""
     clock = clock or Clock()
     try:
         with clock.measure("reading"):
-            kind, cell = images.read(row)
-        with clock.measure("decoding"):
+            cell = images.read(row)
+        with clock.measure("decoding"), row_errors(row, cell.source):
             enough = None if decode == "exact" else spec.resize or spec.image_size
-            pixels = kind.open(cell, value_range, enough)
-            return prepare(pixels, spec, decode), pixels.in_range
+            pixels = cell.open(value_range, enough)
+            return Prepared(prepare(pixels, spec, decode), pixels.in_range, cell.source)
     except ImageError as error:
         return error
-    except Exception as error:
-        failure = images.error(row, error)
-        failure.__cause__ = error
-        return failure
 
 
 def read_batches(
-    images: Images,
+    images: Readable,
     rows: Iterable[int],
     spec: InputSpec,
     value_range,
@@ -166,15 +195,16 @@ def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
 
 def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
     """Fill one batch with the results of some rows."""
-    good = {row: result for row, result, _ in results if isinstance(result, tuple)}
-    errors = [result for _, result, _ in results if isinstance(result, ImageError)]
-    eight_bit = all(image.dtype == np.uint8 for image, _ in good.values())
+    good = {row: image for row, image, _ in results if isinstance(image, Prepared)}
+    errors = [error for _, error, _ in results if isinstance(error, ImageError)]
+    eight_bit = all(image.pixels.dtype == np.uint8 for image in good.values())
     shape = (batch_size, spec.image_size, spec.image_size, 3)
     pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
-    for place, (image, _) in enumerate(good.values()):
-        pixels[place] = image
-    in_range = all(row_in_range for _, row_in_range in good.values())
-    return Batch(list(good), pixels, errors, in_range, _shares(results))
+    for place, image in enumerate(good.values()):
+        pixels[place] = image.pixels
+    in_range = [image.in_range for image in good.values()]
+    sources = [image.source for image in good.values()]
+    return Batch(list(good), pixels, errors, in_range, sources, _shares(results))
 
 
 def _shares(results) -> dict[str, float]:

@@ -1,31 +1,53 @@
 """One cell of X: what kind of image it is, its content key, and how it is opened."""
 
+import base64
+import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ._decoding import ORIENTATION, Pixels, open_array, open_bytes, open_pil
-from ._digests import digest, digest_bytes, digest_file
+from ._digests import digest, digest_bytes, learn_digest, recall_digest
+from ._exceptions import ImageError
+from ._references import File, Reference, refer
 
+LONGEST_NAME = 200  # in messages
 ALLOWED = (
-    "a path, encoded bytes, a PIL image, a (h, w) or (h, w, channels) array, or a "
-    "(channels, h, w) tensor"
+    "a path, a URL, encoded bytes, a binary file, a PIL image, a (h, w) or "
+    "(h, w, channels) array, or a (channels, h, w) tensor"
 )
 
 
 @dataclass(frozen=True)
 class CellKind:
-    """One kind of image cell: how to recognise, hash, name and open it."""
+    """One kind of image cell.
+
+    Parameters
+    ----------
+    name : str
+    matches : callable
+        Cell → whether it is of this kind.
+    describe : callable
+        Cell → what a person calls it.
+    take : callable
+        Cell, protocols → what is held of it: a `Reference`, bytes, or the cell.
+    digest : callable
+        Bytes, or the cell → its content key.
+    open : callable
+        Bytes, or the cell; value_range, enough → its `Pixels`.
+    """
 
     name: str
     matches: Callable[[Any], bool]
-    digest: Callable[[Any], bytes]
     describe: Callable[[Any], str]
-    open: Callable[..., Pixels]  # (cell or bytes of a file, value_range, enough)
+    digest: Callable[[Any], bytes]
+    open: Callable[..., Pixels]
+    take: Callable[[Any, Collection[str]], Any] = lambda cell, protocols: cell
 
 
 def is_missing(cell) -> bool:
@@ -66,55 +88,225 @@ def digest_pil(image) -> bytes:
     return digest("pil", about, image.tobytes())
 
 
+def shortened(text: str) -> str:
+    """A text, its middle left out if it is longer than a name."""
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME // 2]}... ({len(text):,} characters)"
+
+
+def read_data_uri(cell: str, protocols) -> bytes:
+    """The bytes in a "data:" URI."""
+    header, comma, data = cell.partition(",")
+    if not comma:
+        raise ValueError('a "data:" URI must have a comma before its data')
+    content = unquote_to_bytes(data)
+    return base64.b64decode(content) if header.endswith(";base64") else content
+
+
+def read_file_object(cell, protocols) -> bytes:
+    """All bytes of a binary file, which is left where it was."""
+    place = cell.tell()
+    cell.seek(0)
+    content = cell.read()
+    cell.seek(place)
+    if isinstance(content, str):
+        raise ValueError("the file is open as text; open it with mode 'rb'")
+    return content
+
+
 CELL_KINDS = (
+    CellKind(
+        "data URI",
+        lambda c: isinstance(c, str) and c[:5].lower() == "data:",
+        shortened,
+        digest_bytes,
+        open_bytes,
+        read_data_uri,
+    ),
     CellKind(
         "path",
         lambda c: isinstance(c, (str, os.PathLike)),
-        digest_file,
-        lambda c: str(os.fsdecode(c)),  # never numpy's own kind of str
+        lambda c: shortened(str(os.fsdecode(c))),  # never numpy's own kind of str
+        digest_bytes,
         open_bytes,
+        refer,
     ),
     CellKind(
         "bytes",
         lambda c: isinstance(c, (bytes, bytearray, memoryview)),
-        digest_bytes,
         lambda c: f"{len(c)} bytes",
+        digest_bytes,
         open_bytes,
+    ),
+    CellKind(
+        "file object",
+        lambda c: callable(getattr(c, "read", None)) and hasattr(c, "seek"),
+        lambda c: shortened(str(getattr(c, "name", None) or type(c).__name__)),
+        digest_bytes,
+        open_bytes,
+        read_file_object,
     ),
     CellKind(
         "pil",
         lambda c: isinstance(c, Image.Image),
-        digest_pil,
         lambda c: f"{c.mode} image of {c.width} x {c.height}",
+        digest_pil,
         open_pil,
     ),
     CellKind(
         "array",
         lambda c: isinstance(c, np.ndarray),
-        digest_array,
         lambda c: f"array of shape {c.shape}, {c.dtype}",
+        digest_array,
         open_array,
     ),
     CellKind(
         "tensor",
         is_tensor,
-        lambda c: digest_array(as_array(c)),
         lambda c: f"tensor of shape {tuple(c.shape)}",
+        lambda c: digest_array(as_array(c)),
         lambda c, *arguments: open_array(as_array(c), *arguments),
     ),
 )
 
 
 def unwrap(cell):
-    """The image inside {"bytes": ..., "path": ...}, as data sets keep undecoded."""
+    """The image inside {"bytes": ..., "path": ...}, as data sets keep undecoded.
+
+    Or the file inside an upload, as web frameworks hand it over.
+    """
     if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
         return cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    return cell
+    file = getattr(cell, "file", None)
+    return file if hasattr(file, "seek") and not hasattr(cell, "tell") else cell
 
 
 def kind_of(cell) -> CellKind | None:
     """The kind of a cell, None if it is no image."""
     return next((kind for kind in CELL_KINDS if kind.matches(cell)), None)
+
+
+# Rows -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The image of one row of X.
+
+    Parameters
+    ----------
+    row : int
+        Position in X.
+    kind : CellKind
+    held : object
+        A `Reference`, encoded bytes, or what X holds.
+    source : str
+        What a person calls it.
+    """
+
+    row: int
+    kind: CellKind
+    held: Any
+    source: str
+
+    @classmethod
+    def of(cls, row: int, value, protocols: Collection[str]) -> "Cell":
+        """What stands in a row of X; raises ImageError if it is no image."""
+        value = unwrap(value)
+        if is_missing(value):
+            raise ImageError(row, "missing", "there is no image in this row")
+        kind = kind_of(value)
+        if kind is None:
+            what = type(value).__name__
+            raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
+        source = kind.describe(value)
+        with row_errors(row, source):
+            return cls(row, kind, kind.take(value, protocols), source)
+
+    @property
+    def n_bytes(self) -> int:
+        """About how much memory is held."""
+        if isinstance(self.held, Reference):
+            return 0
+        if isinstance(self.held, Image.Image):
+            return self.held.width * self.held.height * len(self.held.getbands())
+        return getattr(self.held, "nbytes", None) or len(self.held)
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether its content key is found without waiting for a disk or a server."""
+        if not isinstance(self.held, File):
+            return not isinstance(self.held, Reference)
+        with contextlib.suppress(OSError, ValueError):
+            return recall_digest(self.held.name, self.held.state()) is not None
+        return True  # its error is found at once
+
+    def hashed(self) -> "Hashed":
+        """Its content key; what was not hashed before is read for that, and held."""
+        with row_errors(self.row, self.source):
+            if not isinstance(self.held, Reference):
+                return Hashed(self, self.kind.digest(self.held))
+            name, state = self.held.name, self.held.state()
+            known = recall_digest(name, state) if state else None
+            if known is not None:
+                return Hashed(self, known, (name, state, known))
+            read = self.read()
+            key = self.kind.digest(read.held)
+            if state is None:
+                return Hashed(read, key)
+            learn_digest(name, state, key)
+            return Hashed(read, key, (name, state, key))
+
+    def read(self) -> "Cell":
+        """The same with its content, where only a reference is held."""
+        if not isinstance(self.held, Reference):
+            return self
+        with row_errors(self.row, self.source):
+            return replace(self, held=self.held.read())
+
+    def open(self, value_range, enough) -> Pixels:
+        """Its pixels; the content must be held."""
+        return self.kind.open(self.held, value_range, enough)
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A cell and its content key.
+
+    Parameters
+    ----------
+    cell : Cell
+    key : bytes
+    file : tuple of (str, str, bytes) or None
+        Name, state and digest, where it has a state to be remembered by.
+    """
+
+    cell: Cell
+    key: bytes
+    file: tuple[str, str, bytes] | None = None
+
+    def read(self) -> Cell:
+        """The cell with its content, which must be what was hashed."""
+        cell = self.cell.read()
+        if cell is not self.cell and cell.kind.digest(cell.held) != self.key:
+            reason = "the file was changed while it was in use; try again"
+            raise ImageError(cell.row, cell.source, reason)
+        return cell
+
+
+@contextlib.contextmanager
+def row_errors(row: int, source: str):
+    """A context in which whatever goes wrong is an error of this row.
+
+    But for a lack of memory, which says nothing about the image.
+    """
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(row, source, reason_of(error)) from error
 
 
 # What an exception while reading means, the first match counts.
@@ -136,4 +328,5 @@ def reason_of(error: Exception) -> str:
     for kind, reason in REASONS:
         if isinstance(error, kind):
             return reason
-    return str(error) or type(error).__name__
+    words = error.strerror if isinstance(error, OSError) else None  # without the name
+    return shortened(words or str(error) or type(error).__name__)

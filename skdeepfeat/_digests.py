@@ -14,7 +14,7 @@ from blake3 import blake3
 DIGEST_SIZE = 16
 _CHUNK = 1 << 20
 
-# (algorithm, path) → (state of the file, digest)
+# (algorithm, path or URL) → (state of the file, digest)
 _memo: dict[tuple, tuple[str, bytes]] = {}
 _memo_lock = threading.Lock()
 _MEMO_ROWS = 5_000_000
@@ -58,38 +58,33 @@ def sha256_file(path) -> str:
     return _hash_once(path, hashlib.sha256).hex()
 
 
-def known_digest(path) -> tuple[str, str, bytes] | None:
-    """(path, state, digest) of a file if it was hashed in its present state."""
-    path = os.path.abspath(path)
-    try:
-        state = _state_of(os.stat(path))
-    except (OSError, ValueError):
-        return None
-    remembered, known = _recall((blake3, path))
-    return (path, state, known) if remembered == state else None
+def recall_digest(name: str, state: str) -> bytes | None:
+    """Digest of what was hashed under this name in this state, None if unknown."""
+    remembered, known = _recall((blake3, name))
+    return known[:DIGEST_SIZE] if remembered == state else None
 
 
-def learn_digest(path: str, state: str, known: bytes) -> None:
-    """Trust that a file in this state has this digest."""
-    _remember((blake3, path), state, known)
+def learn_digest(name: str, state: str, known: bytes) -> None:
+    """Trust that what has this name has this digest while it is in this state."""
+    _remember((blake3, name), state, known)
 
 
 def _hash_once(path, algorithm) -> bytes:
     """Hash a file unless the memo knows this state of it."""
     name = (algorithm, os.path.abspath(path))
     remembered, known = _recall(name)
-    if remembered == _state_of(os.stat(path)):
+    if remembered == state_of_file(os.stat(path)):
         return known
     hasher = algorithm()
     with open(path, "rb") as file:
-        state = _state_of(os.fstat(file.fileno()))
+        state = state_of_file(os.fstat(file.fileno()))
         while chunk := file.read(_CHUNK):
             hasher.update(chunk)
     _remember(name, state, hasher.digest())
     return hasher.digest()
 
 
-def _state_of(stat) -> str:
+def state_of_file(stat: os.stat_result) -> str:
     """What tells a changed file from the same one.
 
     The time of the last change of its record tells a rewritten file even where a

@@ -31,7 +31,6 @@ import secrets
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,20 +40,21 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ._digests import digest
-from ._exceptions import StoreWarning
+from ._exceptions import StoreWarning, warn_user
+from ._table import Found, Part
 
-FILE = "features.v1.sqlite"  # another layout of the tables gets another name
+FILE = "features.v2.sqlite"  # another layout of the tables gets another name
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS columns (
     id INTEGER PRIMARY KEY, fingerprint BLOB UNIQUE, label TEXT, used REAL);
 CREATE TABLE IF NOT EXISTS rows (
-    column INTEGER, key BLOB, checksum INTEGER, data BLOB);
+    column INTEGER, key BLOB, checksum INTEGER, in_range INTEGER, data BLOB);
 CREATE UNIQUE INDEX IF NOT EXISTS rows_by_key ON rows (column, key);
 CREATE INDEX IF NOT EXISTS rows_by_age ON rows (column);
 CREATE TABLE IF NOT EXISTS claims (
     id BLOB PRIMARY KEY, owner TEXT, call BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
-CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT, digest BLOB);
+CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, digest BLOB);
 INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
 """
 BUSY_SECONDS = 60  # how long a writer waits for another one
@@ -102,81 +102,80 @@ class DiskTable:
 
     # What the walk asks -------------------------------------------------------------
 
-    def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> list[int]:
-        """Copy the rows of `keys` to ``out[places]``, unless `out` is None.
-
-        Returns
-        -------
-        missing : list of int
-            Positions in `keys` of the rows that are not here.
-        """
+    def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
+        """Copy rows to the output; see :class:`Table`."""
         place_of = dict(zip(keys, places, strict=True))
 
         def work(db):
+            found: dict[bytes, bool] = {}
+            damaged, seed = [], crc32(fingerprint)
             if out is None:
                 found = self._present(db, fingerprint, keys)
-                return [i for i, key in enumerate(keys) if key not in found]
-            found, damaged, seed = set(), [], crc32(fingerprint)
-            for key, checksum, data in self._rows(db, fingerprint, keys):
-                fits = checksum == crc32(data, crc32(key, seed))
+                return self._found(keys, found)
+            for key, checksum, in_range, data in self._rows(db, fingerprint, keys):
+                fits = checksum == checksum_of(seed, key, in_range, data)
                 if fits and len(data) == 4 * out.shape[1]:
                     out[place_of[key]] = np.frombuffer(data, "<f4")
-                    found.add(key)
+                    found[key] = bool(in_range)
                 else:
                     damaged.append(key)
             self._drop(db, fingerprint, damaged)
-            return [i for i, key in enumerate(keys) if key not in found]
+            return self._found(keys, found)
 
-        return self._attempt(work, lambda: list(range(len(keys))))
+        return self._attempt(work, lambda: self._found(keys, {}))
 
-    def write(self, call: bytes, scope: bytes, keys: Sequence[bytes], parts) -> None:
-        """Keep computed rows, count them as misses, and give back their claims.
+    def _found(self, keys, found: dict[bytes, bool]) -> Found:
+        missing = [i for i, key in enumerate(keys) if key not in found]
+        return Found(missing, not all(found.values()))
 
-        Parameters
-        ----------
-        call, scope : bytes
-            Those of the claims.
-        keys : sequence of bytes
-        parts : sequence of (column, ndarray of shape (len(keys), width))
-            A column has a `fingerprint` and a `label`.
-        """
+    def has_any(self, fingerprints: Sequence[bytes], keys: Sequence[bytes]) -> bool:
+        """Whether a row of any of these columns and keys is here."""
+
+        def work(db):
+            return any(self._present(db, column, keys) for column in fingerprints)
+
+        return self._attempt(work, lambda: False)
+
+    def write(
+        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+    ) -> bool:
+        """Keep computed rows; see :class:`Table`."""
 
         def work(db):
             with writing(db):
-                for column, rows in parts:
-                    number = _number_of(db, column)
-                    seed = crc32(column.fingerprint)
-                    blobs = [row.tobytes() for row in np.asarray(rows, "<f4")]
-                    stored = [
-                        (number, key, crc32(data, crc32(key, seed)), data)
-                        for key, data in zip(keys, blobs, strict=True)
-                    ]
-                    db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?)", stored)
+                for part in parts:
+                    self._put(db, part)
                 _add_to_counter(db, "misses", len(keys))
                 done = [(digest(scope, key), call) for key in keys]
                 db.executemany("DELETE FROM claims WHERE id = ? AND call = ?", done)
-                self._evict(db)
+                return self._evict(db)
 
-        self._attempt(work, self._give_up_claims)
+        is_full = self._attempt(work, self._give_up_claims)
+        first_time = bool(is_full) and "full" not in self._told
+        self._told |= {"full"} if is_full else set()
+        return first_time
 
-    def claim(self, call: bytes, scope: bytes, keys, fingerprints) -> list[int]:
-        """Reserve rows for computing.
+    def _put(self, db, part: Part) -> None:
+        """Keep the rows of one column."""
+        number = _number_of(db, part.column, part.asked)
+        seed = crc32(part.column.fingerprint)
+        blobs = [row.tobytes() for row in np.asarray(part.rows, "<f4")]
+        stored = [
+            (number, key, checksum_of(seed, key, in_range, data), in_range, data)
+            for key, in_range, data in zip(
+                part.keys, map(int, part.in_range), blobs, strict=True
+            )
+        ]
+        db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", stored)
 
-        Parameters
-        ----------
-        call : bytes
-            Who asks.
-        scope : bytes
-            What is computed in one pass through the network.
-        keys : sequence of bytes
-        fingerprints : sequence of bytes
-            Of the columns without which a row counts as lacking.
-
-        Returns
-        -------
-        granted : list of int
-            Positions in `keys` of rows that lack a column and that nobody computes.
-        """
+    def claim(
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        fingerprints: Sequence[bytes],
+    ) -> list[int]:
+        """Reserve rows for computing; see :class:`Table`."""
         ids = [digest(scope, key) for key in keys]
 
         def work(db):
@@ -194,6 +193,10 @@ class DiskTable:
             return granted
 
         return self._attempt(work, lambda: list(range(len(keys))))
+
+    def larger(self, n_bytes: int) -> str:
+        """What to type for a table with this bound."""
+        return f"cache=FeatureStore({str(self.folder)!r}, max_bytes={n_bytes})"
 
     def release(self, call: bytes) -> None:
         """Give back all claims of a call."""
@@ -247,32 +250,28 @@ class DiskTable:
         if n:
             self._attempt(work, lambda: None)
 
-    def read_files(self, paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
-        """(path, state, digest) of files that were hashed before, new to this process.
-
-        Parameters
-        ----------
-        paths : sequence of str
-            Absolute.
-        """
+    def read_files(self, names: Sequence[str]) -> list[tuple[str, str, bytes]]:
+        """(name, state, digest) of files hashed before, new to this process."""
 
         def work(db):
             query = "SELECT path, state, digest FROM files WHERE path IN"
-            return list(select(db, query, (), unknown))
+            found = select(db, query, (), list(map(os.fsencode, unknown)))
+            return [(os.fsdecode(name), *others) for name, *others in found]
 
-        unknown = [path for path in paths if path not in self._files]
+        unknown = [name for name in names if name not in self._files]
         found = self._attempt(work, list) if unknown else []
-        self._files.update((path, state) for path, state, _ in found)
+        self._files.update((name, state) for name, state, _ in found)
         return found
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
-        """Keep (path, state, digest) of files, where they are not here."""
+        """Keep (name, state, digest) of files, where they are not here."""
         new = [file for file in files if self._files.get(file[0]) != file[1]]
+        rows = [(os.fsencode(name), *others) for name, *others in new]  # any name
 
         def work(db):
             with writing(db):
-                db.executemany("REPLACE INTO files VALUES (?, ?, ?)", new)
-            self._files.update((path, state) for path, state, _ in new)
+                db.executemany("REPLACE INTO files VALUES (?, ?, ?)", rows)
+            self._files.update((name, state) for name, state, _ in new)
 
         if new:
             self._attempt(work, lambda: None)
@@ -347,20 +346,20 @@ class DiskTable:
     # Rows ---------------------------------------------------------------------------
 
     def _rows(self, db, fingerprint, keys):
-        """(key, checksum, data) of the rows that are here."""
+        """(key, checksum, in_range, data) of the rows that are here."""
         query = (
-            "SELECT key, checksum, data FROM rows JOIN columns ON id = column "
-            "WHERE fingerprint = ? AND key IN"
+            "SELECT key, checksum, in_range, data "
+            "FROM rows JOIN columns ON id = column WHERE fingerprint = ? AND key IN"
         )
         return select(db, query, (fingerprint,), keys)
 
-    def _present(self, db, fingerprint, keys) -> set[bytes]:
-        """The keys of the rows that are here."""
+    def _present(self, db, fingerprint, keys) -> dict[bytes, bool]:
+        """The keys of the rows that are here, and whether they were in range."""
         query = (
-            "SELECT key FROM rows JOIN columns ON id = column "
+            "SELECT key, in_range FROM rows JOIN columns ON id = column "
             "WHERE fingerprint = ? AND key IN"
         )
-        return {key for (key,) in select(db, query, (fingerprint,), keys)}
+        return dict(select(db, query, (fingerprint,), keys))
 
     def _drop(self, db, fingerprint, keys) -> None:
         """Remove damaged rows, so that they are computed again."""
@@ -374,8 +373,11 @@ class DiskTable:
                 [(key, fingerprint) for key in keys],
             )
 
-    def _evict(self, db) -> None:
-        """Beyond the bound, drop rows of the column whose last use is longest ago."""
+    def _evict(self, db) -> bool:
+        """Beyond the bound, drop rows of the column whose last use is longest ago.
+
+        Says whether there were any to drop.
+        """
         n_dropped = 0
         while _bytes_used(db) > self.max_bytes and n_dropped < MOST_EVICTED:
             oldest = db.execute(
@@ -383,12 +385,13 @@ class DiskTable:
                 "(SELECT 1 FROM rows WHERE column = id) ORDER BY used LIMIT 1"
             ).fetchone()
             if oldest is None:
-                return
+                break
             n_dropped += db.execute(
                 "DELETE FROM rows WHERE rowid IN (SELECT rowid FROM rows "
                 "INDEXED BY rows_by_age WHERE column = ? ORDER BY rowid LIMIT ?)",
                 (*oldest, EVICTED_AT_ONCE),
             ).rowcount
+        return n_dropped > 0
 
     # Claims -------------------------------------------------------------------------
 
@@ -468,6 +471,7 @@ class DiskTable:
         if file.exists() and not os.access(self.folder, os.W_OK):
             return _open_to_read(file)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._mention_others()
         db = sqlite3.connect(
             file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -480,6 +484,18 @@ class DiskTable:
             db.close()
             raise
         return db
+
+    def _mention_others(self) -> None:
+        """Say that features of another version of the package are left alone."""
+        others = sorted(
+            {f.name for f in self.folder.glob("features.v*.sqlite")} - {FILE}
+        )
+        if others:
+            self._warn(
+                f"also holds {others[0]!r}, features kept by another version of "
+                "skdeepfeat, which are left alone; delete the file if you do not need "
+                "them"
+            )
 
     def _set_aside(self) -> None:
         """Rename a damaged database, for whoever wants to look at it.
@@ -500,7 +516,7 @@ class DiskTable:
         if trouble not in self._told:
             self._told.add(trouble)
             message = f"The feature store in {str(self.folder)!r} {trouble}."
-            warnings.warn(message, StoreWarning, stacklevel=2)
+            warn_user(message, StoreWarning)
 
 
 # SQL --------------------------------------------------------------------------------
@@ -539,15 +555,23 @@ def select(db, query: str, parameters: tuple, values: Sequence) -> Iterator[tupl
         yield from db.execute(f"{query} ({marks})", (*parameters, *some))
 
 
-def _number_of(db, column) -> int:
-    """The number of a column in the database, given at its first row."""
+def _number_of(db, column, asked: bool) -> int:
+    """The number of a column in the database, given at its first row.
+
+    What was only prefetched was never used, so it is the first to make room.
+    """
     db.execute(
         "INSERT INTO columns (fingerprint, label, used) VALUES (?, ?, ?) "
-        "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used",
-        (column.fingerprint, column.label, time.time()),
+        "ON CONFLICT (fingerprint) DO UPDATE SET used = max(used, excluded.used)",
+        (column.fingerprint, column.label, time.time() if asked else 0),
     )
     query = "SELECT id FROM columns WHERE fingerprint = ?"
     return db.execute(query, (column.fingerprint,)).fetchone()[0]
+
+
+def checksum_of(seed: int, key: bytes, in_range: int, data: bytes) -> int:
+    """What tells a damaged row."""
+    return crc32(data, crc32(key, seed + in_range))
 
 
 def _add_to_counter(db, name: str, n: int) -> None:

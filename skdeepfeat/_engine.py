@@ -9,16 +9,15 @@ another engine has prepared before needs none.
 import importlib
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._batches import Batch, read_batches
+from ._batches import Batch, Readable, read_batches
 from ._device import device_class, resolve_batch_size, resolve_threads
 from ._exceptions import ImageError
-from ._images import Images
 from ._plan import PooledLayers
 from ._progress import Clock
 
@@ -40,14 +39,32 @@ class Computed:
         One for each layer of the plan.
     errors : list of ImageError
         Of the rows of this batch that could not be read.
-    in_range : bool
-        Whether all pixel values were within their stated range.
+    in_range : list of bool
+        Of each row, whether all pixel values were within their stated range.
+    sources : list of str
+        What a person calls each row.
     """
 
     rows: list[int]
     features: list[np.ndarray]
     errors: list[ImageError]
-    in_range: bool
+    in_range: list[bool]
+    sources: list[str]
+
+
+NOT_FINITE = (
+    "its features are not finite: its pixel values are too large for the network, or "
+    "the weights are no numbers. Check value_range, or use precision='float32'"
+)
+
+
+def not_finite(computed: Computed, features: Sequence[np.ndarray]) -> list[ImageError]:
+    """Errors of the rows of a batch with features that are nan or infinite."""
+    sound = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in features])
+    return [
+        ImageError(computed.rows[place], computed.sources[place], NOT_FINITE)
+        for place in np.flatnonzero(~sound)
+    ]
 
 
 class Engine:
@@ -82,7 +99,7 @@ class Engine:
         ]
 
     def run(
-        self, images: Images, rows: Iterable[int], value_range, decode, n_jobs, clock
+        self, images: Readable, rows: Iterable[int], value_range, decode, n_jobs, clock
     ) -> Iterator[Computed]:
         """Features of these rows of X, in order, a batch at a time.
 
@@ -146,4 +163,6 @@ class Engine:
             parts = [network.finish(piece) for piece in pieces]
         n = len(batch.rows)
         features = [np.concatenate(rows)[:n] for rows in zip(*parts, strict=True)]
-        return Computed(batch.rows, features, batch.errors, batch.in_range)
+        return Computed(
+            batch.rows, features, batch.errors, batch.in_range, batch.sources
+        )

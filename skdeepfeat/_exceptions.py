@@ -20,6 +20,11 @@
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
 
+import sys
+import warnings
+
+BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}  # us and the user's line
+
 
 class ImageError(ValueError):
     """One row of X cannot become pixels.
@@ -84,3 +89,15 @@ class RecipeWarning(FeatureWarning):
 
 class StoreWarning(FeatureWarning):
     """A store on disk is damaged, full, or may not be written; work goes on."""
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and _package_of(frame) in BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _package_of(frame) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import warnings
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -15,10 +14,16 @@ from sklearn.base import (
 )
 
 from ._backbones import Layer, WeightsSource
-from ._device import device_class, resolve_devices, resolve_engine, unconvertible
+from ._device import (
+    device_class,
+    resolve_devices,
+    resolve_engine,
+    resolve_threads,
+    unconvertible,
+)
 from ._digests import digest
 from ._engine import Engine
-from ._exceptions import ConversionError, EngineWarning
+from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
 from ._plan import Column, Plan, PooledLayers, weights_key
@@ -35,6 +40,7 @@ from ._validation import (
     StrOptions,
     check_image_shape,
     check_value_range,
+    complete_state,
     with_callbacks,
 )
 
@@ -44,6 +50,12 @@ SCHEMA = 5  # raise it when features change, so that stored ones are not served
 def _find_layer(source: WeightsSource, name) -> Layer:
     """The layer of this alias, index or node."""
     return resolve_layer(source.backbone, name, source.input.image_size)
+
+
+def _without(layers, others) -> list[Layer]:
+    """Those of the layers that are not among the others, each once."""
+    nodes = {layer.node for layer in others}
+    return list({x.node: x for x in layers if x.node not in nodes}.values())
 
 
 def clear_caches():
@@ -124,8 +136,12 @@ class PretrainedCNNFeatures(
         bound of its own, or nowhere.
     prefetch_layers : {"auto", "all"} or list, default="auto"
         Other layers that are stored in the same pass: "auto" those with an alias
-        below the deepest one asked for, which cost nothing; "all" every one with an
-        alias; or a list of layers.
+        below the deepest one asked for, which cost nothing, and every one with an
+        alias as soon as a second depth is asked of images that are stored at one;
+        "all" every one with an alias from the start; or a list of layers.
+    protocols : tuple of str, default=()
+        Schemes of URLs that may be opened, such as ("s3", "https"), through fsspec
+        (extra ``[remote]``). Files always may.
     on_error : {"raise", "nan"}, default="raise"
         What an unreadable image does: raise :class:`ImageError` with its row, or
         fill its row with nan, and warn once.
@@ -220,6 +236,7 @@ class PretrainedCNNFeatures(
         engine="auto",
         cache="memory",
         prefetch_layers="auto",
+        protocols=(),
         on_error="raise",
         n_jobs=None,
         output="numpy",
@@ -240,6 +257,7 @@ class PretrainedCNNFeatures(
         self.engine = engine
         self.cache = cache
         self.prefetch_layers = prefetch_layers
+        self.protocols = protocols
         self.on_error = on_error
         self.n_jobs = n_jobs
         self.output = output
@@ -392,11 +410,10 @@ class PretrainedCNNFeatures(
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
             unconvertible.add(plan.pooled)
-            warnings.warn(
+            warn_user(
                 f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
                 f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",
                 EngineWarning,
-                stacklevel=3,
             )
             return self._walk_along(self._plan(), X, **options)
 
@@ -408,15 +425,14 @@ class PretrainedCNNFeatures(
         out = (make_output or self._allocate)(len(images), plan.width)
         report, clock = Report(self, len(images)), Clock()
         rows = Rows(images, open_table(self.cache), plan, out, report, clock)
-        with progress_bar(len(rows), self.verbose) as show, rows:
-            while rows.read():
-                show(len(rows) - len(rows.missing))
-                for computed in self._compute(images, plan, rows, clock):
-                    rows.write(computed)
-                    report.add(computed)
-                    show(len(rows) - len(rows.missing))
-                    batch_done()
-            show(len(rows))
+        with progress_bar(len(images), self.verbose) as show, rows:
+            for window in rows.windows(resolve_threads(self.n_jobs)):
+                while rows.read():
+                    for computed in self._compute(window, rows, clock):
+                        rows.write(computed)
+                        show(rows.n_done)
+                        batch_done()
+                show(rows.n_done)
         rows.finish()
         report.finish(out)
         report.measured(plan, rows.n_computed, clock)
@@ -429,8 +445,9 @@ class PretrainedCNNFeatures(
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
 
-    def _compute(self, images, plan, rows, clock):
+    def _compute(self, window, rows, clock):
         """Features of the missing rows that nobody else computes, batch by batch."""
+        plan = rows.plan
         with rows.turn():
             claimed = rows.claim()
             first = next(claimed, None)
@@ -445,7 +462,7 @@ class PretrainedCNNFeatures(
                     plan.engine,
                 )
             yield from engine.run(
-                images,
+                window,
                 chain([first], claimed),
                 plan.value_range,
                 self.decode,
@@ -471,7 +488,7 @@ class PretrainedCNNFeatures(
         source = self._resolve_source()
         key = weights_key(source)
         asked = self._asked(source)
-        prefetched = self._prefetched(source, asked)
+        prefetched, others = self._prefetched(source, asked)
         devices = resolve_devices(self.device)
         device = device_class(devices)
         layers = tuple((layer, self.pooling) for layer in (*asked, *prefetched))
@@ -479,14 +496,12 @@ class PretrainedCNNFeatures(
         engine = resolve_engine(self.engine, device, self.precision, pooled)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
         scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
-        columns, others = (
+        columns = (
             tuple(self._column(source, scope, layer) for layer in layers)
-            for layers in (asked, prefetched)
+            for layers in (asked, prefetched, others)
         )
         scope = digest(scope, self.pooling)
-        return Plan(
-            pooled, value_range, devices, device, engine, columns, others, scope
-        )
+        return Plan(pooled, value_range, devices, device, engine, *columns, scope)
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""
@@ -504,22 +519,21 @@ class PretrainedCNNFeatures(
             )
         return [_find_layer(source, name) for name in names]
 
-    def _prefetched(self, source, asked) -> list[Layer]:
-        """Other layers that are stored in the same pass."""
+    def _prefetched(self, source, asked) -> tuple[list[Layer], list[Layer]]:
+        """Other layers stored in the same pass, and those stored if it saves one."""
         if self.pooling == "flatten" or self.cache is None:
-            return []
-        if isinstance(self.prefetch_layers, str):
-            # A file of one's own may have a head for other classes, or none.
-            skipped = "logits" if source.path is not None else None
-            aliased = aliased_layers(source.backbone)
-            deepest = max((layer.index for layer in asked if layer.index), default=0)
-            limit = len(aliased) if self.prefetch_layers == "all" else deepest
-            wanted = [layer for layer in aliased[:limit] if layer.alias != skipped]
-        else:
+            return [], []
+        if not isinstance(self.prefetch_layers, str):
             wanted = [_find_layer(source, name) for name in self.prefetch_layers]
-        nodes = {layer.node for layer in asked}
-        by_node = {layer.node: layer for layer in wanted if layer.node not in nodes}
-        return list(by_node.values())
+            return _without(wanted, asked), []
+        # A file of one's own may have a head for other classes, or none.
+        skipped = "logits" if source.path is not None else None
+        aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
+        if self.prefetch_layers == "all":
+            return _without(aliased, asked), []
+        deepest = max((layer.index for layer in asked if layer.index), default=0)
+        below = _without([x for x in aliased if x.index < deepest], asked)
+        return below, _without(aliased, [*asked, *below])
 
     def _column(self, source, scope: bytes, layer: Layer) -> Column:
         """One layer with the fingerprint of everything that makes its features."""
@@ -549,6 +563,9 @@ class PretrainedCNNFeatures(
     def stats_(self) -> dict:
         """What this thread's last call took, and where."""
         return last_report(self).stats
+
+    def __setstate__(self, state):
+        super().__setstate__(complete_state(type(self), state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

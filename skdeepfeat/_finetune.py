@@ -18,11 +18,12 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from ._backbones import Backbone, WeightsSource
 from ._device import resolve_devices
 from ._digests import digest
-from ._engine import Engine
+from ._engine import Engine, not_finite
 from ._exceptions import WeightsError
 from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._plan import PooledLayers, weights_key
 from ._progress import Clock, FitTask
+from ._report import warn_of_range
 from ._validation import (
     CallbackSupportMixin,
     Interval,
@@ -31,6 +32,7 @@ from ._validation import (
     check_labels,
     check_value_range,
     check_weights,
+    complete_state,
     with_callbacks,
 )
 
@@ -98,6 +100,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     warm_start : bool, default=False
         Go on from the last fit, without training the head alone again.
     image_shape, value_range, image_size : default=None
+        As in :class:`PretrainedCNNFeatures`.
+    protocols : tuple of str, default=()
         As in :class:`PretrainedCNNFeatures`.
     device : str, default="auto"
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
@@ -210,6 +214,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         image_shape=None,
         value_range=None,
         image_size=None,
+        protocols=(),
         device="auto",
         precision="float32",
         n_jobs=None,
@@ -236,6 +241,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.image_shape = image_shape
         self.value_range = value_range
         self.image_size = image_size
+        self.protocols = protocols
         self.device = device
         self.precision = precision
         self.n_jobs = n_jobs
@@ -373,7 +379,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         check_is_fitted(self)
         kept = {
             name: getattr(self, name)
-            for name in ("image_shape", "value_range", "device")
+            for name in ("image_shape", "value_range", "protocols", "device")
         }
         backbone = FrozenEstimator(self)
         return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
@@ -577,13 +583,17 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         end, inner = head_input(source)
         pooled = PooledLayers(source, key, ((end, "avg"),))
         engine = Engine(pooled, resolve_devices(self.device), "float32", "auto")
-        rows, parts = range(len(images)), []
+        rows, parts, in_range = range(len(images)), [], True
         for computed in engine.run(
             images, rows, value_range, "exact", self.n_jobs, Clock()
         ):
-            if computed.errors:
-                raise computed.errors[0]
+            errors = [*computed.errors, *not_finite(computed, computed.features)]
+            if errors:
+                raise errors[0]
             parts.append(computed.features[0])
+            in_range &= all(computed.in_range)
+        if not in_range:
+            warn_of_range()
         return head_scores(end, inner, self.weights_["head"], np.concatenate(parts))
 
     def _tuned_source(self) -> tuple[WeightsSource, bytes]:
@@ -626,6 +636,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "weights_")
+
+    def __setstate__(self, state):
+        super().__setstate__(complete_state(type(self), state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

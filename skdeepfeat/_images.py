@@ -4,106 +4,307 @@ Nothing is decoded here. What a cell is gets decided cell by cell and call by ca
 that a list, a Series or an object array of the same images mean the same.
 """
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 from scipy import sparse
 
 from ._cells import (
-    ALLOWED,
-    CellKind,
+    Cell,
+    Hashed,
     is_missing,
     is_tensor,
     kind_of,
-    reason_of,
-    unwrap,
+    row_errors,
 )
 from ._decoding import CHANNELS
-from ._digests import digest, digest_bytes
+from ._digests import digest
 from ._exceptions import ImageError
+from ._references import Reference
+
+ROWS_HELD = 1000  # by a window, at most
+BYTES_HELD = 256 * 2**20  # a window that holds as much takes no more rows
+FETCHES = 8  # at once, at least, from servers that answer slowly
+
 
 # Rows -------------------------------------------------------------------------------
 
 
 class Images:
-    """The rows of one call: a sequence of cells that can be hashed, named and read.
+    """The rows of one call: a sequence of images, each with a name.
 
     Parameters
     ----------
-    cells : sequence
-        One image each.
+    cells : Cells
+        What stands in the rows.
+    protocols : collection of str, default=()
+        Schemes of URLs that may be opened.
     """
 
-    def __init__(self, cells):
-        self._cells = cells
-        self._file_digests: dict[int, bytes] = {}
+    def __init__(self, cells: "Cells", protocols: Collection[str] = ()):
+        self._cells, self._protocols = cells, protocols
+        self._lock = threading.Lock()  # few sequences may be asked by several threads
 
     def __len__(self):
         return len(self._cells)
 
-    def __getitem__(self, row):
-        return unwrap(self._cells[row])
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError."""
+        (cell,) = self._take(row, row + 1)
+        if isinstance(cell, ImageError):
+            raise cell
+        return cell.read()
 
-    def kind(self, row, cell) -> CellKind:
-        """What a cell is; raises ImageError for a missing or foreign one."""
-        if is_missing(cell):
-            raise ImageError(row, "missing", "there is no image in this row")
-        kind = kind_of(cell)
-        if kind is None:
-            what = type(cell).__name__
-            raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
-        return kind
+    def expect(self, row: int) -> None:
+        """Nothing: whoever asks here asks once."""
 
-    def key(self, row, cell, rescaled=False) -> bytes | ImageError:
-        """Digest of the content of a row, or what went wrong.
+    def windows(self, recall, n_threads: int, rescaled: bool) -> Iterator["Window"]:
+        """All rows in order, some at a time; each is read once and hashed.
 
-        `rescaled` says that arrays have a range of values of their own, so that equal
-        pixels of a PIL image are another image.
+        Parameters
+        ----------
+        recall : callable
+            Is given the names of files before they are hashed.
+        n_threads : int
+            How many files are read at once.
+        rescaled : bool
+            Whether arrays have a range of values of their own, so that equal pixels of
+            a PIL image are another image.
         """
+        start = 0
+        with ThreadPoolExecutor(max(n_threads, FETCHES), "skdeepfeat-read") as pool:
+            while start < len(self):
+                window = Window(rescaled)
+                while start < len(self) and window.has_room:
+                    stop = min(len(self), start + self._cells.at_once)
+                    window.add(self._take(start, stop), recall, pool)
+                    start = stop
+                yield window
+
+    def _take(self, start: int, stop: int) -> list[Cell | ImageError]:
+        """What stands in some rows, or what went wrong there."""
+        with self._lock:
+            values = self._cells.read(start, stop)
+            return [self._take_one(row, v) for row, v in enumerate(values, start)]
+
+    def _take_one(self, row: int, value) -> Cell | ImageError:
         try:
-            kind = self.kind(row, cell)
-            key = kind.digest(cell)
+            if isinstance(value, Unreadable):
+                with row_errors(row, self._cells.name):
+                    raise value.error
+            return Cell.of(row, value, self._protocols)
         except ImageError as error:
             return error
-        except Exception as error:
-            failure = self.error(row, error)
-            failure.__cause__ = error
-            return failure
-        if kind.name == "path":
-            self._file_digests[row] = key
-        return digest("pil", key) if rescaled and kind.name == "pil" else key
 
-    def read(self, row) -> tuple[CellKind, Any]:
-        """Kind and cell of a row, a file as its bytes, which must be those hashed."""
-        cell = self[row]
-        kind = self.kind(row, cell)
-        if kind.name != "path":
-            return kind, cell
-        with open(cell, "rb") as file:
-            content = file.read()
-        hashed = self._file_digests.get(row)
-        if hashed is not None and hashed != digest_bytes(content):
-            raise ValueError("the file was changed while it was in use; try again")
-        return kind, content
 
-    def expect(self, row) -> None:
+class Window:
+    """Some rows of X, hashed; what was read of them is held until they are computed.
+
+    Parameters
+    ----------
+    rescaled : bool
+        As in :meth:`Images.windows`.
+    """
+
+    def __init__(self, rescaled: bool):
+        self.keys: dict[int, bytes | ImageError] = {}
+        self.files: list[tuple[str, str, bytes]] = []
+        self._hashed: dict[int, Hashed] = {}
+        self._rescaled, self._n_bytes = rescaled, 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more rows may be added."""
+        return len(self.keys) < ROWS_HELD and self._n_bytes < BYTES_HELD
+
+    def add(self, cells: Sequence[Cell | ImageError], recall, pool) -> None:
+        """Hash more rows."""
+        good = [cell for cell in cells if isinstance(cell, Cell)]
+        recall([cell.held.name for cell in good if isinstance(cell.held, Reference)])
+        quick = [cell for cell in good if cell.is_hashed]
+        rows = {cell.row for cell in quick}
+        slow = [cell for cell in good if cell.row not in rows]
+        hashed = [*map(_hashed, quick), *pool.map(_hashed, slow)]
+        found = {_row_of(one): one for one in (*cells, *hashed)}
+        for row in sorted(found):
+            self._put(row, found[row])
+
+    def _put(self, row: int, found: Hashed | ImageError) -> None:
+        if isinstance(found, ImageError):
+            self.keys[row] = found
+            return
+        tagged = self._rescaled and found.cell.kind.name == "pil"
+        self.keys[row] = digest("pil", found.key) if tagged else found.key
+        self._hashed[row] = found
+        self._n_bytes += found.cell.n_bytes
+        if found.file is not None:
+            self.files.append(found.file)
+
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError."""
+        return self._hashed[row].read()
+
+    def expect(self, row: int) -> None:
         """Let the system begin to read the file of a row that is asked for soon."""
-        if type(self._cells) is not list or not hasattr(os, "posix_fadvise"):
-            return  # another sequence may make an image whenever it is looked at
-        cell = self[row]
-        if self.kind(row, cell).name == "path":
-            with open(cell, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        held = self._hashed[row].cell.held
+        if isinstance(held, Reference):
+            held.expect()
 
-    def error(self, row, error: Exception) -> ImageError:
-        """What went wrong with a row, in a sentence that names it."""
-        cell = self[row]
-        return ImageError(row, self.kind(row, cell).describe(cell), reason_of(error))
 
+def _hashed(cell: Cell) -> Hashed | ImageError:
+    try:
+        return cell.hashed()
+    except ImageError as error:
+        return error
+
+
+def _row_of(found: Cell | Hashed | ImageError) -> int:
+    return found.cell.row if isinstance(found, Hashed) else found.row
+
+
+# What stands in the rows ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a sequence raised instead of giving a row."""
+
+    error: Exception
+
+
+class Cells(Protocol):
+    """What stands in the rows of X.
+
+    Attributes
+    ----------
+    name : str
+        What a person calls a row that cannot even be read.
+    at_once : int
+        How many rows are asked for at once.
+    """
+
+    name: str
+    at_once: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows; `Unreadable` for what cannot be had."""
+
+    def first(self):
+        """What stands in the first row; None if there is none or it is an array."""
+
+
+class Held:
+    """Rows that are in memory.
+
+    Parameters
+    ----------
+    cells : sequence
+    """
+
+    name, at_once = "row of X", 32
+
+    def __init__(self, cells):
+        self._cells = cells
+
+    def __len__(self):
+        return len(self._cells)
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows."""
+        return [self._cells[row] for row in range(start, stop)]
+
+    def first(self):
+        """What stands in the first row."""
+        return self._cells[0] if len(self) else None
+
+
+class Lazy:
+    """Rows that a sequence makes when it is asked for them; each is asked for once.
+
+    Parameters
+    ----------
+    sequence : object
+        With a length and rows by number.
+    """
+
+    at_once = 8
+
+    def __init__(self, sequence):
+        self._sequence = sequence
+        self._first: list = []
+        self.name = f"row of a {type(sequence).__name__}"
+
+    def __len__(self):
+        return len(self._sequence)
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows."""
+        return [self._read_one(row) for row in range(start, stop)]
+
+    def first(self):
+        """What stands in the first row, which is kept until it is read; else None."""
+        if len(self) and not self._first:
+            self._first = [self._read_one(0)]
+        return self._first[0] if self._first else None
+
+    def _read_one(self, row: int):
+        if row == 0 and self._first:
+            return self._first.pop()
+        try:
+            return self._sequence[row]
+        except MemoryError:
+            raise
+        except Exception as error:
+            return Unreadable(error)
+
+
+class LazyArray:
+    """An array in a file, of which some rows are read at a time.
+
+    Parameters
+    ----------
+    array : object
+        With `shape`, `dtype` and slices, as h5py, zarr and dask have them.
+    """
+
+    def __init__(self, array):
+        self._array = array
+        self.name = f"row of a {type(array).__name__}"
+        row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+        self.at_once = min(ROWS_HELD, max(8, BYTES_HELD // 8 // max(1, row_bytes)))
+
+    def __len__(self):
+        return self._array.shape[0]
+
+    def read(self, start: int, stop: int) -> list:
+        """Some rows; one by one if not all of them can be read."""
+        try:
+            return list(np.asarray(self._array[start:stop]))
+        except MemoryError:
+            raise
+        except Exception as error:
+            if stop - start == 1:
+                return [Unreadable(error)]
+            return [
+                cell for row in range(start, stop) for cell in self.read(row, row + 1)
+            ]
+
+    def first(self):
+        """Nothing: rows of an array are arrays."""
+        return None
+
+
+LAZY = (Lazy, LazyArray)
 
 # Containers -------------------------------------------------------------------------
 
@@ -114,6 +315,8 @@ def is_table(X) -> bool:
     Everything that is not recognised as images is a table too, so that scikit-learn's
     own validation says what is wrong with it.
     """
+    if isinstance(X, LAZY):
+        return isinstance(X, Lazy) and _are_numbers([X.first()])
     if sparse.issparse(X):
         return True
     if _is_frame(X):
@@ -142,6 +345,25 @@ def _are_numbers(cells) -> bool:
     return len(numbers) > 0 and all(numbers)
 
 
+def lazily(X):
+    """X itself, or a wrapper of a sequence that makes its rows when asked for them."""
+    if not _is_lazy(X):
+        return X
+    if len(getattr(X, "shape", ())) < 3:
+        return Lazy(X)
+    check_stack(tuple(X.shape))
+    return LazyArray(X)
+
+
+def _is_lazy(X) -> bool:
+    """Whether this is a sequence that need not be in memory."""
+    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    in_memory = isinstance(X, IN_MEMORY) or is_tensor(X) or _is_frame(X)
+    in_memory |= any(hasattr(X, name) for name in ("to_pylist", "to_numpy"))
+    is_flat = len(getattr(X, "shape", ())) == 2 or hasattr(X, "column_names")
+    return is_sequence and not in_memory and not is_flat
+
+
 def _is_frame(X) -> bool:
     return hasattr(X, "columns") and hasattr(X, "shape") and len(X.shape) == 2
 
@@ -150,6 +372,9 @@ def _all_numeric(frame) -> bool:
     """Whether all columns of a pandas or polars frame hold numbers."""
     dtypes = [str(dtype).lower() for dtype in frame.dtypes]
     return all(dtype.startswith(("int", "uint", "float", "bool")) for dtype in dtypes)
+
+
+IN_MEMORY = (list, tuple, Mapping, str, bytes, bytearray, Image.Image, np.ndarray)
 
 
 def _is_number(cell) -> bool:
@@ -195,24 +420,28 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
 )
 
 
-def read_images(X) -> Images:
+def read_images(X, protocols: Collection[str] = ()) -> Images:
     """Rows of any container of images; says what to type instead of anything else."""
+    cells: Cells = X if isinstance(X, LAZY) else Held(_cells_of(X))
+    _refuse_pairs(cells.first())
+    return Images(cells, protocols)
+
+
+def _cells_of(X):
+    """A sequence of what stands in the rows of a container in memory."""
     for is_no_sequence, advice in REFUSED:
         if is_no_sequence(X):
             raise ValueError(advice(X))
-    cells_of = next(cells_of for is_one, cells_of in CONTAINERS if is_one(X))
-    return _checked(Images(cells_of(X)))
+    return next(cells_of(X) for is_one, cells_of in CONTAINERS if is_one(X))
 
 
-def _checked(images: Images) -> Images:
+def _refuse_pairs(first) -> None:
     """Refuse rows that are (image, label) pairs, as torch's data sets give them."""
-    first = images[0] if len(images) else None
     if isinstance(first, (tuple, list)) and len(first) == 2 and kind_of(first[0]):
         raise ValueError(
             "X must be images alone. Its rows are (image, label) pairs; pass "
             "[image for image, label in X] as X and the labels as y."
         )
-    return images
 
 
 def _only_column(frame):
@@ -254,21 +483,24 @@ def _cells_of_array(X):
                 "pixels a dtype of numbers."
             )
         return list(X.reshape(-1))
-    if X.ndim == 3 and X.shape[-1] in CHANNELS[1:]:
+    check_stack(X.shape)
+    return X
+
+
+def check_stack(shape: tuple[int, ...]) -> None:
+    """Refuse what is no stack of images of shape (n, h, w[, channels])."""
+    if len(shape) == 3 and shape[-1] in CHANNELS[1:]:
         raise ValueError(
-            f"X of shape {X.shape} is a single image; pass X[None] for it. (A stack "
+            f"X of shape {shape} is a single image; pass X[None] for it. (A stack "
             "of grey images has the shape (n, h, w).)"
         )
-    if X.ndim == 3 or (X.ndim == 4 and X.shape[-1] in CHANNELS):
-        return X
-    hint = (
-        " pass X.transpose(0, 2, 3, 1)."
-        if X.ndim == 4 and X.shape[1] in CHANNELS
-        else " reshape it."
-    )
+    if len(shape) == 3 or (len(shape) == 4 and shape[-1] in CHANNELS):
+        return
+    planar = len(shape) == 4 and shape[1] in CHANNELS
+    hint = " pass X.transpose(0, 2, 3, 1)." if planar else " reshape it."
     raise ValueError(
         "An array of images must have the shape (n, h, w) or (n, h, w, channels) with "
-        f"1, 3 or 4 channels. Got {X.shape};{hint}"
+        f"1, 3 or 4 channels. Got {shape};{hint}"
     )
 
 
@@ -278,7 +510,7 @@ CONTAINERS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (is_tensor, _stacked_tensor),
     (lambda X: isinstance(X, np.ndarray), _cells_of_array),
     (lambda X: hasattr(X, "to_pylist"), lambda X: X.to_pylist()),  # an Arrow column
-    (lambda X: isinstance(X, Sequence), lambda X: X),
+    (lambda X: isinstance(X, (list, tuple)), lambda X: X),
     (lambda X: True, list),
 )
 
@@ -297,4 +529,4 @@ def shape_rows(rows: np.ndarray, image_shape) -> Images:
     planar = stack.ndim == 4 and (
         stack.shape[-1] not in CHANNELS and stack.shape[1] in CHANNELS
     )
-    return Images(np.moveaxis(stack, 1, -1) if planar else stack)
+    return Images(Held(np.moveaxis(stack, 1, -1) if planar else stack))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from numbers import Integral
 
 from ._backbones import Backbone, WeightsSource, resolve_backbone, resolve_weights
-from ._images import Images, is_table, read_images, shape_rows
+from ._images import Images, is_table, lazily, read_images, shape_rows
 from ._validation import (
     HasBackbone,
     HasMethods,
@@ -19,6 +19,7 @@ CONSTRAINTS: dict = {
     "weights": [str, HasMethods("__fspath__"), tuple, None],
     "image_shape": [tuple, list, None],
     "value_range": [tuple, list, None],
+    "protocols": [tuple, list],
     "image_size": [Interval(Integral, 1, None, closed="left"), None],
     "n_jobs": [Integral, None],
     "verbose": ["verbose"],
@@ -27,13 +28,14 @@ CONSTRAINTS: dict = {
 
 def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
     """X as rows of images; remembers or compares its columns on the estimator."""
-    if is_table(X):
+    rows = lazily(X)
+    if is_table(rows):
         shape = estimator.image_shape
         table = check_table(
             estimator, X, reset=reset, image_shape=shape, allow_nan=allow_nan
         )
         return shape_rows(table, shape)
-    images = read_images(X)
+    images = read_images(rows, estimator.protocols)
     check_rows_exist(estimator, len(images))
     check_columns(estimator, X, reset=reset)
     return images

@@ -4,7 +4,7 @@ Everything that changes a feature is in the fingerprint of its column, so that t
 store never serves a row that was made differently.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 
@@ -13,6 +13,7 @@ import numpy as np
 from ._backbones import Layer, WeightsSource
 from ._digests import digest, digest_file
 from ._exceptions import WeightsError
+from ._table import ROW_OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Plan:
         What is asked for, in the order of the output.
     prefetched : tuple of Column
         What is stored besides.
+    others : tuple of Column
+        What is stored too once that saves a pass.
     scope : bytes
         What is computed in one pass: the fingerprints of all columns, less the layer.
     """
@@ -85,7 +88,26 @@ class Plan:
     engine: str
     columns: tuple[Column, ...]
     prefetched: tuple[Column, ...]
+    others: tuple[Column, ...]
     scope: bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """About what a store needs for all that is kept of an image."""
+        kept = (*self.columns, *self.prefetched)
+        return sum(4 * column.width + ROW_OVERHEAD for column in kept)
+
+    @property
+    def aliased(self) -> tuple[Column, ...]:
+        """All columns, any of which shows that an image was computed before."""
+        return (*self.columns, *self.prefetched, *self.others)
+
+    def widened(self) -> "Plan":
+        """The same with the other columns stored in the same pass."""
+        layers = [(column.layer, column.pooling) for column in self.others]
+        pooled = replace(self.pooled, layers=(*self.pooled.layers, *layers))
+        kept = (*self.prefetched, *self.others)
+        return replace(self, pooled=pooled, prefetched=kept, others=())
 
     @property
     def width(self) -> int:

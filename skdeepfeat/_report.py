@@ -4,13 +4,12 @@ It is kept outside the estimator, by thread, so that a call leaves no trace on i
 """
 
 import threading
-import warnings
 import weakref
 from typing import Any
 
 import numpy as np
 
-from ._exceptions import ImageError, ImageWarning
+from ._exceptions import ImageError, ImageWarning, warn_user
 from ._plan import Plan
 from ._progress import Clock
 
@@ -31,7 +30,7 @@ class Report:
         self._raises, self._n_rows = estimator.on_error == "raise", n_rows
         self.failed: dict[int, ImageError] = {}
         self.stats: dict[str, Any] = {}
-        self.in_range = True  # all values are within the range of their dtype
+        self.out_of_range = False  # whether any pixel value lies outside its range
         if not hasattr(_of_thread, "reports"):
             _of_thread.reports = weakref.WeakKeyDictionary()
         _of_thread.reports[estimator] = self
@@ -65,32 +64,29 @@ class Report:
             f"{self.stats['images_per_second']:.0f} a second: {parts}"
         )
 
-    def add(self, computed) -> None:
-        """Take over the errors of one batch, whose good rows are stored by now."""
-        self.in_range &= computed.in_range
-        for error in computed.errors:
-            self.fail(error)
-
     def finish(self, out) -> None:
         """Fill failed rows with nan, and warn once of each kind of trouble."""
         if out is not None:
             out[list(self.failed)] = np.nan
         if self.failed:
-            warnings.warn(
+            warn_user(
                 f"{len(self.failed)} of {self._n_rows} images could not be read; their "
                 "rows are nan and errors_ lists them. The first is "
                 f"{self.failed[min(self.failed)]}.",
                 ImageWarning,
-                stacklevel=5,
             )
-        if not self.in_range:
-            warnings.warn(
-                "Some pixel values lie outside the range that is taken as black to "
-                "white for their dtype. If they are on another scale, type for "
-                "instance value_range=(0, 255).",
-                ImageWarning,
-                stacklevel=5,
-            )
+        if self.out_of_range:
+            warn_of_range()
+
+
+def warn_of_range() -> None:
+    """Say that pixel values lie outside what is taken as black to white."""
+    warn_user(
+        "Some pixel values lie outside the range that is taken as black to white for "
+        "their dtype. If they are on another scale, type for instance "
+        "value_range=(0, 255).",
+        ImageWarning,
+    )
 
 
 def last_report(estimator) -> Report:

@@ -1,25 +1,26 @@
 """The rows of one call: found by content, read, claimed, computed and written."""
 
-import os
 import secrets
 from collections.abc import Iterator
 
 import numpy as np
 
-from ._cells import as_array, is_tensor
-from ._decoding import is_in_range
-from ._digests import known_digest, learn_digest
-from ._exceptions import ImageError
-from ._images import Images
+from ._digests import learn_digest
+from ._engine import Computed, not_finite
+from ._exceptions import ImageError, StoreWarning, warn_user
+from ._images import Images, Window
 from ._plan import Plan
 from ._progress import Clock
+from ._table import Part, Table
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
-HASHED_AT_ONCE = 1000  # after so many, what is known of files is written down
 
 
 class Rows:
     """The distinct rows of one call, on their way from the store to the output.
+
+    X goes through in windows: the rows of one are read and hashed, then taken from the
+    store or computed.
 
     Parameters
     ----------
@@ -27,28 +28,26 @@ class Rows:
     table : MemoryTable or DiskTable
         Where features are kept.
     plan : Plan
+        What is computed; other layers are added once that saves a pass.
     out : ndarray of shape (n_images, width) or None
         Where features go; None if they are only to be stored.
     report : Report
-        Is told of rows whose content cannot be read, and of values out of range.
+        Is told of rows that fail, and of values out of range.
     clock : Clock
         Measures hashing, and what the store takes.
     """
 
-    def __init__(self, images: Images, table, plan: Plan, out, report, clock: Clock):
-        self._table, self._plan, self._out, self._report = table, plan, out, report
-        self._clock = clock
-        self._key_of: dict[int, bytes] = {}
+    def __init__(
+        self, images: Images, table: Table, plan: Plan, out, report, clock: Clock
+    ):
+        self._images, self._table, self.plan = images, table, plan
+        self._out, self._report, self._clock = out, report, clock
+        self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
         self._call = secrets.token_bytes(8)  # marks the claims of this call
-        self._refused: list[bytes] = []  # keys that others computed when asked
-        self.n_computed = self._n_seen = self._n_idle = 0
-        with clock.measure("hashing"):
-            self._find(images)
-        self.missing = dict.fromkeys(self._key_of)  # an ordered set of rows
-
-    def __len__(self):
-        return len(self._key_of)
+        self._key_of: dict[int, bytes] = {}
+        self.missing: dict[int, None] = {}  # an ordered set of rows
+        self.n_computed = self._n_begun = 0
 
     def __enter__(self):
         return self
@@ -57,47 +56,45 @@ class Rows:
         """Let others compute what was claimed here and not computed."""
         self._table.release(self._call)
 
+    @property
+    def n_done(self) -> int:
+        """How many rows of X are done."""
+        return self._n_begun - len(self.missing)
+
     def turn(self):
         """A context in which no other process uses the same GPU."""
-        return self._table.turn(self._plan.device_class)
+        return self._table.turn(self.plan.device_class)
 
-    def _find(self, images: Images) -> None:
-        """Tell the distinct rows by their content."""
-        first_of: dict[bytes, int] = {}
-        for start in range(0, len(images), HASHED_AT_ONCE):
-            rows = range(start, min(start + HASHED_AT_ONCE, len(images)))
-            keys = self._keys(images, rows)
-            for row in rows:
-                key = keys[row]
-                if isinstance(key, ImageError):
-                    self._report.fail(key)
-                    continue
-                first = first_of.setdefault(key, row)
-                if first == row:
-                    self._key_of[row] = key
-                else:
-                    self._same_as.append((row, first))
+    def windows(self, n_threads: int) -> Iterator[Window]:
+        """The windows of X, hashed; after each comes what it lacks."""
+        rescaled = self.plan.value_range not in (None, (0, 255))
+        windows = self._images.windows(self._recall, n_threads, rescaled)
+        for window in self._clock.each(windows, "hashing"):
+            self._find(window)
+            self._n_begun += len(window.keys)
+            yield window
 
-    def _keys(self, images: Images, rows) -> dict[int, bytes | ImageError]:
-        """Hash some rows, files only where neither we nor the store know them."""
-        rescaled = self._plan.value_range not in (None, (0, 255))
-        keys: dict[int, bytes | ImageError] = {}
-        files = {}
-        for row in rows:
-            cell = images[row]
-            if isinstance(cell, (str, os.PathLike)):
-                files[row] = cell
-            else:
-                keys[row] = images.key(row, cell, rescaled)
-                if not isinstance(keys[row], ImageError):  # stored rows too
-                    in_range = _is_in_range(cell, self._plan.value_range)
-                    self._report.in_range &= in_range
-        paths = [os.path.abspath(path) for path in files.values()]
-        for file in self._table.read_files(paths):
+    def _recall(self, names: list[str]) -> None:
+        """Learn from the store which files were hashed before."""
+        for file in self._table.read_files(names):
             learn_digest(*file)
-        keys |= {row: images.key(row, path) for row, path in files.items()}
-        self._table.write_files([f for f in map(known_digest, paths) if f])
-        return keys
+
+    def _find(self, window: Window) -> None:
+        """Tell the distinct rows by their content."""
+        self._key_of = {}
+        for row, key in window.keys.items():
+            if isinstance(key, ImageError):
+                self._report.fail(key)
+                continue
+            first = self._first_of.setdefault(key, row)
+            if first == row:
+                self._key_of[row] = key
+            else:
+                self._same_as.append((row, first))
+        self._table.write_files(window.files)
+        self.missing = dict.fromkeys(self._key_of)
+        self._refused: list[bytes] = []  # keys that others computed when asked
+        self._n_seen = self._n_idle = 0
 
     def read(self) -> bool:
         """Take what the store has, and what others were computing.
@@ -112,22 +109,37 @@ class Rows:
 
     def _read(self) -> bool:
         self._table.release(self._call)  # who waits must not be waited for
-        self._table.wait(self._plan.scope, self._refused)
+        self._table.wait(self.plan.scope, self._refused)
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
-        for column, place in zip(self._plan.columns, self._plan.slices, strict=True):
+        for column, place in zip(self.plan.columns, self.plan.slices, strict=True):
             out = None if self._out is None else self._out[:, place]
-            lacking.update(self._table.read(column.fingerprint, keys, out, rows))
+            found = self._table.read(column.fingerprint, keys, out, rows)
+            lacking.update(found.missing)
+            self._report.out_of_range |= found.out_of_range
         idle = len(lacking) == self._n_seen  # nothing was computed, nothing came
         self._n_idle = self._n_idle + 1 if idle else 0
         self._n_seen, self._refused = len(lacking), []
         self.missing = dict.fromkeys(rows[position] for position in sorted(lacking))
+        self._widen()
         return bool(self.missing)
+
+    def _widen(self) -> None:
+        """Compute all depths once images that are here at one are asked for at another.
+
+        So no image goes through the network more than twice, in whatever order its
+        layers are asked for. A single row is not worth it.
+        """
+        if len(self.missing) < 2 or not self.plan.others:
+            return
+        keys = [self._key_of[row] for row in self.missing]
+        if self._table.has_any([c.fingerprint for c in self.plan.aliased], keys):
+            self.plan = self.plan.widened()
 
     def claim(self) -> Iterator[int]:
         """Rows to compute here: missing ones that nobody else computes meanwhile."""
-        asked = [column.fingerprint for column in self._plan.columns]
-        missing, scope = list(self.missing), self._plan.scope
+        asked = [column.fingerprint for column in self.plan.columns]
+        missing, scope = list(self.missing), self.plan.scope
         if self._n_idle > 1:  # a store that has no rows and grants none is of no use
             yield from missing
             return
@@ -138,38 +150,61 @@ class Rows:
             self._refused += [key for i, key in enumerate(keys) if i not in granted]
             yield from (row for i, row in enumerate(some) if i in granted)
 
-    def write(self, computed) -> None:
-        """Put the features of one batch into the output and into the store."""
+    def write(self, computed: Computed) -> None:
+        """Put the features of a batch into the store and the output, report errors."""
+        asked = computed.features[: len(self.plan.columns)]
+        errors = [*computed.errors, *not_finite(computed, asked)]
+        failed = {error.row for error in errors}
+        sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
-        columns = (*self._plan.columns, *self._plan.prefetched)
-        parts = list(zip(columns, computed.features, strict=True))
         with self._clock.measure("store"):
-            # What is asked for comes last: it is the last to make room for others.
-            self._table.write(self._call, self._plan.scope, keys, parts[::-1])
+            parts = list(self._parts(computed, keys, sound))
+            if self._table.write(self._call, self.plan.scope, keys, parts):
+                self._warn_of_bound()
         self.n_computed += len(keys)
-        for row in (*computed.rows, *(error.row for error in computed.errors)):
+        for row in {*computed.rows, *failed}:
             del self.missing[row]
+        self._report.out_of_range |= not all(computed.in_range)
         if self._out is not None:
-            asked = computed.features[: len(self._plan.columns)]
-            for place, features in zip(self._plan.slices, asked, strict=True):
-                self._out[computed.rows, place] = features
+            rows = np.array(computed.rows, int)[sound]
+            for place, features in zip(self.plan.slices, asked, strict=True):
+                self._out[rows, place] = features[sound]
+        for error in errors:
+            self._report.fail(error)
+
+    def _parts(self, computed: Computed, keys, sound) -> Iterator[Part]:
+        """What is kept of a batch: rows that are numbers."""
+        columns = (*self.plan.columns, *self.plan.prefetched)
+        parts = list(zip(columns, computed.features, strict=True))
+        # What is asked for comes last: it is the last to make room for others.
+        for place, (column, rows) in reversed(list(enumerate(parts))):
+            kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
+            in_range = [computed.in_range[i] for i in kept]
+            some = [keys[i] for i in kept]
+            asked = place < len(self.plan.columns)
+            yield Part(column, some, rows[kept], in_range, asked)
+
+    def _warn_of_bound(self) -> None:
+        """Say what the store would need to keep all rows of this call."""
+        needed = len(self._images) * self.plan.row_bytes
+        larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
+        warn_user(
+            f"The store has reached its bound of {self._table.max_bytes:,} bytes, so "
+            "rows leave it and are computed again when they are asked for. The "
+            f"{len(self._images)} images of this call take {needed:,} bytes with the "
+            f"layers that are kept. Type {larger}.",
+            StoreWarning,
+        )
 
     def finish(self) -> None:
         """Give rows of equal content the features, or the error, of the first."""
         failed = self._report.failed
-        n_hits = len(self) - self.n_computed - len(failed.keys() & self._key_of.keys())
-        asked = [column.fingerprint for column in self._plan.columns]
-        self._table.count_hits(n_hits, asked)
+        n_failed = len(failed.keys() & set(self._first_of.values()))
+        n_hits = len(self._first_of) - self.n_computed - n_failed
+        asked = [column.fingerprint for column in self.plan.columns]
+        self._table.count_hits(max(0, n_hits), asked)
         for row, first in self._same_as:
             if first in failed:
                 self._report.fail(failed[first].at(row))
             elif self._out is not None:
                 self._out[row] = self._out[first]
-
-
-def _is_in_range(cell, value_range) -> bool:
-    """Whether an array or tensor has no value beyond black or white."""
-    array = as_array(cell) if is_tensor(cell) else cell
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        return True
-    return is_in_range(array, value_range)

@@ -16,6 +16,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from typing import Any
 import numpy as np
 
 from ._disk import DiskTable
+from ._table import ROW_OVERHEAD, Found, Part, Table
 
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
-ROW_OVERHEAD = 300  # bytes that Python needs to hold one row
 
 
 class MemoryTable:
     """Rows in memory, the least recently used dropped beyond a bound.
+
+    What was only prefetched leaves before what was asked for.
 
     Parameters
     ----------
@@ -40,64 +43,93 @@ class MemoryTable:
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
-        self._rows: OrderedDict[tuple[bytes, bytes], np.ndarray] = OrderedDict()
+        # (fingerprint, key) → (row, whether in range), least recently used first
+        self._asked: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
+        self._spare: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
         self._labels: dict[bytes, str] = {}
         self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
         self._bytes = self._hits = self._misses = 0
+        self._was_full = False
         self._changed = threading.Condition()
 
-    def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> list[int]:
-        """Copy the rows of `keys` to ``out[places]``, unless `out` is None.
-
-        Returns
-        -------
-        missing : list of int
-            Positions in `keys` of the rows that are not here.
-        """
-        missing = []
+    def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
+        """Copy rows to the output; see :class:`Table`."""
+        missing, out_of_range = [], False
         for position, (key, place) in enumerate(zip(keys, places, strict=True)):
-            with self._changed:
-                row = self._rows.get((fingerprint, key))
-                if row is not None:
-                    self._rows.move_to_end((fingerprint, key))
+            row, in_range = self._get((fingerprint, key))
             if row is None:
                 missing.append(position)
-            elif out is not None:
+                continue
+            out_of_range |= not in_range
+            if out is not None:
                 out[place] = row
-        return missing
+        return Found(missing, out_of_range)
 
-    def write(self, call: bytes, scope: bytes, keys: Sequence[bytes], parts) -> None:
-        """Keep computed rows, count them as misses, and give back their claims."""
-        for column, rows in parts:
-            for key, row in zip(keys, rows, strict=True):
-                self._put(column, key, row)
+    def _get(self, name) -> tuple[np.ndarray | None, bool]:
+        """A row, which counts as asked for from now on, and whether it was in range."""
+        with self._changed:
+            if name in self._spare:
+                self._asked[name] = self._spare.pop(name)
+            if name not in self._asked:
+                return None, True
+            self._asked.move_to_end(name)
+            return self._asked[name]
+
+    def _has(self, name) -> bool:
+        return name in self._asked or name in self._spare
+
+    def has_any(self, fingerprints: Sequence[bytes], keys: Sequence[bytes]) -> bool:
+        """Whether a row of any of these columns and keys is here."""
+        with self._changed:
+            return any(self._has(name) for name in product(fingerprints, keys))
+
+    def write(
+        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+    ) -> bool:
+        """Keep computed rows; see :class:`Table`."""
+        before = self._was_full
+        for part in parts:
+            for key, row, in_range in zip(
+                part.keys, part.rows, part.in_range, strict=True
+            ):
+                self._put(part, key, row, in_range)
         with self._changed:
             self._misses += len(keys)
             for key in keys:
                 self._claims.pop((scope, key), None)
             self._changed.notify_all()
+        return self._was_full and not before
 
-    def _put(self, column, key: bytes, row) -> None:
-        """Keep one row; drops the least recently used ones beyond the bound."""
+    def _put(self, part: Part, key: bytes, row, in_range: bool) -> None:
+        """Keep one row; drops others beyond the bound."""
         size = row.nbytes + ROW_OVERHEAD
         if size > self.max_bytes:
+            self._was_full = self.max_bytes > 0
             return
-        kept = row.copy()
+        name, kept = (part.column.fingerprint, key), (row.copy(), bool(in_range))
         with self._changed:
-            self._labels[column.fingerprint] = column.label
-            if (column.fingerprint, key) not in self._rows:
-                self._rows[column.fingerprint, key] = kept
+            self._labels[part.column.fingerprint] = part.column.label
+            if not self._has(name):
+                (self._asked if part.asked else self._spare)[name] = kept
                 self._bytes += size
             while self._bytes > self.max_bytes:
-                _, dropped = self._rows.popitem(last=False)
+                _, (dropped, _) = (self._spare or self._asked).popitem(last=False)
                 self._bytes -= dropped.nbytes + ROW_OVERHEAD
+                self._was_full = True
+
+    def larger(self, n_bytes: int) -> str:
+        """What to type for a table with this bound."""
+        return (
+            f"cache=FeatureStore(name='features', max_bytes={n_bytes}), or "
+            "cache='features.store' for a folder"
+        )
 
     def claim(self, call: bytes, scope: bytes, keys, fingerprints) -> list[int]:
-        """Reserve rows for computing; see :meth:`DiskTable.claim`."""
+        """Reserve rows for computing; see :class:`Table`."""
         granted = []
         with self._changed:
             for position, key in enumerate(keys):
-                here = all((column, key) in self._rows for column in fingerprints)
+                here = all(self._has((column, key)) for column in fingerprints)
                 if not here and (scope, key) not in self._claims:
                     self._claims[scope, key] = call
                     granted.append(position)
@@ -125,7 +157,7 @@ class MemoryTable:
         with self._changed:
             self._hits += n
 
-    def read_files(self, paths: Sequence[str]) -> list[tuple[str, str, bytes]]:
+    def read_files(self, names: Sequence[str]) -> list[tuple[str, str, bytes]]:
         """Nothing: the process remembers by itself which files it has hashed."""
         return []
 
@@ -135,9 +167,10 @@ class MemoryTable:
     def info(self) -> dict[str, Any]:
         """What is here, see :meth:`FeatureStore.info`."""
         with self._changed:
-            layers = Counter(self._labels[column] for column, _ in self._rows)
+            names = [*self._asked, *self._spare]
+            layers = Counter(self._labels[column] for column, _ in names)
             return {
-                "rows": len(self._rows),
+                "rows": len(names),
                 "bytes": self._bytes,
                 "hits": self._hits,
                 "misses": self._misses,
@@ -147,9 +180,11 @@ class MemoryTable:
     def clear(self) -> None:
         """Forget all rows."""
         with self._changed:
-            self._rows.clear()
+            self._asked.clear()
+            self._spare.clear()
             self._labels.clear()
             self._bytes = self._hits = self._misses = 0
+            self._was_full = False
 
     forget = clear  # nothing else is held
 
@@ -158,8 +193,6 @@ class MemoryTable:
         self._changed = threading.Condition()
         self._claims.clear()
 
-
-Table = MemoryTable | DiskTable
 
 _tables: dict[str | Path, Table] = {}
 _tables_lock = threading.Lock()

@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -33,10 +32,11 @@ from torchvision.transforms import InterpolationMode, v2
 from ._backbones import InputSpec, WeightsSource
 from ._batches import read_row
 from ._device import resolve_device, resolve_threads
-from ._exceptions import FeatureWarning, ImageError
+from ._exceptions import FeatureWarning, ImageError, warn_user
 from ._images import Images
 from ._networks import PRECISIONS
 from ._parts import Cut, Fitted, Head, Parts
+from ._report import warn_of_range
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
 HEAD_RATE = 10  # how much faster a head of one layer learns alone
@@ -118,7 +118,9 @@ def read_pixels(
     errors = [result for result in found if isinstance(result, ImageError)]
     if errors:
         raise _all_errors(errors, len(rows)) from errors[0].__cause__
-    pixels = [torch.tensor(result[0]).permute(2, 0, 1) for result in found]
+    if not all(image.in_range for image in found):
+        warn_of_range()
+    pixels = [torch.tensor(image.pixels).permute(2, 0, 1) for image in found]
     dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
     return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)
 
@@ -246,11 +248,10 @@ def _put(kept: torch.Tensor, chunk: slice, entered: torch.Tensor):
 
 
 def _say_not_kept(why: str) -> None:
-    warnings.warn(
+    warn_user(
         f"The activations of the frozen blocks {why}. They are computed in every epoch "
         "instead of once.",
         FeatureWarning,
-        stacklevel=2,
     )
 
 
@@ -528,7 +529,7 @@ def _what_diverged(phase: Phase, epoch: int, recipe: Recipe) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    warn_user(message, ConvergenceWarning)
 
 
 # The door ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The only file that touches private names of scikit-learn, or names that its vers
 do not share.
 """
 
+import inspect
 import math
 from numbers import Integral, Real
 
@@ -38,6 +39,7 @@ __all__ = [
     "check_table",
     "check_value_range",
     "check_weights",
+    "complete_state",
     "with_callbacks",
 ]
 
@@ -51,6 +53,12 @@ class HasBackbone(HasMethods):
     def __str__(self):
         how = "Backbone.from_module(net, image_size=...) makes one of a network"
         return f"{super().__str__()} ({how})"
+
+
+def complete_state(estimator_class, state: dict) -> dict:
+    """The state of a pickle; parameters that it is too old to have get defaults."""
+    parameters = inspect.signature(estimator_class).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters} | state
 
 
 def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:

@@ -407,13 +407,14 @@ def test_a_changed_file_is_hashed_again(files, tmp_path):
 def test_a_file_that_changes_meanwhile_is_an_error(files, monkeypatch):
     import skdeepfeat._images as images
 
-    real = images.Images.read
+    PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])  # hashed
+    real = images.Window.read
 
     def late(self, row):
         Image.new("RGB", (12, 12), "red").save(files[0][5])
         return real(self, row)
 
-    monkeypatch.setattr(images.Images, "read", late)
+    monkeypatch.setattr(images.Window, "read", late)
     features = PretrainedCNNFeatures(tiny_backbone())
     with pytest.raises(ImageError, match=r"row 5 .* was changed while"):
         features.transform(files[0])
@@ -476,7 +477,9 @@ def test_memory_stays_flat(files):
 def test_the_bound_of_the_memory_store_holds_during_a_search(files):
     store = FeatureStore(name="small", max_bytes=20_000)
     searching = search(prefetch_layers="all", heads=HEADS[:1], cache=store)
-    searching.fit(*files)
+    with pytest.warns(StoreWarning, match="bound of 20,000 bytes") as caught:
+        searching.fit(*files)
+    assert len(caught) == 1
     assert 0 < store.info()["bytes"] <= 20_000
 
 

@@ -21,6 +21,7 @@ import pytest
 from skdeepfeat import FeatureStore, StoreWarning
 from skdeepfeat._disk import FILE, DiskTable
 from skdeepfeat._store import ROW_OVERHEAD, MemoryTable, open_table
+from skdeepfeat._table import Part
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,23 @@ def keys(*numbers):
     return [number.to_bytes(16, "big") for number in numbers]
 
 
-def put(table, column, numbers, rows):
-    table.write(
-        b"call", b"scope", keys(*numbers), [(FakeColumn(column), np.asarray(rows))]
-    )
+def part(column, numbers, rows, in_range=None, asked=True):
+    """Rows of a column, all of them in range if nothing else is said."""
+    column = column if isinstance(column, FakeColumn) else FakeColumn(column)
+    in_range = [True] * len(numbers) if in_range is None else in_range
+    return Part(column, keys(*numbers), np.asarray(rows), in_range, asked)
+
+
+def put(table, column, numbers, rows, **options):
+    parts = [part(column, numbers, rows, **options)]
+    return table.write(b"call", b"scope", keys(*numbers), parts)
 
 
 def get(table, column, numbers, width=3):
     """(rows, positions of the missing ones)."""
     out = np.zeros((len(numbers), width), "f4")
-    return out, table.read(column, keys(*numbers), out, range(len(numbers)))
+    found = table.read(column, keys(*numbers), out, range(len(numbers)))
+    return out, found.missing
 
 
 def in_new_process(code, *arguments, **options):
@@ -92,7 +100,7 @@ def test_rows_are_found_by_content_and_fingerprint(table):
     assert missing == [1]
     np.testing.assert_array_equal(out, [rows[1], [0, 0, 0], rows[0]])
     assert get(table, b"b", [1])[1] == [0]
-    assert table.read(b"a", keys(1, 5), None, [0, 1]) == [1]
+    assert table.read(b"a", keys(1, 5), None, [0, 1]).missing == [1]
 
 
 def test_rows_are_copies(table):
@@ -113,7 +121,10 @@ def test_more_rows_than_one_statement_takes(table):
 def test_columns_of_one_pass_are_written_together(table):
     a, b = FakeColumn(b"a", "first"), FakeColumn(b"b", "second")
     table.write(
-        b"c", b"s", keys(1, 2), [(a, np.ones((2, 3), "f4")), (b, np.ones((2, 5)))]
+        b"c",
+        b"s",
+        keys(1, 2),
+        [part(a, [1, 2], np.ones((2, 3), "f4")), part(b, [1, 2], np.ones((2, 5)))],
     )
     table.count_hits(7, [b"a"])
     info = table.info()
@@ -131,7 +142,7 @@ def test_a_claim_is_granted_once_until_written_or_released(table):
     assert table.claim(b"c", b"s", keys(1, 2, 3), [b"a"]) == [0, 1, 2]
     assert table.claim(b"c", b"s", keys(3, 4), [b"a"]) == [1]
     assert table.claim(b"c", b"other", keys(1), [b"a"]) == [0]
-    table.write(b"c", b"s", keys(1), [(FakeColumn(b"a"), np.ones((1, 3), "f4"))])
+    table.write(b"c", b"s", keys(1), [part(b"a", [1], np.ones((1, 3), "f4"))])
     assert table.claim(b"c", b"s", keys(1), [b"a"]) == []
     assert table.claim(b"c", b"s", keys(1), [b"a", b"b"]) == [0]
     assert table.claim(b"d", b"s", keys(8), [b"a"]) == [0]
@@ -151,7 +162,7 @@ def test_waiting_ends_when_the_claim_does(table):
     thread.start()
     time.sleep(0.1)
     assert not ended
-    put_claimed = [(FakeColumn(b"a"), np.full((1, 3), 5, "f4"))]
+    put_claimed = [part(b"a", [1], np.full((1, 3), 5, "f4"))]
     table.write(b"c", b"s", keys(1), put_claimed)
     thread.join(timeout=10)
     assert (ended[0] == 5).all()
@@ -292,7 +303,7 @@ def test_a_full_disk_costs_a_warning(tmp_path):
         import resource, sys, warnings
         from pathlib import Path
         import numpy as np
-        from test_store import DiskTable, get, put
+        from test_store import DiskTable, get, part, put
         table = DiskTable(Path(sys.argv[1]), 10**9)
         put(table, b"a", [1], np.ones((1, 1000), "f4"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 2**40))
@@ -322,7 +333,7 @@ def test_a_read_only_store_serves_what_it_has():
     code = """
         import sys, warnings
         from pathlib import Path
-        from test_store import DiskTable, get, give_up_root, put
+        from test_store import DiskTable, get, part, give_up_root, put
         folder = Path(sys.argv[1])
         put(DiskTable(folder / "elsewhere", 10**9), b"a", [1], [[1, 1, 1]])
         (folder / "store").chmod(0o555)
@@ -438,7 +449,7 @@ def test_a_forked_child_leaves_its_parent_alone(tmp_path):
     code = """
         import os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
-        from test_store import FeatureStore, MemoryTable, get, keys, put
+        from test_store import FeatureStore, MemoryTable, get, part, keys, put
         store = FeatureStore(sys.argv[1]).open()
         memory = FeatureStore().open()
         put(store, b"a", [1], [[1, 2, 3]])
@@ -465,7 +476,7 @@ def test_kills_while_two_processes_write(disk):
         import os, signal, sys, time, warnings
         from pathlib import Path
         import numpy as np
-        from test_store import DiskTable, FakeColumn, get, keys
+        from test_store import DiskTable, FakeColumn, get, part, keys
         warnings.simplefilter("error")
         folder, numbers = Path(sys.argv[1]), list(range(400))
         expected = np.repeat(np.arange(400, dtype="f4")[:, None], 500, 1)
@@ -477,7 +488,7 @@ def test_kills_while_two_processes_write(disk):
                 granted = table.claim(b"c", b"s", keys(*some), [b"a"])
                 granted = [some[i] for i in granted]
                 rows = expected[granted]
-                table.write(b"c", b"s", keys(*granted), [(FakeColumn(b"a"), rows)])
+                table.write(b"c", b"s", keys(*granted), [part(b"a", granted, rows)])
                 table.wait(b"s", keys(*(n for n in some if n not in granted)))
             assert not get(table, b"a", numbers, 500)[1]
             table.close()
