@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ._decoding import ORIENTATION, Pixels, open_array, open_bytes, open_pil
+from ._decoding import Pixels, open_array, open_bytes, open_pil, settle
 from ._digests import digest, digest_bytes, digest_file
 
 ALLOWED = (
@@ -56,14 +56,13 @@ def digest_array(array) -> bytes:
 
 
 def digest_pil(image) -> bytes:
-    """Key of a PIL image; a plain 8-bit one has that of its array."""
-    orientation = image.getexif().get(ORIENTATION, 1)
-    transparency = image.info.get("transparency")
-    if image.mode in ("RGB", "L") and orientation == 1 and transparency is None:
-        return digest_array(np.asarray(image))
-    palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-    about = repr((image.mode, image.size, palette, transparency, orientation))
-    return digest("pil", about, image.tobytes())
+    """Key of the very pixels that are computed; of 8 bits, that of their array."""
+    settled = settle(image)
+    if isinstance(settled, Image.Image):
+        return digest_array(np.asarray(settled))
+    alpha = b"" if settled.alpha is None else settled.alpha
+    about = f"white {settled.white}, inverted {settled.inverted}"
+    return digest("samples", about, settled.values, alpha)
 
 
 CELL_KINDS = (
@@ -127,7 +126,6 @@ REASONS: tuple[tuple[type[Exception], str], ...] = (
         "has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows twice over; it could "
         "be a decompression bomb. Raise that limit if you trust the file",
     ),
-    (UnidentifiedImageError, "is no image in a format that Pillow reads"),
 )
 
 
