@@ -7,6 +7,7 @@ imports torch.
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,7 +52,7 @@ def open_bytes(data, value_range=None, enough=None) -> Pixels:
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
     `enough` pixels.
     """
-    image = open_image(data)
+    image: Any = open_image(data)
     if (samples := samples_of(image, data, value_range)) is not None:
         return _open_samples(samples, value_range)
     if enough is not None and image.format in ("JPEG", "MPO"):

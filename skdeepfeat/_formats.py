@@ -4,6 +4,7 @@ Pillow knows many more. Some start programs (Ghostscript for PostScript), others
 no photos (HDF5, MPEG), so bytes of unknown origin never get as far as their readers.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -81,8 +82,7 @@ FOREIGN_STARTS: tuple[tuple[int, bytes, str], ...] = (
 
 
 def readable_formats() -> list[str]:
-    """Pillow's names of the formats that can be read in this process."""
-    Image.init()
+    """Pillow's names of the formats whose readers are loaded."""
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -96,10 +96,11 @@ def open_image(data) -> Image.Image | None:
     """A PIL image of encoded bytes, not yet decoded; None if Pillow knows it not."""
     if len(data) == 0:
         raise ValueError("the file is empty")
-    try:
-        return Image.open(io.BytesIO(data), formats=readable_formats())
-    except UnidentifiedImageError:
-        return None
+    for load_readers in (Image.preinit, Image.init):  # the common ones, then all
+        load_readers()
+        with contextlib.suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(data), formats=readable_formats())
+    return None
 
 
 def begins_like(data, starts) -> str | None:

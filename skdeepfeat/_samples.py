@@ -26,10 +26,18 @@ WHITE_IS_ZERO, SEPARATE, UNSIGNED = 0, 2, 1
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # alpha: none, multiplied in, apart
 COLOURS = {0: 1, 1: 1, 2: 3}  # photometric interpretation → number of channels
 
+# Formats whose colours Pillow reduces to 8 bits with white as white. (In JPEG 2000 it
+# rounds white up, to black.)
+REDUCIBLE = ("TIFF", "PPM", "AVIF", "HEIF")
+
 REDUCED = (
     "the file has values up to {} for each colour, of which Pillow keeps 8 bits, so "
     "value_range cannot hold for it; save it as a PNG or TIFF of 16 bits, or leave "
     "value_range out"
+)
+WRONG = (
+    "the file has values up to {} for each colour, which Pillow reads wrongly from "
+    "this format; save it as a PNG or TIFF of 16 bits"
 )
 NO_TIFFFILE = (
     "is a kind of TIFF that Pillow does not read, or not exactly; type 'pip install "
@@ -92,12 +100,14 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
     if getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE:
         return _samples_by_tifffile(data)
     samples = _colour_samples(image, data)
+    if samples is None and image.format not in REDUCIBLE:
+        raise ValueError(WRONG.format(white))
     if samples is None and value_range is not None:
         raise ValueError(REDUCED.format(white))
     return samples
 
 
-# How much a sample of a file can be ----------------------------------------------------
+# How much a sample of a file can be -------------------------------------------------
 
 
 def _white_of_ppm(head) -> int:
@@ -195,7 +205,7 @@ DEEP_COLOUR = re.compile("(RGB|RGBX|RGBA|RGBa);16([BLN])")
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def _colour_samples(image: Image.Image, data) -> Samples | None:
+def _colour_samples(image: Any, data) -> Samples | None:
     """Samples that Pillow unpacks from 16 bits; None if there are none."""
     rawmode = next((_rawmode_of(tile) for tile in image.tile), "")
     transparent = image.info.get("transparency")
