@@ -14,12 +14,11 @@ from PIL import Image
 
 from ._formats import open_image
 from ._orientation import upright
-from ._samples import DEEP_GREY, Samples, grey_samples, samples_of, white_of
+from ._samples import DEEP_GREY, HEAD, Samples, grey_samples, samples_of, white_of
 
 CHANNELS = (1, 3, 4)
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
-HEAD = 1 << 16  # bytes of a file, among which its header is found
 
 CLOSED = (
     "the file of this PIL image was closed before its pixels were read; call "

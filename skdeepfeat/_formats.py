@@ -134,8 +134,8 @@ def refusal(data) -> str:
 def _without_heif() -> str:
     """What to type where HEIF is not registered."""
     return (
-        "is HEIC (HEIF), which Pillow reads with a plugin only; type 'pip install "
-        "pillow-heif' and call pillow_heif.register_heif_opener() first"
+        "is HEIC (HEIF), which Pillow reads with a plugin only. Type: pip install "
+        "pillow-heif, and call pillow_heif.register_heif_opener() first"
     )
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from ._formats import is_tiff, open_image, refusal
 from ._orientation import ORIENTATION, orientation_of, turned
 
+HEAD = 1 << 16  # bytes of a file, among which its header is found
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
 
@@ -40,8 +41,8 @@ WRONG = (
     "this format; save it as a PNG or TIFF of 16 bits"
 )
 NO_TIFFFILE = (
-    "is a kind of TIFF that Pillow does not read, or not exactly; type 'pip install "
-    '"skdeepfeat[tiff]"\' to have it read by tifffile'
+    "is a kind of TIFF that Pillow does not read, or not exactly; tifffile does. Type: "
+    "pip install 'skdeepfeat[tiff]'"
 )
 ODD_TIFF = (
     "is a kind of TIFF that is not read: {}, {} samples of {} bits for each pixel; "
@@ -112,7 +113,7 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
 
 def _white_of_ppm(head) -> int:
     """The third number of the header, comments left out."""
-    fields = re.sub(rb"#[^\r\n]*", b"", head).split(None, 4)
+    fields = re.sub(rb"#[^\r\n]*", b"", head[:HEAD]).split(None, 4)
     return int(fields[3]) if fields[0] in (b"P2", b"P3", b"P5", b"P6") else 1
 
 
@@ -145,11 +146,12 @@ WHITES: dict[str | None, Callable[[bytes], int]] = {
 }
 
 
-def white_of(image: Image.Image, head) -> int:
-    """The largest sample that a file can hold, at least 255."""
+def white_of(image: Image.Image, data) -> int:
+    """The largest sample that a file can hold, at least 255, by its first bytes."""
     if tags := getattr(image, "tag_v2", None):
         return 2 ** max(8, *tags.get(BITS, (1,))) - 1
-    return max(255, WHITES[image.format](head)) if image.format in WHITES else 255
+    read = WHITES.get(image.format)
+    return max(255, read(bytes(data))) if read else 255
 
 
 # Grey ---------------------------------------------------------------------------------
