@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ._depth import HEAD, white_of
 from ._formats import open_image
 from ._orientation import upright
-from ._samples import DEEP_GREY, HEAD, Samples, grey_samples, samples_of, white_of
+from ._samples import DEEP_GREY, Samples, grey_samples, samples_of
 
 CHANNELS = (1, 3, 4)
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")

@@ -29,7 +29,7 @@ FORMATS = {
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
-FOREIGN = "looks like {}; only {} are read"
+FOREIGN = "is no image in a format that is read ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
 
 # How files begin: (offset, bytes, name), of formats that are read and of others.
@@ -122,13 +122,12 @@ def refusal(data) -> str:
         return DAMAGED.format("HEIF") if "HEIF" in Image.OPEN else _without_heif()
     if name := begins_like(data, READ_STARTS):
         return DAMAGED.format(name)
-    names = ", ".join(FORMATS[name] for name in readable_formats())
-    if name := begins_like(data, FOREIGN_STARTS):
-        return FOREIGN.format(name, names)
-    head = bytes(data[:40])
-    if head.isascii() and head.decode().isprintable():
-        return FOREIGN.format(f"text, {head.decode()!r}", names)
-    return f"is no image in a format that is read: {names}"
+    reason = FOREIGN.format(", ".join(FORMATS[name] for name in readable_formats()))
+    name = begins_like(data, FOREIGN_STARTS)
+    line = bytes(data[:40]).strip().split(b"\n")[0].strip()
+    if name is None and line and line.isascii() and line.decode().isprintable():
+        name = f"text, {line.decode()!r}"
+    return f"{reason}; it looks like {name}" if name else reason
 
 
 def _without_heif() -> str:

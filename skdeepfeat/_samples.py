@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ._depth import BITS, white_of
 from ._formats import is_tiff, open_image, refusal
 from ._orientation import ORIENTATION, orientation_of, turned
 
-HEAD = 1 << 16  # bytes of a file, among which its header is found
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
 
 # Tags of TIFF, and some of their values.
-BITS, PHOTOMETRIC, PLANAR, KIND = 258, 262, 284, 339
+PHOTOMETRIC, PLANAR, KIND = 262, 284, 339
 WHITE_IS_ZERO, SEPARATE, UNSIGNED = 0, 2, 1
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # alpha: none, multiplied in, apart
 COLOURS = {0: 1, 1: 1, 2: 3}  # photometric interpretation → number of channels
@@ -108,52 +108,6 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
     return samples
 
 
-# How much a sample of a file can be -------------------------------------------------
-
-
-def _white_of_ppm(head) -> int:
-    """The third number of the header, comments left out."""
-    fields = re.sub(rb"#[^\r\n]*", b"", head[:HEAD]).split(None, 4)
-    return int(fields[3]) if fields[0] in (b"P2", b"P3", b"P5", b"P6") else 1
-
-
-def _white_of_jpeg2000(head) -> int:
-    """What the marker SIZ says of its components."""
-    start = head.find(b"\xff\x4f\xff\x51")
-    n = int.from_bytes(head[start + 40 : start + 42], "big") if start >= 0 else 0
-    components = head[start + 42 : start + 42 + 3 * n : 3]
-    return 2 ** max((1 + (bits & 0x7F) for bits in components), default=8) - 1
-
-
-def _white_by_box(head, box: bytes, bits: Callable[[bytes], int]) -> int:
-    """What the decoder's boxes among the metadata say."""
-    start = head.find(b"meta")
-    size = int.from_bytes(head[max(start - 4, 0) : max(start, 0)], "big")
-    meta = bytes(head[max(start, 0) : max(start, 0) + size])
-    found = (bits(meta[match.end() :]) for match in re.finditer(box, meta))
-    return 2 ** max(found, default=8) - 1
-
-
-# Format → the largest sample of a file, from its first bytes; 255 in other formats.
-WHITES: dict[str | None, Callable[[bytes], int]] = {
-    "PNG": lambda head: 2 ** head[24] - 1,
-    "PPM": _white_of_ppm,
-    "JPEG2000": _white_of_jpeg2000,
-    "AVIF": lambda head: _white_by_box(
-        head, b"av1C", lambda box: 8 + 2 * (box[2] >> 6 & 1) + 2 * (box[2] >> 5 & 1)
-    ),
-    "HEIF": lambda head: _white_by_box(head, b"hvcC", lambda box: 8 + (box[17] & 7)),
-}
-
-
-def white_of(image: Image.Image, data) -> int:
-    """The largest sample that a file can hold, at least 255, by its first bytes."""
-    if tags := getattr(image, "tag_v2", None):
-        return 2 ** max(8, *tags.get(BITS, (1,))) - 1
-    read = WHITES.get(image.format)
-    return max(255, read(bytes(data))) if read else 255
-
-
 # Grey ---------------------------------------------------------------------------------
 
 
@@ -197,6 +151,8 @@ def _on_own_scale(samples: Samples, image, data) -> Samples:
     if image.format not in SCALED or samples.values.dtype.kind != "u":
         return samples
     white = min(white_of(image, data), 65535)
+    if white <= 255:  # its header was not found
+        return samples
     values = SCALED[image.format](samples.values, white).astype(np.uint16)
     return Samples(values, white, samples.alpha)
 
@@ -281,12 +237,10 @@ def _check_page(page) -> None:
     """Refuse what is not surely a picture in grey or in colours, or too large."""
     n_colours, bits = COLOURS.get(page.photometric, 0), page.bitspersample
     n_extra = page.samplesperpixel - n_colours
-    declared = n_extra == len(page.extrasamples) or (n_colours == 3 and n_extra == 1)
-    deep = isinstance(bits, int) and bits > 8 and page.dtype.kind in "uif"
-    if (
-        not (n_colours and n_extra in (0, 1) and declared and deep)
-        or page.imagedepth > 1
-    ):
+    declared = n_extra == len(page.extrasamples) or n_colours == 3
+    flat = n_colours and n_extra in (0, 1) and declared and page.imagedepth == 1
+    numbers = page.dtype is not None and page.dtype.kind in "uif"
+    if not (flat and numbers and isinstance(bits, int) and bits > 8):
         about = getattr(page.photometric, "name", page.photometric)
         raise ValueError(ODD_TIFF.format(about, page.samplesperpixel, bits))
     limit = Image.MAX_IMAGE_PIXELS

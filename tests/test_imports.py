@@ -14,7 +14,7 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
     {"_exceptions", "_digests", "_shared", "_layouts", "_winograd"}
-    | {"_formats", "_orientation"},
+    | {"_depth", "_formats", "_orientation"},
     {"_samples"},
     {"_decoding"},
     {"_cells"},
