@@ -2,8 +2,8 @@
 
 8-bit images take the very path of torchvision's presets: PIL's decoding, resize and
 crop. (torchvision's own decoder gives the same bytes and is faster by itself, but not
-together with PIL's resize, so there is one decoder.) Floats and 16-bit images keep
-their precision: PIL resizes each channel as a float. Batches always have the same
+together with PIL's resize, so there is one decoder.) Floats and images of more bits
+keep their precision: PIL resizes each channel as a float. Batches always have the same
 shape; the last one is padded with zeros. Nothing here imports torch.
 """
 
@@ -39,9 +39,11 @@ def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     gap = REDUCING_GAP[decode]
     if isinstance(pixels.image, Image.Image):
         return np.asarray(_resize_and_crop(pixels.image, spec, gap))
+    with np.errstate(over="ignore"):  # the features say so
+        scaled = pixels.image * np.float32(255)
     channels = [
         np.asarray(_resize_and_crop(Image.fromarray(channel), spec, gap))
-        for channel in np.moveaxis(pixels.image * np.float32(255), -1, 0).copy()
+        for channel in np.moveaxis(scaled, -1, 0).copy()
     ]
     return np.stack(channels, axis=-1)
 

@@ -9,11 +9,12 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ._decoding import ORIENTATION, Pixels, open_array, open_bytes, open_pil
+from ._decoding import Pixels, open_array, open_bytes, open_pil, settle
 from ._digests import digest, digest_bytes, learn_digest, recall_digest
 from ._exceptions import ImageError
+from ._formats import FOREIGN_STARTS, begins_like
 from ._references import File, Reference, refer
 
 LONGEST_NAME = 200  # in messages
@@ -78,14 +79,13 @@ def digest_array(array) -> bytes:
 
 
 def digest_pil(image) -> bytes:
-    """Key of a PIL image; a plain 8-bit one has that of its array."""
-    orientation = image.getexif().get(ORIENTATION, 1)
-    transparency = image.info.get("transparency")
-    if image.mode in ("RGB", "L") and orientation == 1 and transparency is None:
-        return digest_array(np.asarray(image))
-    palette = image.getpalette("RGBA") if image.mode in ("P", "PA") else None
-    about = repr((image.mode, image.size, palette, transparency, orientation))
-    return digest("pil", about, image.tobytes())
+    """Key of the very pixels that are computed; of 8 bits, that of their array."""
+    settled = settle(image)
+    if isinstance(settled, Image.Image):
+        return digest_array(np.asarray(settled))
+    alpha = b"" if settled.alpha is None else settled.alpha
+    about = f"white {settled.white}, inverted {settled.inverted}"
+    return digest("samples", about, settled.values, alpha)
 
 
 def shortened(text: str) -> str:
@@ -319,14 +319,20 @@ REASONS: tuple[tuple[type[Exception], str], ...] = (
         "has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows twice over; it could "
         "be a decompression bomb. Raise that limit if you trust the file",
     ),
-    (UnidentifiedImageError, "is no image in a format that Pillow reads"),
 )
 
 
 def reason_of(error: Exception) -> str:
     """The reason in the table, or the library's own words."""
+    if isinstance(error, OSError) and (looks := _looks_of_name(error.filename)):
+        return f"is no path; it looks like {looks}"
     for kind, reason in REASONS:
         if isinstance(error, kind):
             return reason
     words = error.strerror if isinstance(error, OSError) else None  # without the name
     return shortened(words or str(error) or type(error).__name__)
+
+
+def _looks_of_name(name) -> str | None:
+    """What a text that is no name of a file begins like, such as base64."""
+    return begins_like(name.encode(errors="replace"), FOREIGN_STARTS) if name else None

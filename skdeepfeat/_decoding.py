@@ -5,16 +5,30 @@ presets; floats and images of more bits keep their precision as arrays. Nothing 
 imports torch.
 """
 
-import io
+import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from ._depth import HEAD, white_of
+from ._formats import open_image
+from ._orientation import upright
+from ._samples import DEEP_GREY, Samples, grey_samples, samples_of
 
 CHANNELS = (1, 3, 4)
-ORIENTATION = 0x0112  # the EXIF tag
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
+
+CLOSED = (
+    "the file of this PIL image was closed before its pixels were read; call "
+    "image.load() before it is closed, or pass the path"
+)
+CUT = (
+    "its file has values up to {} for each colour, of which a PIL image keeps 8 bits, "
+    "so value_range cannot hold for it; pass the path, or leave value_range out"
+)
 
 
 @dataclass(frozen=True)
@@ -32,40 +46,71 @@ class Pixels:
     in_range: bool = True
 
 
-def open_bytes(blob, value_range=None, enough=None) -> Pixels:
+def open_bytes(data, value_range=None, enough=None) -> Pixels:
     """Decode an encoded image; of an animation, its first frame.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
     `enough` pixels.
     """
-    if len(blob) == 0:
-        raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(blob))
-    if enough is not None:
+    image: Any = open_image(data)
+    if (samples := samples_of(image, data, value_range)) is not None:
+        return _open_samples(samples, value_range)
+    if enough is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (enough, enough))
-    return open_pil(image, value_range)
+    return open_pil(image)
 
 
 def open_pil(image, value_range=None, enough=None) -> Pixels:
-    """Turn upright and to RGB; transparent pixels show white.
+    """Pixels of a PIL image; `value_range` is that of more than 8 bits."""
+    settled = settle(image)
+    if isinstance(settled, Samples):
+        return _open_samples(settled, value_range)
+    if value_range is not None and (white := _white_of_file(image)) > 255:
+        raise ValueError(CUT.format(white))
+    return Pixels(_as_rgb(settled))
 
-    `value_range` is that of arrays, and of images with more than 8 bits.
+
+def settle(image) -> Image.Image | Samples:
+    """What is computed of a PIL image: upright "L" or "RGB", or more than 8 bits.
+
+    Transparent pixels show white. The orientation is read after the pixels: some
+    formats are turned while they load.
     """
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which PIL may hold in 32
-        return open_array(np.asarray(image), value_range or SIXTEEN_BIT)
-    if image.mode == "F":
-        return open_array(np.asarray(image), value_range)
+    _load(image)
+    if image.mode in DEEP_GREY:
+        return grey_samples(image)
+    image = upright(image)
     if image.mode in TRANSPARENT or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    image.load()
-    return Pixels(image)
+    return image if image.mode == "L" else _as_rgb(image)
+
+
+def _load(image) -> None:
+    """Decode a PIL image, or say that it is too late for that."""
+    try:
+        image.load()
+    except (AssertionError, AttributeError, ValueError) as error:
+        file = getattr(image, "fp", None)
+        if file is None or file.closed:
+            raise ValueError(CLOSED) from error
+        raise
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """In RGB; itself where it is that already."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _white_of_file(image) -> int:
+    """The largest sample of the file that a PIL image was opened from, if known."""
+    head = b""
+    if path := getattr(image, "filename", ""):
+        with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
+            head = file.read(HEAD)
+    return white_of(image, head) if head or hasattr(image, "tag_v2") else 255
 
 
 def open_array(array, value_range=None, enough=None) -> Pixels:
@@ -76,11 +121,45 @@ def open_array(array, value_range=None, enough=None) -> Pixels:
     eight_bit = _as_eight_bit(array) if value_range in (None, EIGHT_BIT) else None
     if eight_bit is not None:
         return open_pil(_pil_of(eight_bit))
-    low, high = value_range or default_range(array.dtype)
-    scaled = (array.astype(np.float32) - low) / (high - low)
+    value_range = value_range or default_range(array.dtype)
+    scaled = _scale(array, value_range)
+    if array.shape[2] in (2, 4):
+        scaled = _on_white(scaled[:, :, :-1], scaled[:, :, -1:])
+    return Pixels(_with_three(scaled), is_in_range(array, value_range))
+
+
+def _open_samples(samples: Samples, value_range) -> Pixels:
+    """Samples of a file, in its own range where none is given."""
+    if samples.is_plain:
+        return open_array(samples.values, value_range)
+    values, white = samples.values, samples.white
+    own = default_range(values.dtype) if white is None else (0, white)
+    scaled = _scale(values, value_range or own)
+    if samples.inverted:
+        scaled = 1 - scaled
+    if samples.alpha is not None:
+        scaled = _on_white(scaled, samples.alpha)
+    return Pixels(_with_three(scaled), is_in_range(values, value_range or own))
+
+
+def _scale(values, value_range) -> np.ndarray:
+    """Finite floats that are 0 at black and 1 at white."""
+    low, high = value_range
+    with np.errstate(over="ignore"):
+        scaled = (values.astype(np.float32) - low) / (high - low)
     if not np.isfinite(scaled).all():
         raise ValueError("has NaN or infinite pixels")
-    return Pixels(_rgb_of(scaled), is_in_range(array, value_range))
+    return scaled
+
+
+def _on_white(colour, alpha) -> np.ndarray:
+    """Transparent pixels show white."""
+    return colour * alpha + (1 - alpha)
+
+
+def _with_three(scaled) -> np.ndarray:
+    """(h, w, 3) of (h, w, 1) or (h, w, 3)."""
+    return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
 
 
 def default_range(dtype) -> tuple[float, float]:
@@ -133,12 +212,3 @@ def _pil_of(array):
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     array = np.ascontiguousarray(array[:, :, 0] if channels == 1 else array)
     return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
-
-
-def _rgb_of(scaled):
-    """(h, w, 3) of floats with 1 to 4 channels; transparent pixels show white."""
-    channels = scaled.shape[2]
-    if channels in (2, 4):
-        colour, alpha = scaled[:, :, :-1], scaled[:, :, -1:]
-        scaled = colour * alpha + (1 - alpha)
-    return np.broadcast_to(scaled, (*scaled.shape[:2], 3))

@@ -13,7 +13,10 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_decoding"},
+    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd"}
+    | {"_depth", "_formats", "_orientation"},
+    {"_samples"},
+    {"_decoding"},
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
