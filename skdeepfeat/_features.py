@@ -474,14 +474,13 @@ class PretrainedCNNFeatures(
         prefetched = self._prefetched(source, asked)
         devices = resolve_devices(self.device)
         device = device_class(devices)
-        layers = tuple((layer, self.pooling) for layer in (*asked, *prefetched))
-        pooled = PooledLayers(source, key, layers)
+        pooled = PooledLayers.of(source, key, (*asked, *prefetched))
         engine = resolve_engine(self.engine, device, self.precision, pooled)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
         scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
         columns, others = (
-            tuple(self._column(source, scope, layer) for layer in layers)
-            for layers in (asked, prefetched)
+            tuple(self._column(source, scope, *pair) for pair in pairs)
+            for pairs in (asked, prefetched)
         )
         scope = digest(scope, self.pooling)
         return Plan(
@@ -494,8 +493,12 @@ class PretrainedCNNFeatures(
             self.backbone, self.weights, self.random_state, self.image_size
         )
 
-    def _asked(self, source) -> list[Layer]:
-        """The layers of `layer`, in its order."""
+    def _asked(self, source) -> list[tuple[Layer, str]]:
+        """The layers of `layer`, in its order, as they are computed."""
+        return [self._pooled(source, layer) for layer in self._layers(source)]
+
+    def _layers(self, source) -> list[Layer]:
+        """The layers that `layer` names, in its order."""
         names = self.layer if isinstance(self.layer, (tuple, list)) else (self.layer,)
         if not names or not all(isinstance(n, (str, Integral)) for n in names):
             raise ValueError(
@@ -504,7 +507,7 @@ class PretrainedCNNFeatures(
             )
         return [_find_layer(source, name) for name in names]
 
-    def _prefetched(self, source, asked) -> list[Layer]:
+    def _prefetched(self, source, asked) -> list[tuple[Layer, str]]:
         """Other layers that are stored in the same pass."""
         if self.pooling == "flatten" or self.cache is None:
             return []
@@ -512,22 +515,29 @@ class PretrainedCNNFeatures(
             # A file of one's own may have a head for other classes, or none.
             skipped = "logits" if source.path is not None else None
             aliased = aliased_layers(source.backbone)
-            deepest = max((layer.index for layer in asked if layer.index), default=0)
+            named = self._layers(source)
+            deepest = max((layer.index for layer in named if layer.index), default=0)
             limit = len(aliased) if self.prefetch_layers == "all" else deepest
             wanted = [layer for layer in aliased[:limit] if layer.alias != skipped]
         else:
             wanted = [_find_layer(source, name) for name in self.prefetch_layers]
-        nodes = {layer.node for layer in asked}
-        by_node = {layer.node: layer for layer in wanted if layer.node not in nodes}
-        return list(by_node.values())
+        pairs = dict.fromkeys(self._pooled(source, layer) for layer in wanted)
+        return [pair for pair in pairs if pair not in asked]
 
-    def _column(self, source, scope: bytes, layer: Layer) -> Column:
-        """One layer with the fingerprint of everything that makes its features."""
+    def _pooled(self, source, layer: Layer) -> tuple[Layer, str]:
+        """What is computed for a layer: the same for all names of the same features."""
+        first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
+        if layer.average_of is not None:
+            return first[layer.average_of], "avg"
         pooling = "none" if layer.layout == "vector" else self.pooling
-        width = width_of(source.backbone, source.input, layer, self.pooling)
+        return first.get(layer.node, layer), pooling
+
+    def _column(self, source, scope: bytes, layer: Layer, pooling: str) -> Column:
+        """One layer with the fingerprint of everything that makes its features."""
+        width = width_of(source.backbone, source.input, layer, pooling)
         label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
         fingerprint = digest(scope, layer.node, pooling)
-        return Column(layer, self.pooling, width, label, fingerprint)
+        return Column(layer, pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------
 
@@ -536,7 +546,7 @@ class PretrainedCNNFeatures(
         source = self._resolve_source()
         return sum(
             width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in self._asked(source)
+            for layer in self._layers(source)
         )
 
     @property

@@ -141,8 +141,8 @@ class Rows:
     def write(self, computed) -> None:
         """Put the features of one batch into the output and into the store."""
         keys = [self._key_of[row] for row in computed.rows]
-        columns = (*self._plan.columns, *self._plan.prefetched)
-        parts = list(zip(columns, computed.features, strict=True))
+        place = self._plan.place
+        parts = [(c, computed.features[place(c)]) for c in self._plan.stored]
         with self._clock.measure("store"):
             # What is asked for comes last: it is the last to make room for others.
             self._table.write(self._call, self._plan.scope, keys, parts[::-1])
@@ -150,9 +150,8 @@ class Rows:
         for row in (*computed.rows, *(error.row for error in computed.errors)):
             del self.missing[row]
         if self._out is not None:
-            asked = computed.features[: len(self._plan.columns)]
-            for place, features in zip(self._plan.slices, asked, strict=True):
-                self._out[computed.rows, place] = features
+            for column, slot in zip(self._plan.columns, self._plan.slices, strict=True):
+                self._out[computed.rows, slot] = computed.features[place(column)]
 
     def finish(self) -> None:
         """Give rows of equal content the features, or the error, of the first."""

@@ -17,7 +17,7 @@ LINES = [
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
-    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
+    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs", "_averages"},
     {"_device", "_activations", "_rows", "_report"},
     {"_engine"},
     {"_torch_engine", "_layers"},
@@ -29,7 +29,7 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_tracing", "_torch_winograd"}
+HEAVY = {"_networks", "_smallnets", "_tracing", "_averages", "_torch_winograd"}
 HEAVY |= {"_activations", "_torch_engine", "_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
