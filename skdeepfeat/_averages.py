@@ -17,10 +17,10 @@ from ._backbones import Layer
 
 # Steps that change no value and no order of values: once each channel has one value,
 # the vector is the same before and after them.
-KEEP_VALUES = {nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
-KEEP_VALUES |= {nn.AlphaDropout, nn.FeatureAlphaDropout, "contiguous"}
-KEEP_ORDER = {nn.Flatten, torch.flatten, torch.squeeze, torch.reshape}
-KEEP_ORDER |= {"flatten", "squeeze", "view", "reshape", *KEEP_VALUES}
+KEEP_VALUES: set[Any] = {nn.Identity, nn.AlphaDropout, nn.FeatureAlphaDropout}
+KEEP_VALUES |= {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, "contiguous"}
+KEEP_ORDER = KEEP_VALUES | {nn.Flatten, "flatten", "squeeze", "view", "reshape"}
+KEEP_ORDER |= {torch.flatten, torch.squeeze, torch.reshape}
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 # The axes, behind that of the batch, that go over the image.
@@ -32,14 +32,17 @@ def with_averages(
 ) -> tuple[Layer, ...]:
     """The same layers; each vector names the map among them whose average it is."""
     maps = {step_of(m.node): m for m in reversed(layers) if m.layout in PLACES}
-    found = []
-    for layer in layers:
-        averaged = None
-        if layer.layout == "vector":
-            averaged = _averaged_map(step_of(layer.node), maps, net)
-        same = averaged is not None and averaged.features == layer.features
-        found.append(replace(layer, average_of=averaged.node) if same else layer)
-    return tuple(found)
+
+    def averaged(layer):
+        same = _averaged_map(step_of(layer.node), maps, net)
+        return same.node if same and same.features == layer.features else None
+
+    return tuple(
+        replace(layer, average_of=averaged(layer))
+        if layer.layout == "vector"
+        else layer
+        for layer in layers
+    )
 
 
 def _averaged_map(step: fx.Node, maps: dict[fx.Node, Layer], net) -> Layer | None:
