@@ -150,9 +150,10 @@ class PretrainedCNNFeatures(
         it is not there yet), "reading" and "decoding" (the wait for them; they go on
         beside the network), "copying" (to the device) and "network".
     n_features_in_ : int
-        Number of columns seen in `fit`; only for flat rows and data frames.
+        Number of columns seen in `fit`; only for flat rows, data frames and named
+        Series.
     feature_names_in_ : ndarray of shape (1,)
-        Name of the column seen in `fit`; only for data frames.
+        Name of the column seen in `fit`; only for data frames and named Series.
 
     See Also
     --------
@@ -548,6 +549,32 @@ class PretrainedCNNFeatures(
             width_of(source.backbone, source.input, layer, self.pooling)
             for layer in self._layers(source)
         )
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features, which begin with that of the column.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Only compared with the names seen in `fit`.
+
+        Returns
+        -------
+        names : ndarray of str, shape (n_features,)
+            "front_pretrainedcnnfeatures0" and so on if `fit` has seen a column
+            "front", of a data frame or as a Series; else "pretrainedcnnfeatures0".
+
+        Examples
+        --------
+        >>> from skdeepfeat import PretrainedCNNFeatures
+        >>> PretrainedCNNFeatures().get_feature_names_out()[:2].tolist()
+        ['pretrainedcnnfeatures0', 'pretrainedcnnfeatures1']
+        """
+        names = super().get_feature_names_out(input_features)
+        columns = getattr(self, "feature_names_in_", ())
+        if len(columns) != 1:  # unknown, or pixels
+            return names
+        return np.array([f"{columns[0]}_{name}" for name in names], dtype=object)
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:

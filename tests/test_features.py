@@ -46,6 +46,7 @@ from skdeepfeat import (
 
 OLD = parse_version(sklearn.__version__) < parse_version("1.7")
 not_in_sklearn_16 = pytest.mark.skipif(OLD, reason="scikit-learn 1.6 cannot do this")
+FRAMES = [pd.DataFrame, pytest.param(pl.DataFrame, marks=not_in_sklearn_16)]
 
 
 def features(**parameters):
@@ -318,11 +319,7 @@ def test_ragged_sizes(photos):
 
 
 @pytest.mark.parametrize("scalar", [True, False])
-@pytest.mark.parametrize(
-    "frame",
-    [pd.DataFrame, pytest.param(pl.DataFrame, marks=not_in_sklearn_16)],
-    ids=["pandas", "polars"],
-)
+@pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
 def test_beside_tabular_columns(photo_files, frame, scalar):
     table = frame({"path": photo_files, "weight": [1.0, 2, 3, 4, 5, 6]})
     columns = make_column_transformer(
@@ -340,6 +337,58 @@ def test_column_name_is_remembered(photo_files):
     with pytest.raises(ValueError, match="feature names"):
         est.transform(pd.DataFrame({"file": photo_files}))
     assert not hasattr(features().fit(photo_files), "n_features_in_")
+
+
+@pytest.mark.parametrize("scalar", [True, False])
+@pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
+def test_two_columns_of_photos(photo_files, frame, scalar):
+    table = frame({"front": photo_files, "back": photo_files[::-1]})
+    kind = "pandas" if frame is pd.DataFrame else "polars"
+    views = [name if scalar else [name] for name in ("front", "back")]
+    columns = make_column_transformer(
+        *[(features(), view) for view in views], verbose_feature_names_out=False
+    ).set_output(transform=kind)
+    out = columns.fit_transform(table)
+    expected = [
+        f"{view}_pretrainedcnnfeatures{i}"
+        for view in ("front", "back")
+        for i in range(10)
+    ]
+    assert list(out.columns) == expected
+    assert list(columns.get_feature_names_out()) == expected
+    rows = features().transform(photo_files)
+    np.testing.assert_array_equal(out, np.hstack([rows, rows[::-1]]))
+    np.testing.assert_array_equal(columns.transform(table), out)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("series", [pd.Series, pl.Series], ids=["pandas", "polars"])
+def test_the_name_of_a_series_is_remembered(photo_files, series):
+    column = series(photo_files)
+    est = features().fit(column)
+    assert not hasattr(est, "feature_names_in_")
+    assert est.get_feature_names_out()[0] == "pretrainedcnnfeatures0"
+    est.fit(column.rename("front"))
+    assert list(est.feature_names_in_) == ["front"] and est.n_features_in_ == 1
+    assert est.get_feature_names_out()[9] == "front_pretrainedcnnfeatures9"
+    for X in (column, photo_files, np.array(photo_files), column.rename("back")):
+        assert est.transform(X).shape == (6, 10)
+    est.fit(photo_files)
+    assert not hasattr(est, "feature_names_in_") and not hasattr(est, "n_features_in_")
+
+
+def test_names_of_features_follow_the_contract(photo_files):
+    plain = [f"pretrainedcnnfeatures{i}" for i in range(10)]
+    assert list(features().get_feature_names_out()) == plain
+    assert list(features().fit(photo_files).get_feature_names_out(["any"])) == plain
+    est = features().fit(pd.DataFrame({"path": photo_files}))
+    names = est.get_feature_names_out(["path"])
+    assert list(names) == [f"path_{name}" for name in plain] and names.dtype == object
+    with pytest.raises(ValueError, match="not equal to feature_names_in_"):
+        est.get_feature_names_out(["file"])
+    pixels = pd.DataFrame(np.zeros((2, 12), np.uint8)).rename(columns=str)
+    est = features(image_shape=(2, 2, 3)).fit(pixels)
+    assert list(est.get_feature_names_out()) == plain
 
 
 WRONG_X = {
