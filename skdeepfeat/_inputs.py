@@ -4,7 +4,7 @@ from dataclasses import replace
 from numbers import Integral
 
 from ._backbones import Backbone, WeightsSource, resolve_backbone, resolve_weights
-from ._images import Images, is_table, read_images, shape_rows
+from ._images import Images, is_table, read_images, shape_rows, unwrap_container
 from ._validation import (
     HasBackbone,
     HasMethods,
@@ -27,6 +27,7 @@ CONSTRAINTS: dict = {
 
 def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
     """X as rows of images; remembers or compares its columns on the estimator."""
+    X = unwrap_container(X)
     if is_table(X):
         shape = estimator.image_shape
         table = check_table(

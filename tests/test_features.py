@@ -29,8 +29,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.fixes import parse_version
+from torch.utils.data import DataLoader
 
 from skdeepfeat import (
     Backbone,
@@ -312,6 +314,75 @@ def test_every_container_gives_the_same_features(name, photo_files, photos):
             image.close()
 
 
+def test_arrow_tables_of_one_column(photo_files):
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"path": photo_files})
+    expected = features().transform(photo_files)
+    for X in (table, table.to_batches()[0], table["path"], table["path"].chunk(0)):
+        np.testing.assert_array_equal(features().transform(X), expected)
+    assert features().fit(table).get_feature_names_out()[0].startswith("path_")
+    two = table.append_column("weight", arrow.array(range(6)))
+    with pytest.raises(ValueError, match=r"Got 2 columns \['path', 'weight'\]"):
+        features().transform(two)
+
+
+def test_frames_and_series_of_narwhals(photo_files):
+    narwhals = pytest.importorskip("narwhals")
+    expected = features().transform(photo_files)
+    for column in (pd.Series(photo_files, name="path"), pl.Series("path", photo_files)):
+        for native in (column, column.to_frame()):
+            X = narwhals.from_native(native, allow_series=True)
+            est = features()
+            np.testing.assert_array_equal(est.fit_transform(X), expected)
+            assert list(est.feature_names_in_) == ["path"]
+
+
+def test_flat_rows_in_other_containers(photos):
+    arrow, narwhals = map(pytest.importorskip, ("pyarrow", "narwhals"))
+    flat = photos[:, :4, :4].reshape(6, -1)
+    frame = pd.DataFrame(flat).rename(columns=str)
+    est = features(image_shape=(4, 4, 3))
+    expected = est.transform(flat)
+    for X in (arrow.Table.from_pandas(frame), narwhals.from_native(frame)):
+        np.testing.assert_array_equal(est.transform(X), expected)
+    floats = torch.from_numpy(flat).div(255).bfloat16()
+    rows = est.transform(floats)
+    np.testing.assert_array_equal(rows, est.transform(floats.float().numpy()))
+
+
+@pytest.mark.parametrize("kind", ["h5py", "zarr"])
+def test_arrays_on_disk(kind, photos, tmp_path):
+    module = pytest.importorskip(kind)
+    if kind == "zarr":
+        array = module.array(photos)
+    else:
+        array = module.File(tmp_path / "photos.h5", "w").create_dataset(
+            "x", data=photos
+        )
+    expected = features().transform(photos)
+    np.testing.assert_array_equal(features().fit_transform(array), expected)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_bfloat16_tensors_are_cast(photos, stacked):
+    tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).div(255).bfloat16()
+    expected = features().transform(tensor.float())
+    X = tensor if stacked else list(tensor)
+    np.testing.assert_array_equal(features().transform(X), expected)
+
+
+def test_columns_may_have_any_name(photo_files):
+    expected = features().transform(photo_files)
+    for name in ("collect", "to_native", "column_names", "read", "data", "shape_"):
+        X = pd.DataFrame({name: photo_files})
+        np.testing.assert_array_equal(features().transform(X), expected)
+
+
+def test_a_series_without_any_photo_is_no_table():
+    with pytest.raises(ImageError, match=r"row 0 .*no image in this row"):
+        features().transform(pd.Series([np.nan, np.nan]))
+
+
 def test_ragged_sizes(photos):
     ragged = [photos[0], photos[1][:10], photos[2][:, :7]]
     out = features().transform(ragged)
@@ -399,6 +470,18 @@ WRONG_X = {
     "channels first": (np.zeros((2, 3, 8, 9), np.uint8), "transpose"),
     "channels last": (torch.zeros(2, 8, 9, 3), "permute"),
     "two columns": (pd.DataFrame({"a": ["x"], "b": ["y"]}), "one column"),
+    "channels last in a list": ([torch.zeros(8, 9, 3)], r"permute\(2, 0, 1\)"),
+    "many channels": ([torch.zeros(8, 9, 7)], r"1 to 4 channels, got \(8, 9, 7\)$"),
+    "a query": (pl.LazyFrame({"a": ["x"]}), r"X\.collect\(\)"),
+    "a set": ({"a.png"}, r"Got a set instead; pass list\(X\)"),
+    "a generator": ((name for name in ["a.png"]), r"pass list\(X\)"),
+    "values": ({"a": "a.png"}.values(), r"pass list\(X\)"),
+    "a dict": ({"path": ["a.png"]}, r"keys \['path'\] instead; pass X\[key\]"),
+    "a dict of data": ({"data": ["a.png"]}, r"keys \['data'\] instead; pass X\[key\]"),
+    "a Bunch": (Bunch(data=["a.png"]), r"Got a Bunch instead; pass X\.data"),
+    "another Bunch": (Bunch(images=["a.png"]), r"keys \['images'\]"),
+    "a loader": (DataLoader(["a.png"]), r"Got a DataLoader instead; pass X\.dataset"),
+    "a file": (io.BytesIO(b"x"), r"Got one BytesIO instead; pass \[X\]"),
     "no rows": ([], "0 sample"),
     "no array rows": (np.zeros((0, 8, 8, 3), np.uint8), "0 sample"),
     "pairs": ([(Image.new("L", (2, 2)), 1)], "image, label"),
