@@ -528,7 +528,7 @@ class PretrainedCNNFeatures(
     def _pooled(self, source, layer: Layer) -> tuple[Layer, str]:
         """What is computed for a layer: the same for all names of the same features."""
         first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
-        if layer.average_of is not None:
+        if layer.average_of in first:
             return first[layer.average_of], "avg"
         pooling = "none" if layer.layout == "vector" else self.pooling
         return first.get(layer.node, layer), pooling

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -32,6 +33,7 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     StoreWarning,
     clear_caches,
+    list_layers,
     load_image_folder,
 )
 
@@ -599,3 +601,11 @@ def test_a_module_may_be_called_as_the_alias_of_another(files):
     features = PretrainedCNNFeatures(backbone, layer=1, cache=store, prefetch_layers=[])
     assert features.transform(files[0]).shape == (N, 5)
     assert store.info()["layers"] == {"Sequential block2 avg": N}
+
+
+def test_a_record_may_leave_out_the_map_that_a_layer_is_the_average_of(files):
+    backbone = tiny_backbone()
+    whole = PretrainedCNNFeatures(backbone, cache=None).transform(files[0][:3])
+    layers = tuple(la for la in list_layers(backbone) if la.alias == "penultimate")
+    part = PretrainedCNNFeatures(replace(backbone, layers=layers), cache=None)
+    np.testing.assert_array_equal(part.transform(files[0][:3]), whole)
