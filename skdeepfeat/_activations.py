@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ._averages import with_averages
 from ._backbones import (
     Backbone,
     Layer,
@@ -495,10 +496,13 @@ def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     nodes = {alias: node for alias, node in named.items() if node is not None}
     shapes = structure.shapes(tuple(dict.fromkeys(nodes.values())))
     found = [(alias, node) for alias, node in nodes.items() if node in shapes]
-    return tuple(
+    layers = tuple(
         _layer(structure, alias, node, index, shapes[node])
         for index, (alias, node) in enumerate(found)
     )
+    if not structure.traceable:
+        return layers
+    return with_averages(layers, structure._node, structure.skeleton)
 
 
 def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:

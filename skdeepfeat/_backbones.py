@@ -84,6 +84,9 @@ class Layer:
         Input pixels from one place of the map to the next; None for vectors.
     share : float or None
         Part of the network's multiplications needed to reach it, None if unknown.
+    average_of : str or None
+        For a vector that is the plain average of a map over the image, the node of
+        that map: the two are the same features under ``pooling="avg"``.
     """
 
     alias: str | None
@@ -94,12 +97,17 @@ class Layer:
     features: int
     stride: int | None
     share: float | None = None
+    average_of: str | None = None
 
     @classmethod
-    def from_shape(cls, alias, node, index, layout, shape, stride, share=None):
+    def from_shape(
+        cls, alias, node, index, layout, shape, stride, share=None, average_of=None
+    ):
         """Fill in what follows from the shape of the output."""
-        features = shape[LAYOUTS[layout].channels]
-        return cls(alias, node, index, layout, tuple(shape), features, stride, share)
+        shape, features = tuple(shape), shape[LAYOUTS[layout].channels]
+        return cls(
+            alias, node, index, layout, shape, features, stride, share, average_of
+        )
 
 
 @dataclass(frozen=True)
@@ -414,9 +422,11 @@ def _backbone_of_record(name: str) -> Backbone:
         for key, version in record["weights"].items()
     ]
     versions.sort(key=lambda version: version.name != record["default"])
-    rows = enumerate(record["layers"])
+    rows, averages = enumerate(record["layers"]), record.get("averages", {})
     layers = [
-        Layer.from_shape(alias, node, index, layout, shape, stride, share)
+        Layer.from_shape(
+            alias, node, index, layout, shape, stride, share, averages.get(node)
+        )
         for index, (alias, node, layout, shape, stride, share) in rows
     ]
     return Backbone(

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from ._decoding import Pixels, open_array, open_bytes, open_pil, settle
+from ._decoding import CHANNELS, Pixels, open_array, open_bytes, open_pil, settle
 from ._digests import digest, digest_bytes, learn_digest, recall_digest
 from ._exceptions import ImageError
 from ._formats import FOREIGN_STARTS, begins_like
@@ -69,8 +69,22 @@ def is_tensor(cell) -> bool:
 
 def as_array(cell) -> np.ndarray:
     """A (channels, h, w) or (h, w) tensor as an (h, w[, channels]) array."""
-    array = cell.detach().cpu().numpy()
+    tensor, shape = cell.detach().cpu(), tuple(cell.shape)
+    if len(shape) == 3 and shape[0] not in (1, 2, 3, 4):
+        hint = "; pass image.permute(2, 0, 1)" if shape[2] in CHANNELS else ""
+        raise ValueError(
+            "an image tensor must have the shape (h, w) or (channels, h, w) with 1 to "
+            f"4 channels, got {shape}{hint}"
+        )
+    if is_bfloat16(tensor):
+        tensor = tensor.float()
+    array = tensor.numpy()
     return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+
+
+def is_bfloat16(tensor) -> bool:
+    """Whether numpy has no dtype for the numbers of a tensor."""
+    return "bfloat16" in str(tensor.dtype)
 
 
 def digest_array(array) -> bytes:

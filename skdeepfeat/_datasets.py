@@ -2,27 +2,29 @@
 
 import io
 import os
-import warnings
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from sklearn.utils import Bunch
 
-from ._exceptions import ImageWarning
+from ._exceptions import ImageWarning, warn_user
+from ._formats import is_image_name
 
 
 def load_image_folder(root):
-    """List the photos of a folder that has one subfolder for each class.
+    """List the photos of a folder, by class if it has a subfolder for each.
 
     Nothing is decoded: the paths are meant for :class:`PretrainedCNNFeatures`. Files
-    are photos by the ending of their name; hidden files and others are left out.
+    are photos by the ending of their name. Links are followed, except those that lead
+    back to a folder around them; hidden files and folders are left out.
 
     Parameters
     ----------
     root : str or path
-        A folder with one subfolder for each class, searched to any depth.
+        A folder with one subfolder for each class, searched to any depth; or a folder
+        of photos without subfolders.
 
     Returns
     -------
@@ -30,28 +32,35 @@ def load_image_folder(root):
         With the fields
 
         data : ndarray of str, shape (n_images,)
-            Paths, sorted by class and name.
-        target : ndarray of int, shape (n_images,)
-            Class of each photo, an index into `target_names`.
+            Paths: those of each class together, sorted by folder and name.
+        target : ndarray of int, shape (n_images,), or None
+            Class of each photo, an index into `target_names`; None if `root` has no
+            subfolders.
         target_names : list of str
-            Names of the subfolders that hold photos, sorted.
+            Names of the subfolders, sorted. One without photos keeps its number, so
+            that two folders with the same subfolders have the same classes.
         filenames : ndarray of str, shape (n_images,)
             The same as `data`, as :func:`sklearn.datasets.load_files` calls it.
         n_ignored : int
-            How many files were left out because they are no images by their name.
+            How many files were left out: those that are no photos by their name,
+            files beside the subfolders, links to nothing, pipes and devices.
 
     Raises
     ------
     FileNotFoundError
         If `root` is no folder.
     ValueError
-        If no subfolder holds a photo.
+        If there is no photo.
+
+    Warns
+    -----
+    ImageWarning
+        If files were left out, or a subfolder has no photos.
 
     Examples
     --------
     >>> import tempfile, pathlib
-    >>> from PIL import Image
-    >>> from skdeepfeat import load_image_folder
+    >>>     >>> from skdeepfeat import load_image_folder
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ["ant", "bee"]:
     ...         (pathlib.Path(root) / name).mkdir()
@@ -60,61 +69,109 @@ def load_image_folder(root):
     >>> photos.target_names, photos.target
     (['ant', 'bee'], array([0, 1]))
     """
-    root = Path(root)
-    if not root.is_dir():
+    root = str(Path(root).expanduser())
+    if not os.path.isdir(root):
         raise FileNotFoundError(
-            f"{str(root)!r} is no folder. Pass a folder with one subfolder for each "
-            "class."
+            f"{root!r} is no folder. Pass a folder of photos, or one with a subfolder "
+            "for each class."
         )
-    by_class = {}
-    shown = [path for path in sorted(root.iterdir()) if not _is_hidden(path.name)]
-    ignored = [str(path) for path in shown if path.is_file()]
-    for folder in filter(Path.is_dir, shown):
-        files = _files_below(folder)
-        photos = [path for path in files if is_image_name(path)]
-        ignored += [path for path in files if not is_image_name(path)]
-        if photos:
-            by_class[folder.name] = photos
-    if not by_class:
-        raise ValueError(
-            f"{str(root)!r} has no subfolder with images. Put the photos of each class "
-            "into a subfolder of its name."
-        )
-    if ignored:
-        warnings.warn(
-            f"{len(ignored)} files below {str(root)!r} are no images in a class's "
-            f"subfolder and were left out, for instance {ignored[0]!r}.",
-            ImageWarning,
-            stacklevel=2,
-        )
-    names = list(by_class)
-    paths = np.array([path for photos in by_class.values() for path in photos])
-    target = np.repeat(np.arange(len(names)), [len(p) for p in by_class.values()])
+    folders, beside = _contents(root)
+    by_class = {f.name: _files_below(f.path, root) for f in folders} or {"": beside}
+    photos = [[e.path for e in files if _is_photo(e)] for files in by_class.values()]
+    others = [e.path for files in by_class.values() for e in files if not _is_photo(e)]
+    ignored = [entry.path for entry in beside] + others if folders else others
+    if not any(photos):
+        raise ValueError(_nothing_found(root, folders, ignored))
+    empty = [name for name, found in zip(by_class, photos, strict=True) if not found]
+    for sentence in (_about_ignored(root, ignored), _about_empty(root, empty)):
+        if sentence:
+            warn_user(sentence, ImageWarning)
+    paths, sizes = np.concatenate(list(filter(None, photos))), list(map(len, photos))
     return Bunch(
         data=paths,
-        target=target,
-        target_names=names,
+        target=np.repeat(np.arange(len(sizes)), sizes) if folders else None,
+        target_names=list(by_class) if folders else [],
         filenames=paths,
         n_ignored=len(ignored),
     )
 
 
-def is_image_name(path: str) -> bool:
-    """Whether Pillow has a reader for files with this ending."""
-    return os.path.splitext(path)[1].lower() in Image.registered_extensions()
+def _contents(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+    """Folders and other entries of a folder, by name; hidden ones left out."""
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    shown.sort(key=lambda entry: entry.name)
+    kinds = [_holds(entry.is_dir) for entry in shown]
+    folders = [entry for entry, is_dir in zip(shown, kinds, strict=True) if is_dir]
+    return folders, [e for e, is_dir in zip(shown, kinds, strict=True) if not is_dir]
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
+def _is_photo(entry: os.DirEntry) -> bool:
+    """Whether this is a file with the name of a photo, or a link to one."""
+    return is_image_name(entry.name) and _holds(entry.is_file)
 
 
-def _files_below(folder: Path) -> list[str]:
-    """All files of a folder and its subfolders, sorted; hidden ones left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        found += [os.path.join(parent, name) for name in files if not _is_hidden(name)]
-    return sorted(found)
+def _holds(test: Callable[[], bool]) -> bool:
+    """Whether an entry is of some kind; a link to itself is of none."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _files_below(folder: str, root: str) -> list[os.DirEntry]:
+    """All that is no folder, in a folder and those below it, sorted by folder and name.
+
+    A folder is not entered again below itself, as a link may have it.
+    """
+    found: dict[str, list[os.DirEntry]] = {}
+    waiting = [(folder, {_identity(root)})]
+    while waiting:
+        here, around = waiting.pop()
+        if _identity(here) not in around:
+            folders, found[here] = _contents(here)
+            inside = around | {_identity(here)}
+            waiting += [(below.path, inside) for below in folders]
+    return [entry for here in sorted(found) for entry in found[here]]
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """The same for all paths of a folder."""
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
+
+
+def _nothing_found(root: str, folders: list, ignored: list[str]) -> str:
+    """What to do with a folder that has no photos."""
+    others = f" It has other files, for instance {ignored[0]!r}." if ignored else ""
+    if not folders:
+        return f"{root!r} has neither subfolders nor images in it.{others}"
+    return (
+        f"{root!r} has no subfolder with images.{others} Put the photos of each class "
+        "into a subfolder of its name, or photos without classes into a folder without "
+        "subfolders."
+    )
+
+
+def _about_ignored(root: str, ignored: list[str]) -> str | None:
+    """What was left out."""
+    if not ignored:
+        return None
+    return (
+        f"Left out {len(ignored)} file(s) below {root!r} that are no images or lie in "
+        f"no class's subfolder, for instance {ignored[0]!r}."
+    )
+
+
+def _about_empty(root: str, empty: list[str]) -> str | None:
+    """Which classes have no photos."""
+    if not empty:
+        return None
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    return (
+        f"Subfolders of {root!r} without images: {', '.join(map(repr, empty[:5]))}"
+        f"{more}. Each keeps its number as a class, which no image has."
+    )
 
 
 def load_textures():

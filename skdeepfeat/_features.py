@@ -52,12 +52,6 @@ def _find_layer(source: WeightsSource, name) -> Layer:
     return resolve_layer(source.backbone, name, source.input.image_size)
 
 
-def _without(layers, others) -> list[Layer]:
-    """Those of the layers that are not among the others, each once."""
-    nodes = {layer.node for layer in others}
-    return list({x.node: x for x in layers if x.node not in nodes}.values())
-
-
 def clear_caches():
     """Forget all networks and all features that this process keeps in memory.
 
@@ -166,9 +160,10 @@ class PretrainedCNNFeatures(
         it is not there yet), "reading" and "decoding" (the wait for them; they go on
         beside the network), "copying" (to the device) and "network".
     n_features_in_ : int
-        Number of columns seen in `fit`; only for flat rows and data frames.
+        Number of columns seen in `fit`; only for flat rows, data frames and named
+        Series.
     feature_names_in_ : ndarray of shape (1,)
-        Name of the column seen in `fit`; only for data frames.
+        Name of the column seen in `fit`; only for data frames and named Series.
 
     See Also
     --------
@@ -491,14 +486,13 @@ class PretrainedCNNFeatures(
         prefetched, others = self._prefetched(source, asked)
         devices = resolve_devices(self.device)
         device = device_class(devices)
-        layers = tuple((layer, self.pooling) for layer in (*asked, *prefetched))
-        pooled = PooledLayers(source, key, layers)
+        pooled = PooledLayers.of(source, key, (*asked, *prefetched))
         engine = resolve_engine(self.engine, device, self.precision, pooled)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
         scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
         columns = (
-            tuple(self._column(source, scope, layer) for layer in layers)
-            for layers in (asked, prefetched, others)
+            tuple(self._column(source, scope, *pair) for pair in pairs)
+            for pairs in (asked, prefetched, others)
         )
         scope = digest(scope, self.pooling)
         return Plan(pooled, value_range, devices, device, engine, *columns, scope)
@@ -509,8 +503,12 @@ class PretrainedCNNFeatures(
             self.backbone, self.weights, self.random_state, self.image_size
         )
 
-    def _asked(self, source) -> list[Layer]:
-        """The layers of `layer`, in its order."""
+    def _asked(self, source) -> list[tuple[Layer, str]]:
+        """The layers of `layer`, in its order, as they are computed."""
+        return [self._pooled(source, layer) for layer in self._layers(source)]
+
+    def _layers(self, source) -> list[Layer]:
+        """The layers that `layer` names, in its order."""
         names = self.layer if isinstance(self.layer, (tuple, list)) else (self.layer,)
         if not names or not all(isinstance(n, (str, Integral)) for n in names):
             raise ValueError(
@@ -519,29 +517,42 @@ class PretrainedCNNFeatures(
             )
         return [_find_layer(source, name) for name in names]
 
-    def _prefetched(self, source, asked) -> tuple[list[Layer], list[Layer]]:
-        """Other layers stored in the same pass, and those stored if it saves one."""
+    def _prefetched(self, source, asked) -> tuple[list, list]:
+        """What is stored in the same pass, and what else is if it saves another one."""
         if self.pooling == "flatten" or self.cache is None:
             return [], []
         if not isinstance(self.prefetch_layers, str):
-            wanted = [_find_layer(source, name) for name in self.prefetch_layers]
-            return _without(wanted, asked), []
+            named = [_find_layer(source, name) for name in self.prefetch_layers]
+            return self._besides(source, named, asked), []
         # A file of one's own may have a head for other classes, or none.
         skipped = "logits" if source.path is not None else None
         aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
         if self.prefetch_layers == "all":
-            return _without(aliased, asked), []
-        deepest = max((layer.index for layer in asked if layer.index), default=0)
-        below = _without([x for x in aliased if x.index < deepest], asked)
-        return below, _without(aliased, [*asked, *below])
+            return self._besides(source, aliased, asked), []
+        indices = (layer.index for layer in self._layers(source))
+        deepest = max((index for index in indices if index), default=0)
+        below = self._besides(source, [x for x in aliased if x.index < deepest], asked)
+        return below, self._besides(source, aliased, [*asked, *below])
 
-    def _column(self, source, scope: bytes, layer: Layer) -> Column:
-        """One layer with the fingerprint of everything that makes its features."""
+    def _besides(self, source, layers, others) -> list[tuple[Layer, str]]:
+        """What is computed for these layers, without what is computed for others."""
+        pairs = dict.fromkeys(self._pooled(source, layer) for layer in layers)
+        return [pair for pair in pairs if pair not in others]
+
+    def _pooled(self, source, layer: Layer) -> tuple[Layer, str]:
+        """What is computed for a layer: the same for all names of the same features."""
+        first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
+        if layer.average_of in first:
+            return first[layer.average_of], "avg"
         pooling = "none" if layer.layout == "vector" else self.pooling
-        width = width_of(source.backbone, source.input, layer, self.pooling)
+        return first.get(layer.node, layer), pooling
+
+    def _column(self, source, scope: bytes, layer: Layer, pooling: str) -> Column:
+        """One layer with the fingerprint of everything that makes its features."""
+        width = width_of(source.backbone, source.input, layer, pooling)
         label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
         fingerprint = digest(scope, layer.node, pooling)
-        return Column(layer, self.pooling, width, label, fingerprint)
+        return Column(layer, pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------
 
@@ -550,8 +561,34 @@ class PretrainedCNNFeatures(
         source = self._resolve_source()
         return sum(
             width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in self._asked(source)
+            for layer in self._layers(source)
         )
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features, which begin with that of the column.
+
+        Parameters
+        ----------
+        input_features : array-like of str, default=None
+            Only compared with the names seen in `fit`.
+
+        Returns
+        -------
+        names : ndarray of str, shape (n_features,)
+            "front_pretrainedcnnfeatures0" and so on if `fit` has seen a column
+            "front", of a data frame or as a Series; else "pretrainedcnnfeatures0".
+
+        Examples
+        --------
+        >>> from skdeepfeat import PretrainedCNNFeatures
+        >>> PretrainedCNNFeatures().get_feature_names_out()[:2].tolist()
+        ['pretrainedcnnfeatures0', 'pretrainedcnnfeatures1']
+        """
+        names = super().get_feature_names_out(input_features)
+        columns = getattr(self, "feature_names_in_", ())
+        if len(columns) != 1:  # unknown, or pixels
+            return names
+        return np.array([f"{columns[0]}_{name}" for name in names], dtype=object)
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:

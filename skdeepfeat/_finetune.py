@@ -134,9 +134,10 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     frozen_digest_ : str
         Of the weights that training started from, hexadecimal.
     n_features_in_ : int
-        Number of columns seen in `fit`; only for flat rows and data frames.
+        Number of columns seen in `fit`; only for flat rows, data frames and named
+        Series.
     feature_names_in_ : ndarray of shape (1,)
-        Name of the column seen in `fit`; only for data frames.
+        Name of the column seen in `fit`; only for data frames and named Series.
 
     See Also
     --------

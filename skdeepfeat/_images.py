@@ -20,6 +20,7 @@ from scipy import sparse
 from ._cells import (
     Cell,
     Hashed,
+    is_bfloat16,
     is_missing,
     is_tensor,
     kind_of,
@@ -308,6 +309,19 @@ LAZY = (Lazy, LazyArray)
 
 # Containers -------------------------------------------------------------------------
 
+# What is another thing in a wrapping, and how it is taken out.
+WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    # A frame or Series of narwhals.
+    (lambda X: _can(X, "to_native") and not _is_query(X), lambda X: X.to_native()),
+    # Flat rows that numpy has no dtype for; images are cast one by one.
+    (lambda X: is_tensor(X) and X.ndim == 2 and is_bfloat16(X), lambda X: X.float()),
+)
+
+
+def unwrap_container(X):
+    """What X stands for, where it is only a view or another spelling of it."""
+    return next((take(X) for is_one, take in WRAPPED if is_one(X)), X)
+
 
 def is_table(X) -> bool:
     """Whether X is flat 2-D rows of numbers, to be shaped by `image_shape`.
@@ -319,10 +333,12 @@ def is_table(X) -> bool:
         return isinstance(X, Lazy) and _are_numbers([X.first()])
     if sparse.issparse(X):
         return True
+    if _is_query(X):
+        return False
     if _is_frame(X):
         return X.shape[1] > 0 and _all_numeric(X)
-    if isinstance(X, np.ndarray) and X.dtype.kind in "biufc":
-        return X.ndim <= 2
+    if _is_numeric_array(X):
+        return len(X.shape) <= 2
     if is_tensor(X):
         return X.ndim == 2
     if isinstance(X, (str, bytes, bytearray, Path, Image.Image)):
@@ -337,6 +353,9 @@ def is_table(X) -> bool:
     return _are_numbers(X)
 
 
+NUMERIC = ("int", "uint", "float", "bool", "double", "half")  # begin a dtype's name
+
+
 def _are_numbers(cells) -> bool:
     """Whether no cell, of the first thousand, can be an image."""
     head = (cell for cell, _ in zip(cells, range(1000), strict=False))
@@ -347,7 +366,7 @@ def _are_numbers(cells) -> bool:
 
 def lazily(X):
     """X itself, or a wrapper of a sequence that makes its rows when asked for them."""
-    if not _is_lazy(X):
+    if not _makes_rows(X):
         return X
     if len(getattr(X, "shape", ())) < 3:
         return Lazy(X)
@@ -355,13 +374,23 @@ def lazily(X):
     return LazyArray(X)
 
 
-def _is_lazy(X) -> bool:
+def _makes_rows(X) -> bool:
     """Whether this is a sequence that need not be in memory."""
     is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__")
     in_memory = isinstance(X, IN_MEMORY) or is_tensor(X) or _is_frame(X)
-    in_memory |= any(hasattr(X, name) for name in ("to_pylist", "to_numpy"))
-    is_flat = len(getattr(X, "shape", ())) == 2 or hasattr(X, "column_names")
+    in_memory |= any(_can(X, name) for name in ("to_pylist", "to_numpy"))
+    is_flat = len(getattr(X, "shape", ())) == 2 or _can(X, "column_names")
     return is_sequence and not in_memory and not is_flat
+
+
+def _is_query(X) -> bool:
+    """Whether this is a query of polars or narwhals that has not run."""
+    return _can(X, "collect")
+
+
+def _can(X, name: str) -> bool:
+    """Whether objects of this class have a method or property; columns are none."""
+    return hasattr(type(X), name)
 
 
 def _is_frame(X) -> bool:
@@ -369,9 +398,16 @@ def _is_frame(X) -> bool:
 
 
 def _all_numeric(frame) -> bool:
-    """Whether all columns of a pandas or polars frame hold numbers."""
-    dtypes = [str(dtype).lower() for dtype in frame.dtypes]
-    return all(dtype.startswith(("int", "uint", "float", "bool")) for dtype in dtypes)
+    """Whether all columns of a pandas, polars or Arrow frame hold numbers."""
+    types = frame.dtypes if hasattr(frame, "dtypes") else frame.schema.types
+    return all(str(dtype).lower().startswith(NUMERIC) for dtype in types)
+
+
+def _is_numeric_array(X) -> bool:
+    """Whether this is an array of numbers: numpy's, or h5py's or zarr's with axes."""
+    kind = getattr(getattr(X, "dtype", None), "kind", "O")
+    has_axes = isinstance(X, np.ndarray) or len(getattr(X, "shape", ())) > 1
+    return kind in "biufc" and has_axes
 
 
 IN_MEMORY = (list, tuple, Mapping, str, bytes, bytearray, Image.Image, np.ndarray)
@@ -387,20 +423,47 @@ def _is_row_of_numbers(cell) -> bool:
     return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
 
 
+SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+
+
+def _is_file(X) -> bool:
+    """Whether this is an opened file."""
+    return hasattr(X, "read") and not hasattr(X, "__getitem__")
+
+
+# What of an object that is no sequence is one, the first that it has: of a Bunch, of a
+# DataLoader of torch, of sets and generators.
+INSIDE = (("data", "X.data"), ("dataset", "X.dataset"), ("__iter__", "list(X)"))
+
 # What is no sequence of images: how it is recognised, and what to type instead.
 REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
     (
-        lambda X: isinstance(X, (str, os.PathLike, bytes, bytearray, Image.Image)),
+        lambda X: isinstance(X, SINGLE) or _is_file(X),
         lambda X: (
             f"X must be a sequence of images. Got one {type(X).__name__} instead; pass "
             "[X] for a single image, or load_image_folder(X).data for a folder."
         ),
     ),
     (
+        _is_query,
+        lambda X: (
+            f"X must hold its images. Got a {type(X).__name__} instead, which has not "
+            "run; pass X.collect()."
+        ),
+    ),
+    (
+        lambda X: isinstance(X, Mapping) and not ("data" in X and hasattr(X, "data")),
+        lambda X: (
+            f"X must be a sequence of images. Got a {type(X).__name__} with the keys "
+            f"{list(X)[:6]} instead; pass X[key] if one of its values is that, or "
+            "list(X.values()) if each is an image."
+        ),
+    ),
+    (
         lambda X: isinstance(X, Mapping) or not hasattr(X, "__getitem__"),
         lambda X: (
             f"X must be a sequence of images. Got a {type(X).__name__} instead; pass "
-            f"{'X.data' if hasattr(X, 'data') else 'a list of them'}."
+            f"{next((to_type for name, to_type in INSIDE if hasattr(X, name)))}."
         ),
     ),
     (
@@ -411,7 +474,7 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         ),
     ),
     (
-        lambda X: hasattr(X, "column_names"),
+        lambda X: _can(X, "column_names") and not _is_frame(X),
         lambda X: (
             "X must be one column of images. Got a data set with the columns "
             f'{list(X.column_names)} instead; pass X["<name of the image column>"].'
@@ -446,13 +509,16 @@ def _refuse_pairs(first) -> None:
 
 def _only_column(frame):
     """Cells of a one-column frame."""
-    if frame.shape[1] != 1:
+    in_arrow = _can(frame, "column_names")
+    names = list(frame.column_names if in_arrow else frame.columns)
+    if len(names) != 1:
         raise ValueError(
-            f"X must be one column of images. Got {frame.shape[1]} columns "
-            f"{list(frame.columns)[:6]} instead; select one, for instance with "
+            f"X must be one column of images. Got {len(names)} columns {names[:6]} "
+            "instead; select one, for instance with "
             "ColumnTransformer([('photos', features, 'path')])."
         )
-    return list(frame[frame.columns[0]])
+    column = frame[names[0]]
+    return column.to_pylist() if in_arrow else list(column)
 
 
 def _stacked_tensor(X):

@@ -4,7 +4,14 @@ from dataclasses import replace
 from numbers import Integral
 
 from ._backbones import Backbone, WeightsSource, resolve_backbone, resolve_weights
-from ._images import Images, is_table, lazily, read_images, shape_rows
+from ._images import (
+    Images,
+    is_table,
+    lazily,
+    read_images,
+    shape_rows,
+    unwrap_container,
+)
 from ._validation import (
     HasBackbone,
     HasMethods,
@@ -28,6 +35,7 @@ CONSTRAINTS: dict = {
 
 def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
     """X as rows of images; remembers or compares its columns on the estimator."""
+    X = unwrap_container(X)
     rows = lazily(X)
     if is_table(rows):
         shape = estimator.image_shape

@@ -23,7 +23,9 @@ class Column:
     Parameters
     ----------
     layer : Layer
+        What an engine reads: for a vector that is the average of a map, the map.
     pooling : str
+        How that is pooled; "none" for a vector.
     width : int
         Number of features.
     label : str
@@ -56,6 +58,18 @@ class PooledLayers:
     weights_key: bytes
     layers: tuple[tuple[Layer, str], ...]
 
+    @classmethod
+    def of(cls, source: WeightsSource, weights_key: bytes, layers) -> "PooledLayers":
+        """Each layer once, by depth: the order of asking makes no other network."""
+        return cls(source, weights_key, tuple(sorted(set(layers), key=_by_depth)))
+
+
+def _by_depth(pooled: tuple[Layer, str]) -> tuple:
+    """Aliased layers by their index, then plain nodes by their name."""
+    layer, pooling = pooled
+    aliased = layer.index is not None
+    return not aliased, layer.index if aliased else layer.node, pooling
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,9 +88,9 @@ class Plan:
     columns : tuple of Column
         What is asked for, in the order of the output.
     prefetched : tuple of Column
-        What is stored besides.
+        What is stored besides; none of `columns`.
     others : tuple of Column
-        What is stored too once that saves a pass.
+        What is stored too once that saves a pass; none of these.
     scope : bytes
         What is computed in one pass: the fingerprints of all columns, less the layer.
     """
@@ -94,8 +108,7 @@ class Plan:
     @property
     def row_bytes(self) -> int:
         """About what a store needs for all that is kept of an image."""
-        kept = (*self.columns, *self.prefetched)
-        return sum(4 * column.width + ROW_OVERHEAD for column in kept)
+        return sum(4 * column.width + ROW_OVERHEAD for column in self.stored)
 
     @property
     def aliased(self) -> tuple[Column, ...]:
@@ -105,7 +118,8 @@ class Plan:
     def widened(self) -> "Plan":
         """The same with the other columns stored in the same pass."""
         layers = [(column.layer, column.pooling) for column in self.others]
-        pooled = replace(self.pooled, layers=(*self.pooled.layers, *layers))
+        layers += self.pooled.layers
+        pooled = PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
         kept = (*self.prefetched, *self.others)
         return replace(self, pooled=pooled, prefetched=kept, others=())
 
@@ -113,6 +127,16 @@ class Plan:
     def width(self) -> int:
         """Number of features."""
         return sum(column.width for column in self.columns)
+
+    @cached_property
+    def stored(self) -> list[Column]:
+        """The distinct columns: what is asked for first, then what is prefetched."""
+        both = (*self.columns, *self.prefetched)
+        return list({column.fingerprint: column for column in both}.values())
+
+    def place(self, column: Column) -> int:
+        """Where the features of a column stand in what the engine computes."""
+        return self.pooled.layers.index((column.layer, column.pooling))
 
     @cached_property
     def slices(self) -> list[slice]:

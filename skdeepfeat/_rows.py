@@ -152,7 +152,7 @@ class Rows:
 
     def write(self, computed: Computed) -> None:
         """Put the features of a batch into the store and the output, report errors."""
-        asked = computed.features[: len(self.plan.columns)]
+        asked = [computed.features[self.plan.place(c)] for c in self.plan.columns]
         errors = [*computed.errors, *not_finite(computed, asked)]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
@@ -174,15 +174,14 @@ class Rows:
 
     def _parts(self, computed: Computed, keys, sound) -> Iterator[Part]:
         """What is kept of a batch: rows that are numbers."""
-        columns = (*self.plan.columns, *self.plan.prefetched)
-        parts = list(zip(columns, computed.features, strict=True))
+        asked = {column.fingerprint for column in self.plan.columns}
         # What is asked for comes last: it is the last to make room for others.
-        for place, (column, rows) in reversed(list(enumerate(parts))):
+        for column in reversed(self.plan.stored):
+            rows = computed.features[self.plan.place(column)]
             kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
-            asked = place < len(self.plan.columns)
-            yield Part(column, some, rows[kept], in_range, asked)
+            yield Part(column, some, rows[kept], in_range, column.fingerprint in asked)
 
     def _warn_of_bound(self) -> None:
         """Say what the store would need to keep all rows of this call."""

@@ -134,10 +134,20 @@ def check_value_range(value_range) -> tuple[float, float] | None:
 
 
 def check_columns(estimator, X, *, reset) -> None:
-    """Remember or compare the name of the column of a one-column data frame."""
+    """Remember the name of a frame's only column or of a Series; compare frames."""
+    if reset:
+        for attribute in ("n_features_in_", "feature_names_in_"):
+            vars(estimator).pop(attribute, None)  # of an earlier fit
+        X = X.to_frame() if _is_named_series(X) else X
     is_frame = hasattr(X, "columns") and len(getattr(X, "shape", ())) == 2
     if is_frame and (reset or hasattr(estimator, "feature_names_in_")):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
+
+
+def _is_named_series(X) -> bool:
+    """Whether X is a column of a pandas or polars frame, by itself."""
+    name = getattr(X, "name", None)
+    return hasattr(X, "to_frame") and isinstance(name, str) and name != ""
 
 
 def check_rows_exist(estimator, n_rows) -> None:

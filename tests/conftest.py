@@ -4,6 +4,8 @@ import os
 
 # Read once, when scipy is first imported: the array API checks need it.
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Read once, when torch is: threads that spin while they wait take the cores of others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pathlib import Path
 

@@ -29,8 +29,10 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.fixes import parse_version
+from torch.utils.data import DataLoader
 
 from skdeepfeat import (
     Backbone,
@@ -46,6 +48,7 @@ from skdeepfeat import (
 
 OLD = parse_version(sklearn.__version__) < parse_version("1.7")
 not_in_sklearn_16 = pytest.mark.skipif(OLD, reason="scikit-learn 1.6 cannot do this")
+FRAMES = [pd.DataFrame, pytest.param(pl.DataFrame, marks=not_in_sklearn_16)]
 
 
 def features(**parameters):
@@ -311,6 +314,75 @@ def test_every_container_gives_the_same_features(name, photo_files, photos):
             image.close()
 
 
+def test_arrow_tables_of_one_column(photo_files):
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"path": photo_files})
+    expected = features().transform(photo_files)
+    for X in (table, table.to_batches()[0], table["path"], table["path"].chunk(0)):
+        np.testing.assert_array_equal(features().transform(X), expected)
+    assert features().fit(table).get_feature_names_out()[0].startswith("path_")
+    two = table.append_column("weight", arrow.array(range(6)))
+    with pytest.raises(ValueError, match=r"Got 2 columns \['path', 'weight'\]"):
+        features().transform(two)
+
+
+def test_frames_and_series_of_narwhals(photo_files):
+    narwhals = pytest.importorskip("narwhals")
+    expected = features().transform(photo_files)
+    for column in (pd.Series(photo_files, name="path"), pl.Series("path", photo_files)):
+        for native in (column, column.to_frame()):
+            X = narwhals.from_native(native, allow_series=True)
+            est = features()
+            np.testing.assert_array_equal(est.fit_transform(X), expected)
+            assert list(est.feature_names_in_) == ["path"]
+
+
+def test_flat_rows_in_other_containers(photos):
+    arrow, narwhals = map(pytest.importorskip, ("pyarrow", "narwhals"))
+    flat = photos[:, :4, :4].reshape(6, -1)
+    frame = pd.DataFrame(flat).rename(columns=str)
+    est = features(image_shape=(4, 4, 3))
+    expected = est.transform(flat)
+    for X in (arrow.Table.from_pandas(frame), narwhals.from_native(frame)):
+        np.testing.assert_array_equal(est.transform(X), expected)
+    floats = torch.from_numpy(flat).div(255).bfloat16()
+    rows = est.transform(floats)
+    np.testing.assert_array_equal(rows, est.transform(floats.float().numpy()))
+
+
+@pytest.mark.parametrize("kind", ["h5py", "zarr"])
+def test_arrays_on_disk(kind, photos, tmp_path):
+    module = pytest.importorskip(kind)
+    if kind == "zarr":
+        array = module.array(photos)
+    else:
+        array = module.File(tmp_path / "photos.h5", "w").create_dataset(
+            "x", data=photos
+        )
+    expected = features().transform(photos)
+    np.testing.assert_array_equal(features().fit_transform(array), expected)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_bfloat16_tensors_are_cast(photos, stacked):
+    tensor = torch.from_numpy(photos).permute(0, 3, 1, 2).div(255).bfloat16()
+    expected = features().transform(tensor.float())
+    X = tensor if stacked else list(tensor)
+    np.testing.assert_array_equal(features().transform(X), expected)
+
+
+def test_columns_may_have_any_name(photo_files):
+    expected = features().transform(photo_files)
+    for name in ("collect", "to_native", "column_names", "read", "data", "shape_"):
+        X = pd.DataFrame({name: photo_files})
+        np.testing.assert_array_equal(features().transform(X), expected)
+
+
+def test_a_series_without_any_photo_is_no_table():
+    with pytest.raises(ImageError, match=r"row 0 .*no image in this row"):
+        features().transform(pd.Series([np.nan, np.nan]))
+
+
 def test_ragged_sizes(photos):
     ragged = [photos[0], photos[1][:10], photos[2][:, :7]]
     out = features().transform(ragged)
@@ -318,11 +390,7 @@ def test_ragged_sizes(photos):
 
 
 @pytest.mark.parametrize("scalar", [True, False])
-@pytest.mark.parametrize(
-    "frame",
-    [pd.DataFrame, pytest.param(pl.DataFrame, marks=not_in_sklearn_16)],
-    ids=["pandas", "polars"],
-)
+@pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
 def test_beside_tabular_columns(photo_files, frame, scalar):
     table = frame({"path": photo_files, "weight": [1.0, 2, 3, 4, 5, 6]})
     columns = make_column_transformer(
@@ -342,6 +410,58 @@ def test_column_name_is_remembered(photo_files):
     assert not hasattr(features().fit(photo_files), "n_features_in_")
 
 
+@pytest.mark.parametrize("scalar", [True, False])
+@pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
+def test_two_columns_of_photos(photo_files, frame, scalar):
+    table = frame({"front": photo_files, "back": photo_files[::-1]})
+    kind = "pandas" if frame is pd.DataFrame else "polars"
+    views = [name if scalar else [name] for name in ("front", "back")]
+    columns = make_column_transformer(
+        *[(features(), view) for view in views], verbose_feature_names_out=False
+    ).set_output(transform=kind)
+    out = columns.fit_transform(table)
+    expected = [
+        f"{view}_pretrainedcnnfeatures{i}"
+        for view in ("front", "back")
+        for i in range(10)
+    ]
+    assert list(out.columns) == expected
+    assert list(columns.get_feature_names_out()) == expected
+    rows = features().transform(photo_files)
+    np.testing.assert_array_equal(out, np.hstack([rows, rows[::-1]]))
+    np.testing.assert_array_equal(columns.transform(table), out)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("series", [pd.Series, pl.Series], ids=["pandas", "polars"])
+def test_the_name_of_a_series_is_remembered(photo_files, series):
+    column = series(photo_files)
+    est = features().fit(column)
+    assert not hasattr(est, "feature_names_in_")
+    assert est.get_feature_names_out()[0] == "pretrainedcnnfeatures0"
+    est.fit(column.rename("front"))
+    assert list(est.feature_names_in_) == ["front"] and est.n_features_in_ == 1
+    assert est.get_feature_names_out()[9] == "front_pretrainedcnnfeatures9"
+    for X in (column, photo_files, np.array(photo_files), column.rename("back")):
+        assert est.transform(X).shape == (6, 10)
+    est.fit(photo_files)
+    assert not hasattr(est, "feature_names_in_") and not hasattr(est, "n_features_in_")
+
+
+def test_names_of_features_follow_the_contract(photo_files):
+    plain = [f"pretrainedcnnfeatures{i}" for i in range(10)]
+    assert list(features().get_feature_names_out()) == plain
+    assert list(features().fit(photo_files).get_feature_names_out(["any"])) == plain
+    est = features().fit(pd.DataFrame({"path": photo_files}))
+    names = est.get_feature_names_out(["path"])
+    assert list(names) == [f"path_{name}" for name in plain] and names.dtype == object
+    with pytest.raises(ValueError, match="not equal to feature_names_in_"):
+        est.get_feature_names_out(["file"])
+    pixels = pd.DataFrame(np.zeros((2, 12), np.uint8)).rename(columns=str)
+    est = features(image_shape=(2, 2, 3)).fit(pixels)
+    assert list(est.get_feature_names_out()) == plain
+
+
 WRONG_X = {
     "a path": ("photo.jpg", r"pass \[X\]"),
     "an image": (Image.new("RGB", (4, 4)), r"pass \[X\]"),
@@ -350,6 +470,18 @@ WRONG_X = {
     "channels first": (np.zeros((2, 3, 8, 9), np.uint8), "transpose"),
     "channels last": (torch.zeros(2, 8, 9, 3), "permute"),
     "two columns": (pd.DataFrame({"a": ["x"], "b": ["y"]}), "one column"),
+    "channels last in a list": ([torch.zeros(8, 9, 3)], r"permute\(2, 0, 1\)"),
+    "many channels": ([torch.zeros(8, 9, 7)], r"1 to 4 channels, got \(8, 9, 7\)$"),
+    "a query": (pl.LazyFrame({"a": ["x"]}), r"X\.collect\(\)"),
+    "a set": ({"a.png"}, r"Got a set instead; pass list\(X\)"),
+    "a generator": ((name for name in ["a.png"]), r"pass list\(X\)"),
+    "values": ({"a": "a.png"}.values(), r"pass list\(X\)"),
+    "a dict": ({"path": ["a.png"]}, r"keys \['path'\] instead; pass X\[key\]"),
+    "a dict of data": ({"data": ["a.png"]}, r"keys \['data'\] instead; pass X\[key\]"),
+    "a Bunch": (Bunch(data=["a.png"]), r"Got a Bunch instead; pass X\.data"),
+    "another Bunch": (Bunch(images=["a.png"]), r"keys \['images'\]"),
+    "a loader": (DataLoader(["a.png"]), r"Got a DataLoader instead; pass X\.dataset"),
+    "a file": (io.BytesIO(b"x"), r"Got one BytesIO instead; pass \[X\]"),
     "no rows": ([], "0 sample"),
     "no array rows": (np.zeros((0, 8, 8, 3), np.uint8), "0 sample"),
     "pairs": ([(Image.new("L", (2, 2)), 1)], "image, label"),

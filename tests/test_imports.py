@@ -13,17 +13,17 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd"}
+    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_table"}
     | {"_depth", "_formats", "_orientation"},
-    {"_samples"},
+    {"_samples", "_references"},
     {"_decoding"},
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
-    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs"},
-    {"_device", "_activations", "_rows", "_report"},
+    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs", "_averages"},
+    {"_device", "_activations", "_report"},
     {"_engine"},
-    {"_torch_engine", "_layers"},
+    {"_torch_engine", "_layers", "_rows"},
     {"_openvino_engine", "_features", "_parts"},
     {"_training"},
     {"_finetune"},
@@ -32,7 +32,7 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_tracing", "_torch_winograd"}
+HEAVY = {"_networks", "_smallnets", "_tracing", "_averages", "_torch_winograd"}
 HEAVY |= {"_activations", "_torch_engine", "_parts", "_training"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -21,15 +22,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+import skdeepfeat._activations
 import skdeepfeat._features
 import skdeepfeat._networks
 from skdeepfeat import (
+    Backbone,
     FeatureStore,
     ImageError,
     ImageWarning,
     PretrainedCNNFeatures,
     StoreWarning,
     clear_caches,
+    list_layers,
     load_image_folder,
 )
 
@@ -533,3 +537,78 @@ def test_transform_to_goes_on_after_a_kill(files, tmp_path):
     assert store.info()["misses"] == N
     expected = PretrainedCNNFeatures(tiny_backbone(), cache=None, batch_size=4)
     np.testing.assert_array_equal(rows, expected.transform(files[0]))
+
+
+# One name or another for the same features --------------------------------------------
+
+
+def test_an_average_and_its_map_are_computed_and_stored_once(files):
+    store = FeatureStore(name="twins")
+    features = PretrainedCNNFeatures(
+        tiny_backbone(), cache=store, batch_size=1, prefetch_layers=[], layer="block5"
+    )
+    maps = features.transform(files[0])
+    vectors = features.set_params(layer="penultimate").transform(files[0])
+    np.testing.assert_array_equal(vectors, maps)
+    info = store.info()
+    assert info["misses"] == info["rows"] == N
+    assert info["layers"] == {"Sequential block5 avg": N}
+
+
+def test_a_vector_is_stored_once_for_all_poolings(files):
+    store = FeatureStore(name="poolings")
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store, batch_size=1)
+    expected = features.set_params(prefetch_layers=[]).transform(files[0])
+    for pooling in ("max", "avgmax", "gem", "stochastic", "flatten"):
+        rows = features.set_params(pooling=pooling).transform(files[0])
+        np.testing.assert_array_equal(rows, expected)
+    assert store.info()["misses"] == store.info()["rows"] == N
+
+
+def test_columns_stand_in_the_order_of_asking(files):
+    store = FeatureStore(name="order")
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=store, prefetch_layers=[])
+    names = ("penultimate", "block2", "block5", "0", "penultimate")
+    alone = [
+        features.set_params(layer=n, cache=None).transform(files[0]) for n in names
+    ]
+    for _ in range(2):  # computed, and read
+        together = features.set_params(layer=names, cache=store).transform(files[0])
+        np.testing.assert_array_equal(together, np.hstack(alone))
+    assert store.info()["rows"] == 3 * N  # block1 is node "0", block5 the penultimate
+
+
+def test_the_order_of_asking_makes_no_other_network(files, monkeypatch):
+    cuts, bind = [], skdeepfeat._activations.bind
+
+    def counted(structure, network, nodes):
+        if not next(network.parameters()).is_meta:
+            cuts.append(nodes)
+        return bind(structure, network, nodes)
+
+    monkeypatch.setattr("skdeepfeat._activations.bind", counted)
+    backbone = tiny_backbone()
+    for layer in (("penultimate", "block2"), ("block2", "penultimate"), (1, 4)):
+        features = PretrainedCNNFeatures(backbone, layer=layer, cache=None)
+        features.set_params(prefetch_layers=[]).transform(files[0][:2])
+    assert cuts == [("1", "4")]
+
+
+def test_a_module_may_be_called_as_the_alias_of_another(files):
+    net = torch.nn.Sequential()
+    for name, width in {"stem": 4, "block1": 5, "block2": 6}.items():
+        net.add_module(name, torch.nn.LazyConv2d(width, 3))
+    net(torch.zeros(1, 3, 12, 12))
+    backbone = Backbone.from_module(net, image_size=12)
+    store = FeatureStore(name="names")
+    features = PretrainedCNNFeatures(backbone, layer=1, cache=store, prefetch_layers=[])
+    assert features.transform(files[0]).shape == (N, 5)
+    assert store.info()["layers"] == {"Sequential block2 avg": N}
+
+
+def test_a_record_may_leave_out_the_map_that_a_layer_is_the_average_of(files):
+    backbone = tiny_backbone()
+    whole = PretrainedCNNFeatures(backbone, cache=None).transform(files[0][:3])
+    layers = tuple(la for la in list_layers(backbone) if la.alias == "penultimate")
+    part = PretrainedCNNFeatures(replace(backbone, layers=layers), cache=None)
+    np.testing.assert_array_equal(part.transform(files[0][:3]), whole)

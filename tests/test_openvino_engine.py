@@ -84,6 +84,13 @@ def test_floats_and_single_rows(photos):
     assert relative_error(one, expected[:1]) < 1e-5
 
 
+def test_the_order_of_asking_makes_no_other_network(photos, conversions):
+    there = features("tiny", layer=("penultimate", "block2")).transform(photos)
+    back = features("tiny", layer=("block2", "block5")).transform(photos)
+    np.testing.assert_array_equal(there, np.hstack([back[:, 6:], back[:, :6]]))
+    assert conversions == [1]
+
+
 @pytest.mark.parametrize(
     ("precision", "times", "tolerance"), [("float32", 1, 1e-5), ("bfloat16", 0, 3e-2)]
 )

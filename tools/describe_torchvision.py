@@ -22,8 +22,11 @@ from torchvision.models.feature_extraction import (
 )
 
 from skdeepfeat._activations import layout_of, representative_node
+from skdeepfeat._averages import with_averages
+from skdeepfeat._backbones import Layer
 from skdeepfeat._layouts import ENLARGED, stride_of
 from skdeepfeat._networks import SkipInitialisation
+from skdeepfeat._tracing import trace
 
 OUTPUT = Path(__file__).parents[1] / "skdeepfeat" / "_torchvision.json"
 
@@ -276,6 +279,17 @@ def describe_layers(net, family, size):
     return rows
 
 
+def describe_averages(net, rows):
+    """{node of a vector: node of the map whose average it is}."""
+    _, steps = trace(net)
+    layers = tuple(
+        Layer.from_shape(alias, node, index, layout, shape, stride)
+        for index, (alias, node, layout, shape, stride, _) in enumerate(rows)
+    )
+    found = with_averages(layers, steps.__getitem__, net)
+    return {layer.node: layer.average_of for layer in found if layer.average_of}
+
+
 def describe(name):
     family, head = next(v for k, v in FAMILIES.items() if re.search(k, name))
     versions = models.get_model_weights(name)
@@ -286,9 +300,13 @@ def describe(name):
     sized = {k: size for k in [size_option(name)] if k}
     with SkipInitialisation():
         net = models.get_model(name, weights=None, **options, **sized)
+    net = net.eval().to("meta")
     with torch.no_grad():
-        layers = describe_layers(net.eval().to("meta"), family, size)
+        layers = describe_layers(net, family, size)
+    averages = describe_averages(net, layers)
     record = {"head": head, "default": default, "weights": weights, "layers": layers}
+    if averages:
+        record["averages"] = averages
     if options:
         record |= {"options": options, "unused": UNUSED[name]}
     if name.startswith("densenet"):
