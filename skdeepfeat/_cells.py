@@ -262,14 +262,13 @@ class Cell:
             if not isinstance(self.held, Reference):
                 return Hashed(self, self.kind.digest(self.held))
             name, state = self.held.name, self.held.state()
-            known = recall_digest(name, state) if state else None
-            if known is not None:
-                return Hashed(self, known, (name, state, known))
-            read = self.read()
-            key = self.kind.digest(read.held)
+            known = None if state is None else recall_digest(name, state)
+            read = self if known is not None else self.read()
+            key = known or self.kind.digest(read.held)
             if state is None:
                 return Hashed(read, key)
-            learn_digest(name, state, key)
+            if known is None:
+                learn_digest(name, state, key)
             return Hashed(read, key, (name, state, key))
 
     def read(self) -> "Cell":

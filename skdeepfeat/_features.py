@@ -490,12 +490,14 @@ class PretrainedCNNFeatures(
         engine = resolve_engine(self.engine, device, self.precision, pooled)
         made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
         scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
-        columns = (
+        columns, besides, rest = (
             tuple(self._column(source, scope, *pair) for pair in pairs)
             for pairs in (asked, prefetched, others)
         )
         scope = digest(scope, self.pooling)
-        return Plan(pooled, value_range, devices, device, engine, *columns, scope)
+        return Plan(
+            pooled, value_range, devices, device, engine, columns, besides, rest, scope
+        )
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""
@@ -531,7 +533,8 @@ class PretrainedCNNFeatures(
             return self._besides(source, aliased, asked), []
         indices = (layer.index for layer in self._layers(source))
         deepest = max((index for index in indices if index), default=0)
-        below = self._besides(source, [x for x in aliased if x.index < deepest], asked)
+        shallow = [x for x in aliased if x.index is not None and x.index < deepest]
+        below = self._besides(source, shallow, asked)
         return below, self._besides(source, aliased, [*asked, *below])
 
     def _besides(self, source, layers, others) -> list[tuple[Layer, str]]:

@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchvision.transforms import InterpolationMode, v2
 
 from ._backbones import InputSpec, WeightsSource
-from ._batches import read_row
+from ._batches import Prepared, read_row
 from ._device import resolve_device, resolve_threads
 from ._exceptions import FeatureWarning, ImageError, warn_user
 from ._images import Images
@@ -118,9 +118,10 @@ def read_pixels(
     errors = [result for result in found if isinstance(result, ImageError)]
     if errors:
         raise _all_errors(errors, len(rows)) from errors[0].__cause__
-    if not all(image.in_range for image in found):
+    good = [result for result in found if isinstance(result, Prepared)]
+    if not all(image.in_range for image in good):
         warn_of_range()
-    pixels = [torch.tensor(image.pixels).permute(2, 0, 1) for image in found]
+    pixels = [torch.tensor(image.pixels).permute(2, 0, 1) for image in good]
     dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
     return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)
 

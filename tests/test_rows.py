@@ -507,7 +507,7 @@ def test_a_fine_tuned_classifier_refuses_rows_that_are_not_finite(photos):
         model.predict(rows)
 
 
-# Depths in any order -------------------------------------------------------------------
+# Depths in any order ----------------------------------------------------------------
 
 DEPTHS = ["block1", "block4", "block5", "penultimate"]
 ORDERS = [DEPTHS, DEPTHS[::-1], ["block4", "penultimate", "block1", "block5"]]
@@ -573,7 +573,7 @@ def test_a_list_of_layers_is_never_widened(photos):
     assert len(store.info()["layers"]) == 3
 
 
-# Bounds --------------------------------------------------------------------------------
+# Bounds -----------------------------------------------------------------------------
 
 
 def test_a_full_store_says_once_what_it_would_need(photos, tmp_path):
