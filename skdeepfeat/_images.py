@@ -32,7 +32,7 @@ from ._exceptions import ImageError
 from ._references import Reference
 
 ROWS_HELD = 1000  # by a window, at most
-BYTES_HELD = 256 * 2**20  # a window that holds as much takes no more rows
+BYTES_HELD = 128 * 2**20  # a window that holds as much takes no more rows
 FETCHES = 8  # at once, at least, from servers that answer slowly
 
 
@@ -152,6 +152,10 @@ class Window:
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError."""
         return self._hashed[row].read()
+
+    def forget(self) -> None:
+        """Let go of what is held."""
+        self._hashed.clear()
 
     def expect(self, row: int) -> None:
         """Let the system begin to read the file of a row that is asked for soon."""

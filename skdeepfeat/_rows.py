@@ -73,6 +73,7 @@ class Rows:
             self._find(window)
             self._n_begun += len(window.keys)
             yield window
+            window.forget()
 
     def _recall(self, names: list[str]) -> None:
         """Learn from the store which files were hashed before."""
