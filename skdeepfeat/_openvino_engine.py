@@ -178,6 +178,10 @@ def convert(pooled: PooledLayers, name: str):
             model = translate(network, example)
             expected = [rows.numpy() for rows in network(example)]
         model.reshape([-1, size, size, 3])
+        alone = compile_for_cpu(model, "f32")
+        _check_same(alone, EXAMPLES, size, expected, TOLERANCES["float32"])
+    except ConversionError:
+        raise
     except Exception as error:  # OpenVINO raises whatever its front end raises
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise ConversionError(reason) from error
