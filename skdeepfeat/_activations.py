@@ -463,7 +463,7 @@ def round_off(cut: fx.GraphModule, made: dict, device: str, dtype) -> None:
         if isinstance(part, nn.Module):
             _set_module(cut, node, made[part])
         else:
-            node.target = f"own_{node.name}"
+            node.target = _free_name(cut, node)
             cut.register_buffer(node.target, made[part])
     _tidy(cut)
 
@@ -499,12 +499,18 @@ def _module_of(cut: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 
 def _set_module(cut: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
-    """Let a step call a module that no other step knows, under a name that is free."""
+    """Let a step call a module that no other step knows."""
+    name = _free_name(cut, node)
+    cut.add_submodule(name, module)
+    node.target = name
+
+
+def _free_name(cut: fx.GraphModule, node: fx.Node) -> str:
+    """A name for what a step uses that nothing else has."""
     name = f"own_{node.name}"
     while hasattr(cut, name):
         name += "_"
-    cut.add_submodule(name, module)
-    node.target = name
+    return name
 
 
 def _tidy(cut: fx.GraphModule) -> None:
@@ -711,7 +717,10 @@ SHAPES = {"size", "dim", "numel"}  # methods that read no values
 def find_head(backbone: Backbone) -> str | None:
     """Name of the module that ends a network with classes, None if none does."""
     structure = structure_of(backbone, backbone.input.image_size)
-    classifier, _ = end_of(structure)
+    try:
+        classifier, _ = end_of(structure)
+    except Exception:  # it takes no images of its size, as who asks for layers learns
+        return None
     if classifier is None or not structure.traceable:
         return classifier
     return structure.owner_of_weights(classifier)
@@ -732,9 +741,9 @@ def end_of(structure: Structure) -> tuple[str | None, str | None]:
     return classifier, name
 
 
-def _is_vector(shape: tuple | None) -> bool:
+def _is_vector(shape) -> bool:
     """Whether an image gives a row of numbers, and at one place alone."""
-    return shape is not None and math.prod(shape) == max(shape)
+    return bool(shape) and math.prod(shape) == max(shape)
 
 
 def _classifier_before(structure: Structure, node: fx.Node) -> str | None:
@@ -774,20 +783,16 @@ def _end_when_run(structure: Structure) -> tuple[str | None, str | None]:
     """The same of a network that fx cannot trace: seen in what it computes."""
     size = structure.image_size
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        name, module, given, returned = _last_with_weights(structure.real_network(), x)
-    except Exception:  # whatever the network raises
-        return None, None
+    name, module, given, returned = _last_with_weights(structure.real_network(), x)
     if not isinstance(returned, torch.Tensor):
         return None, None
-    if not _is_vector(tuple(returned.shape[1:])):
-        return None, RETURNED
     kind = kind_of_classifier(module)
-    candidates = _results_of(kind, given) if kind else []
+    if kind is None or not _is_vector(returned.shape[1:]):
+        return None, RETURNED
     same = any(
         found.numel() == returned.numel()
         and torch.allclose(found.flatten(), returned.flatten(), atol=1e-6)
-        for found in candidates
+        for found in _results_of(kind, given)
     )
     return (name if same else None), RETURNED
 
@@ -812,7 +817,7 @@ def _copy(value):
 
 def _results_of(kind: str, scores) -> list[torch.Tensor]:
     """What a network may return whose classifier gives these scores."""
-    if not isinstance(scores, torch.Tensor):
+    if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
         return []
     maps = [scores, scores.relu()] if kind == "convolution" else [scores]
     rows = [scores]

@@ -33,6 +33,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Networks from there are known by their name, whatever happens to the code.
+PLAIN = (bool, int, float, str, type(None))  # what may be said besides
 PUBLISHERS = {"torchvision.models": "torchvision", __package__: __package__}
 
 
@@ -264,7 +265,6 @@ class Backbone:
     def _identify(self, image_size: int) -> Identity:
         about: dict[str, Any] = {
             "tensors": self.tensors_digest,
-            "options": dict(self.options),
             "size": self.size_option,
             "rename": self.rename,
             "head": self.head,
@@ -274,7 +274,7 @@ class Backbone:
         if self.version is not None:
             about["named"] = [self.name, self.version]
         elif published:
-            about["published"] = published
+            about |= {"published": published, "options": dict(self.options)}
         else:
             about, lasting = _with_torch("_identity:describe", self, image_size, about)
             return Identity(digest_fields("network", 1, about), lasting)
@@ -295,7 +295,8 @@ class Backbone:
     @property
     def published_name(self) -> str | None:
         """Its name for ever, wherever the code that builds it lies."""
-        if not isinstance(self.build, str):
+        simple = all(type(value) in PLAIN for _, value in self.options)
+        if not isinstance(self.build, str) or not simple:
             return None
         module, _, function = self.build.partition(":")
         if module.startswith(f"{__package__}."):

@@ -156,8 +156,8 @@ def can_compare(noted: str) -> bool:
 def what_changed(noted: str, found: str, source: WeightsSource) -> str:
     """Which parameters to look at where two saved digests differ."""
     if noted[2:34] == found[2:34]:
-        return "image_size, or the preprocessing that belongs to the weights,"
+        return "image_size, or the preprocessing of the weights,"
     if source.path is not None:
-        return f"The weights file {str(source.path)!r}"
+        return f"The weights file {str(source.path)!r}, or backbone,"
     seed = ", random_state or the version of torch" if source.seed is not None else ""
     return f"backbone or weights{seed}"
