@@ -1,5 +1,6 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
+import functools
 import os
 import tempfile
 import warnings
@@ -47,6 +48,13 @@ from ._validation import (
 )
 
 SCHEMA = 5  # raise it when features change, so that stored ones are not served
+
+
+@functools.lru_cache(maxsize=1024)  # each call asks for all layers of a network
+def _fingerprint(scope: bytes, node: str, layout: str, pooling: str) -> bytes:
+    """Digest of everything that makes the features of a layer what they are."""
+    where = {"node": node, "layout": layout, "pooling": pooling}
+    return digest_fields("column", 1, {"scope": scope, **where})
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:
@@ -570,8 +578,7 @@ class PretrainedCNNFeatures(
         pooling = "none" if layer.layout == "vector" else self.pooling
         width = width_of(source.backbone, source.input, layer, self.pooling)
         label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
-        where = {"node": layer.node, "layout": layer.layout, "pooling": pooling}
-        fingerprint = digest_fields("column", 1, {"scope": scope, **where})
+        fingerprint = _fingerprint(scope, layer.node, layer.layout, pooling)
         return Column(layer, self.pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------
