@@ -9,8 +9,10 @@ trace run as a private copy with hooks, one thread at a time (:class:`HookedNetw
 import contextlib
 import copy
 import functools
+import math
 import operator
 import threading
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
@@ -18,26 +20,60 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._averages import with_averages
-from ._backbones import (
-    Backbone,
-    Layer,
-    WeightsSource,
-    linear_layers,
-    resolve_weights,
-)
+from ._backbones import Backbone, Layer, WeightsSource, resolve_weights
 from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
 from ._torch_winograd import WinogradConv2d, suits
-from ._tracing import trace
+from ._tracing import ENDS, calls_its_class, trace
 
 INPUT_OF = ".input"
+RETURNED = "returned"  # what a network returns that fx cannot trace
 
 # Modules that give a new tensor, which is no view of another.
 MAKES_NEW = (nn.Conv2d, WinogradConv2d, nn.BatchNorm2d, nn.Linear)
 SUMS = (operator.add, torch.add)
 
 # Structure ---------------------------------------------------------------------------
+
+
+@dataclass
+class Traced:
+    """A network without its weights, as fx saw it the one time that it looked.
+
+    What a network of the user's own is known by and what runs are made of the same
+    graph, so code that is edited in between cannot make them differ.
+
+    Parameters
+    ----------
+    skeleton : torch.nn.Module
+        On no device, with the constants that tracing leaves on it.
+    values : bytes
+        Digest of the tensors that its builder gave it and no file holds.
+    graph : fx.Graph or None
+        None if fx cannot trace it.
+    named : dict of str to fx.Node
+        Its steps.
+    """
+
+    skeleton: nn.Module
+    values: bytes
+    graph: fx.Graph | None = None
+    named: dict[str, fx.Node] = field(default_factory=dict)
+
+
+def traced(backbone: Backbone, image_size: int) -> Traced:
+    """The network of a backbone, traced once; only some depend on an input size."""
+
+    def make():
+        skeleton, values = skeleton_of(backbone, image_size)
+        try:
+            return Traced(skeleton, values, *trace(skeleton))
+        except Exception:  # fx raises whatever the traced code raises
+            return Traced(skeleton, values)
+
+    size = image_size if backbone.size_option else None
+    return backbone.memo.get(("traced", size), make)
 
 
 class Structure:
@@ -47,18 +83,22 @@ class Structure:
     ----------
     backbone : Backbone
     image_size : int
-        Side of the input, for networks that are built for one size.
+        Side of the input.
     """
 
     def __init__(self, backbone: Backbone, image_size: int):
         self.backbone, self.image_size = backbone, image_size
-        self.skeleton = skeleton_of(backbone, image_size)
-        self.graph: fx.Graph | None = None
-        try:
-            self.graph, self._named = trace(self.skeleton)
-            self.nodes = tuple(self._named)
-        except Exception:  # fx raises whatever the traced code raises
-            self.nodes = tuple(name for name, _ in self.skeleton.named_modules())[1:]
+        found = traced(backbone, image_size)
+        self.skeleton, self.graph, self._named = (
+            found.skeleton,
+            found.graph,
+            found.named,
+        )
+        self.values = found.values
+        self.nodes = tuple(self._named)
+        if self.graph is None:
+            modules = (name for name, _ in self.skeleton.named_modules() if name)
+            self.nodes = (*dict.fromkeys((*modules, RETURNED)),)
 
     @property
     def traceable(self) -> bool:
@@ -147,6 +187,44 @@ class Structure:
         reader = self._named[name.removesuffix(INPUT_OF)]
         return _before_dropout(reader.all_input_nodes[0], self.skeleton)
 
+    def returned(self) -> fx.Node | None:
+        """The step whose value the network returns, None if it returns several."""
+        assert self.graph is not None
+        node = self.graph.output_node().args[0]
+        if not isinstance(node, fx.Node) or node.op in ENDS:
+            return None
+        return _before_dropout(node, self.skeleton)
+
+    def name_of(self, node: fx.Node) -> str:
+        """The name of a step."""
+        return next(name for name, step in self._named.items() if step is node)
+
+    def kind(self, node: fx.Node) -> str:
+        """What a step does, in one word: "softmax" of nn.Softmax and of F.softmax."""
+        if node.op == "call_module":
+            name = type(self.skeleton.get_submodule(str(node.target))).__name__
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+        return name.lower().replace("_", "")
+
+    def classifier_kind(self, node: fx.Node) -> str | None:
+        """Whether a step may give classes: see `kind_of_classifier`."""
+        if node.op == "call_module":
+            module = self.skeleton.get_submodule(str(node.target))
+            return kind_of_classifier(module)
+        weight = node.args[1] if len(node.args) > 1 else None
+        own = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        return "linear" if node.target is F.linear and own else None
+
+    def owner_of_weights(self, name: str) -> str | None:
+        """The module whose weights a step uses."""
+        node = self._named[name]
+        if node.op == "call_module":
+            return str(node.target)
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        return str(weight.target).rpartition(".")[0] or None
+
     def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
         """Shape of one image's output at each node, the batch axis left out.
 
@@ -155,7 +233,7 @@ class Structure:
         size, n = image_size or self.image_size, 2
         device = "meta" if self.traceable else "cpu"
         x = torch.zeros(n, 3, size, size, device=device)
-        network = self.skeleton if self.traceable else self._real_network()
+        network = self.skeleton if self.traceable else self.real_network()
         with torch.no_grad():
             values = bind(self, network, nodes)(x)
         return {
@@ -164,20 +242,19 @@ class Structure:
             if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == n
         }
 
-    def _real_network(self) -> nn.Module:
-        """The network with its weights: untraced code may look at values."""
-        source = resolve_weights(self.backbone, "default", 0)
+    def real_network(self) -> nn.Module:
+        """The network with weights, its own if it has any, and nobody else's."""
+        backbone = self.backbone
+        has_weights = backbone.arrays is not None or backbone.weights
+        source = resolve_weights(backbone, "default" if has_weights else None, 0)
         return build_network(source).module
 
 
 def structure_of(backbone: Backbone, image_size: int) -> Structure:
-    """The structure of a network for this input size; traced once."""
-    return _structure_of(backbone.without_arrays(), image_size)
-
-
-@functools.lru_cache(maxsize=32)
-def _structure_of(backbone: Backbone, image_size: int) -> Structure:
-    return Structure(backbone, image_size)
+    """The structure of a network for this input size."""
+    return backbone.memo.get(
+        ("structure", image_size), lambda: Structure(backbone, image_size)
+    )
 
 
 def representative_node(name: str, nodes) -> str | None:
@@ -239,7 +316,8 @@ class HookedNetwork:
     ----------
     network : torch.nn.Module
     nodes : tuple of str
-        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``.
+        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``, and
+        ``"returned"`` what the network returns.
     """
 
     class _Done(Exception):
@@ -251,7 +329,8 @@ class HookedNetwork:
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
         modules = dict(self._network.named_modules())
-        for node in nodes:
+        self._returned = RETURNED not in modules and RETURNED in nodes
+        for node in [n for n in nodes if n in modules or n.endswith(INPUT_OF)]:
             name = node.removesuffix(INPUT_OF)
             if node.endswith(INPUT_OF):
                 modules[name].register_forward_pre_hook(self._keeper(node))
@@ -273,7 +352,9 @@ class HookedNetwork:
         with self._lock:
             self._seen.clear()
             try:
-                self._network(x)
+                returned = self._network(x)
+                if self._returned:
+                    self._seen[RETURNED] = returned
             except self._Done:
                 pass
             return dict(self._seen)
@@ -282,22 +363,44 @@ class HookedNetwork:
         """Entries of the network, as of a module."""
         return self._network.state_dict()
 
+    def to(self, device, dtype) -> None:
+        """Run there, in this type of numbers, from now on."""
+        self._network.to(device, dtype)
+
 
 @contextlib.contextmanager
-def explain_size(source: WeightsSource):
-    """A context in which a network that refuses images says which parameter it is."""
+def explain_size(source: WeightsSource, nodes: tuple[str, ...]):
+    """A context in which a network that refuses images says which parameter it is.
+
+    Only a network that does so on no device, and takes images of its own size, is
+    blamed on the size; any other error passes through.
+    """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
+    except Exception as error:
         size, backbone = source.input.image_size, source.backbone
-        if size == backbone.input.image_size:
+        if not _refuses(backbone, size, nodes):
             raise
         raise ValueError(
             f"Backbone {backbone.name!r} does not take images of image_size={size}: "
             f"{error}. Choose another size, for instance a larger one."
         ) from error
+
+
+def _refuses(backbone: Backbone, image_size: int, nodes: tuple[str, ...]) -> bool:
+    """Whether the network cannot be computed at this size, but can at its own."""
+    own = backbone.input.image_size
+    if image_size == own or _can_compute(structure_of(backbone, image_size), nodes):
+        return False
+    return _can_compute(structure_of(backbone, own), nodes)
+
+
+def _can_compute(structure: Structure, nodes: tuple[str, ...]) -> bool:
+    """Whether the shapes of these nodes can be found."""
+    try:
+        return structure.shapes(nodes).keys() >= set(nodes)
+    except Exception:  # whatever the network raises
+        return False
 
 
 def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ...]):
@@ -312,7 +415,11 @@ def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ..
                 fold_batch_norms(cut, network.substitutes, structure.aliased_modules)
                 if network.winograd:
                     multiply_less(cut, network.substitutes)
+                if network.rounded:
+                    round_off(cut, network.substitutes, *network.rounded)
                 overwrite_in_place(cut)
+            elif network.rounded:
+                cut.to(*network.rounded)
             network.cuts[key] = cut
         return network.cuts[key]
 
@@ -336,13 +443,37 @@ def fold_batch_norms(cut: fx.GraphModule, made: dict, apart: set[str]) -> None:
     """
     for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
         module, before = _module_of(cut, node), next(iter(node.all_input_nodes), None)
-        if type(module).forward is nn.Sequential.forward:  # which was not traced
+        if _is_untraced_sequence(module):
             _replace(cut, node, node, made, _fold_within, module)
         elif before and before.op == "call_module" and before.target not in apart:
             conv = _module_of(cut, before)
             if _can_fold(conv, module):
                 _replace(cut, before, node, made, _fold, conv, module)
     _tidy(cut)
+
+
+def round_off(cut: fx.GraphModule, made: dict, device: str, dtype) -> None:
+    """Replace modules and tensors by copies on a device, in another type of numbers.
+
+    What has been folded before is rounded once, and not rounded, folded and rounded.
+    """
+    for node in [n for n in cut.graph.nodes if n.op in ("call_module", "get_attr")]:
+        part = operator.attrgetter(str(node.target))(cut)
+        if part not in made:
+            made[part] = _rounded(part, device, dtype)
+        if isinstance(part, nn.Module):
+            _set_module(cut, node, made[part])
+        else:
+            node.target = _free_name(cut, node)
+            cut.register_buffer(node.target, made[part])
+    _tidy(cut)
+
+
+def _rounded(part, device: str, dtype):
+    """A copy of a module or tensor; integers stay what they are."""
+    if isinstance(part, nn.Module):
+        return copy.deepcopy(part).to(device, dtype)
+    return part.to(device, dtype if part.is_floating_point() else part.dtype)
 
 
 def multiply_less(cut: fx.GraphModule, made: dict) -> None:
@@ -369,12 +500,18 @@ def _module_of(cut: fx.GraphModule, node: fx.Node) -> nn.Module:
 
 
 def _set_module(cut: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
-    """Let a step call a module that no other step knows, under a name that is free."""
+    """Let a step call a module that no other step knows."""
+    name = _free_name(cut, node)
+    cut.add_submodule(name, module)
+    node.target = name
+
+
+def _free_name(cut: fx.GraphModule, node: fx.Node) -> str:
+    """A name for what a step uses that nothing else has."""
     name = f"own_{node.name}"
     while hasattr(cut, name):
         name += "_"
-    cut.add_submodule(name, module)
-    node.target = name
+    return name
 
 
 def _tidy(cut: fx.GraphModule) -> None:
@@ -390,7 +527,7 @@ def _fold_within(steps) -> nn.Sequential:
     for step in steps:
         if kept and _can_fold(kept[-1], step):
             kept[-1] = _fold(kept[-1], step)
-        elif kept and type(kept[-1]) in MAKES_NEW and hasattr(step, "inplace"):
+        elif kept and _makes_new(kept[-1]) and hasattr(step, "inplace"):
             kept.append(_in_place(step))
         else:
             kept.append(step)
@@ -405,15 +542,20 @@ def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module, kind: type) -> bool:
     """Whether a module does what its class does; hooks may do something else."""
-    hooks = module._forward_pre_hooks or module._forward_hooks
-    return type(module) is kind and not hooks
+    return type(module) is kind and calls_its_class(module)
+
+
+def _is_untraced_sequence(module: nn.Module) -> bool:
+    """Whether a step is several modules one after the other and no more."""
+    plain = type(module).forward is nn.Sequential.forward
+    return plain and calls_its_class(module)
 
 
 def _fold(conv, norm) -> nn.Module:
-    """One convolution that does the work of both, computed in single precision."""
+    """One convolution that does the work of both, computed in double precision."""
     dtype = conv.weight.dtype
     both = fuse_conv_bn_eval(
-        copy.deepcopy(conv).float().eval(), copy.deepcopy(norm).float().eval()
+        copy.deepcopy(conv).double().eval(), copy.deepcopy(norm).double().eval()
     )
     return both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
 
@@ -442,8 +584,13 @@ def _is_private(cut: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the value of a step is a tensor of its own that one other step reads."""
     makes_new = node.target in (*SUMS, add_onto)
     if node.op == "call_module":
-        makes_new = type(_module_of(cut, node)) in MAKES_NEW
+        makes_new = _makes_new(_module_of(cut, node))
     return makes_new and len(node.users) == 1
+
+
+def _makes_new(module: nn.Module) -> bool:
+    """Whether what a module gives is a new tensor, and no view."""
+    return type(module) in MAKES_NEW and calls_its_class(module)
 
 
 def add_onto(first, second, place: int):
@@ -480,22 +627,30 @@ def layout_of(shape: tuple, larger: tuple | None, has_class_token: bool):
 
 
 def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
-    """Aliased layers of a network without a record: its top-level children, in the
-    order in which they are used, and the input of the last linear layer."""
+    """Aliased layers of a network without a record."""
+    return backbone.memo.get("layers", lambda: _find_layers(backbone))
+
+
+def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    """Its top-level children, in the order in which they are used, what enters its
+    classifier, and its classes; or what it returns, where no classifier ends it."""
     structure = structure_of(backbone, backbone.input.image_size)
     children = [name for name, _ in structure.skeleton.named_children()]
     blocks = _in_order_of_use(structure, children)
-    linear = _in_order_of_use(structure, linear_layers(structure.skeleton))
     aliases = {f"block{i}": name for i, name in enumerate(blocks, 1)}
-    if linear:
-        aliases["penultimate"] = linear[-1] + INPUT_OF
-        aliases["logits"] = linear[-1]
-    elif blocks:
-        aliases["penultimate"] = blocks[-1]
+    classifier, returned = end_of(structure)
+    if classifier:
+        aliases |= {"penultimate": classifier + INPUT_OF, "logits": classifier}
+    elif returned:
+        aliases["penultimate"] = returned
     named = {alias: structure.canonical(name) for alias, name in aliases.items()}
     nodes = {alias: node for alias, node in named.items() if node is not None}
     shapes = structure.shapes(tuple(dict.fromkeys(nodes.values())))
-    found = [(alias, node) for alias, node in nodes.items() if node in shapes]
+    found = [
+        (alias, node)
+        for alias, node in nodes.items()
+        if node in shapes and len(shapes[node]) <= 3
+    ]
     layers = tuple(
         _layer(structure, alias, node, index, shapes[node])
         for index, (alias, node) in enumerate(found)
@@ -548,3 +703,139 @@ def _in_order_of_use(structure: Structure, names: list[str]) -> list[str]:
     used = {name: representative_node(name, structure.nodes) for name in names}
     places = {structure.nodes.index(node): name for name, node in used.items() if node}
     return [name for _, name in sorted(places.items())]
+
+
+# The end of a network ----------------------------------------------------------------
+
+# What may follow the scores of classes: it has no weights, and moves nothing between
+# them. By name, whether it is a module, a function or a method.
+AFTER_SCORES = {"softmax", "logsoftmax", "sigmoid", "flatten", "squeeze", "reshape"}
+AFTER_SCORES |= {"view", "unflatten", "contiguous", "float", "identity"}
+AFTER_SCORES |= {"dropout", "dropout1d", "dropout2d", "featuredropout", "alphadropout"}
+# What may follow maps of scores besides, as in SqueezeNet.
+AFTER_MAPS = {"adaptiveavgpool2d", "avgpool2d", "adaptivemaxpool2d", "maxpool2d"}
+AFTER_MAPS |= {"mean", "amax", "relu"}
+SHAPES = {"size", "dim", "numel"}  # methods that read no values
+
+
+def find_head(backbone: Backbone) -> str | None:
+    """Name of the module that ends a network with classes, None if none does."""
+    structure = structure_of(backbone, backbone.input.image_size)
+    try:
+        classifier, _ = end_of(structure)
+    except Exception:  # it takes no images of its size, as who asks for layers learns
+        return None
+    if classifier is None or not structure.traceable:
+        return classifier
+    return structure.owner_of_weights(classifier)
+
+
+def end_of(structure: Structure) -> tuple[str | None, str | None]:
+    """The node of the classifier that ends a network, and the node that it returns;
+    each None if there is no such node."""
+    if not structure.traceable:
+        return _end_when_run(structure)
+    returned = structure.returned()
+    if returned is None:
+        return None, None
+    name = structure.name_of(returned)
+    classifier = _classifier_before(structure, returned)
+    if classifier and not _is_vector(structure.shapes((name,)).get(name)):
+        classifier = None  # a value for each place is no class of an image
+    return classifier, name
+
+
+def _is_vector(shape) -> bool:
+    """Whether an image gives a row of numbers, and at one place alone."""
+    return bool(shape) and math.prod(shape) == max(shape)
+
+
+def _classifier_before(structure: Structure, node: fx.Node) -> str | None:
+    """The classifier whose scores reach this step through steps without weights."""
+    follows: set[str] = set()
+    while True:
+        kind = structure.classifier_kind(node)
+        if kind == "linear" and follows <= AFTER_SCORES:
+            return structure.name_of(node)
+        if kind == "convolution" and follows <= AFTER_SCORES | AFTER_MAPS:
+            return structure.name_of(node)
+        entered = _only_input(node)
+        if kind or entered is None:
+            return None
+        follows.add(structure.kind(node))
+        node = entered
+
+
+def _only_input(node: fx.Node) -> fx.Node | None:
+    """The one step whose values a step reads, if nobody else reads them."""
+    inputs = [n for n in node.all_input_nodes if not _reads_shape(n)]
+    if len(inputs) != 1 or inputs[0].op in ENDS:
+        return None
+    readers = [user for user in inputs[0].users if not _reads_shape(user)]
+    return inputs[0] if readers == [node] else None
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Whether a step gives sizes of a tensor, or numbers made of them."""
+    if node.target in SHAPES or (node.target is getattr and node.args[1] == "shape"):
+        return True
+    made_of = node.all_input_nodes
+    return bool(made_of) and all(map(_reads_shape, made_of))
+
+
+def _end_when_run(structure: Structure) -> tuple[str | None, str | None]:
+    """The same of a network that fx cannot trace: seen in what it computes."""
+    size = structure.image_size
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    name, module, given, returned = _last_with_weights(structure.real_network(), x)
+    if not isinstance(returned, torch.Tensor):
+        return None, None
+    kind = kind_of_classifier(module)
+    if kind is None or not _is_vector(returned.shape[1:]):
+        return None, RETURNED
+    same = any(
+        found.numel() == returned.numel()
+        and torch.allclose(found.flatten(), returned.flatten(), atol=1e-6)
+        for found in _results_of(kind, given)
+    )
+    return (name if same else None), RETURNED
+
+
+def _last_with_weights(network: nn.Module, x):
+    """(name, module, its output) of the last to run that has weights, and the output
+    of the network."""
+    seen: list = []
+    for name, module in network.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_hook(
+                lambda m, args, out, name=name: seen.append((name, m, _copy(out)))
+            )
+    with torch.no_grad():
+        returned = network(x)
+    return (*(seen[-1] if seen else ("", network, None)), returned)
+
+
+def _copy(value):
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _results_of(kind: str, scores) -> list[torch.Tensor]:
+    """What a network may return whose classifier gives these scores."""
+    if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
+        return []
+    maps = [scores, scores.relu()] if kind == "convolution" else [scores]
+    rows = [scores]
+    if kind == "convolution":
+        rows += [m.mean((-2, -1)) for m in maps] + [m.amax((-2, -1)) for m in maps]
+    steps = (torch.Tensor.clone, torch.sigmoid)
+    over_classes = (torch.softmax, torch.log_softmax)
+    found = [step(row) for row in rows for step in steps]
+    return found + [step(row, 1) for row in rows for step in over_classes]
+
+
+def kind_of_classifier(module: nn.Module) -> str | None:
+    """ "linear", or "convolution" if it looks at one pixel at a time."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    return "convolution" if pointwise else None

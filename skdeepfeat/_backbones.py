@@ -10,10 +10,11 @@ records of torchvision's networks are read from ``_torchvision.json``, which
 import copy
 import difflib
 import functools
+import importlib
 import json
 import re
+import secrets
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -22,12 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from ._digests import digest, sha256_file
-from ._exceptions import RecipeWarning
+from ._digests import digest_fields, sha256_file
+from ._exceptions import RecipeWarning, warn_user
 from ._layouts import LAYOUTS
+from ._shared import Memo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Networks from there are known by their name, whatever happens to the code.
+PLAIN = (bool, int, float, str, type(None))  # what may be said besides
+PUBLISHERS = {"torchvision.models": "torchvision", __package__: __package__}
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,22 @@ class Weights:
         return found.group(1) if found else ""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a network is known by.
+
+    Attributes
+    ----------
+    digest : bytes
+        The same for all networks that compute the same.
+    lasting : bool
+        Whether it means the same in other processes, so that rows may be kept on disk.
+    """
+
+    digest: bytes
+    lasting: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A network that features are read from: an immutable, hashable value.
@@ -181,6 +203,26 @@ class Backbone:
         Regular expression and replacement for names in old files.
     arrays : mapping of str to ndarray or None, default=None
         The weights themselves, for a network of the user's own.
+    version : str or None, default=None
+        What you call this state of the network's code. With it, name, version and
+        weights are what its features are known by, and the code is not looked at:
+        change the version whenever the code changes.
+
+    Attributes
+    ----------
+    digest : bytes
+        What the network is known by. Backbones of the same digest are equal.
+    lasting : bool
+        Whether the digest means the same in other processes. If not, features are
+        kept in memory only, never in a folder.
+
+    Notes
+    -----
+    A published network is known by its name. Any other is known by what it computes:
+    the steps that torch.fx traces, with their constants and settings, and its
+    tensors. What cannot be described that way (code that torch.fx cannot trace, hooks,
+    functions that are wrapped as a step) is known by the object alone, unless you
+    give a `version`.
 
     Examples
     --------
@@ -203,18 +245,79 @@ class Backbone:
     unused: tuple[str, ...] = ()
     rename: tuple[str, str] | None = None
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
-    digest: bytes = field(init=False, repr=False)
+    version: str | None = None
+    # What a network that cannot be described is known by; copies carry it.
+    token: str = field(init=False, repr=False)
+    memo: Memo = field(init=False, repr=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "digest", self._digest())
+        _check_build(self.build)
+        vars(self).update(memo=Memo(), token=secrets.token_hex(16))
 
-    def _digest(self) -> bytes:
-        """What makes two backbones the same: never an address in memory."""
-        parts: list[Any] = [repr((self.name, self.input, self.head, self.options))]
-        parts += _describe(self.build)
-        for name, array in sorted((self.arrays or {}).items()):
-            parts += [name, array]
-        return digest(*parts)
+    @property
+    def digest(self) -> bytes:
+        """What the network is known by, at its default input size."""
+        return self.identity_at(self.input.image_size).digest
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the digest means the same in other processes."""
+        return self.identity_at(self.input.image_size).lasting
+
+    def identity_at(self, image_size: int) -> Identity:
+        """What the network is known by; only some are built for an input size."""
+        size = image_size if self.size_option else None
+        return self.memo.get(("identity", size), lambda: self._identify(image_size))
+
+    def _identify(self, image_size: int) -> Identity:
+        about: dict[str, Any] = {
+            "tensors": self.tensors_digest,
+            "size": self.size_option,
+            "rename": self.rename,
+            "head": self.head,
+        }
+        about = {name: value for name, value in about.items() if value}
+        published = self.published_name
+        if self.version is not None:
+            about["named"] = [self.name, self.version]
+        elif published:
+            about |= {"published": published, "options": dict(self.options)}
+        else:
+            about, lasting = _with_torch("_identity:describe", self, image_size, about)
+            return Identity(digest_fields("network", 1, about), lasting)
+        return Identity(digest_fields("network", 1, about), True)
+
+    @property
+    def tensors_digest(self) -> bytes | None:
+        """Digest of names, shapes and values of its own weights."""
+        if self.arrays is None:
+            return None
+        return self.memo.get("tensors", lambda: digest_tensors(self.arrays))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether what it computes is known by nothing but its code."""
+        return self.version is None and self.published_name is None
+
+    @property
+    def published_name(self) -> str | None:
+        """Its name for ever, wherever the code that builds it lies."""
+        simple = all(type(value) in PLAIN for _, value in self.options)
+        if not isinstance(self.build, str) or not simple:
+            return None
+        module, _, function = self.build.partition(":")
+        if module.startswith(f"{__package__}."):
+            module = __package__
+        publisher = PUBLISHERS.get(module)
+        return publisher and f"{publisher}.{function}"
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "memo"}
+
+    def __setstate__(self, state):
+        # Pickles of earlier versions hold a digest that was made in another way.
+        state = {name: value for name, value in state.items() if name != "digest"}
+        vars(self).update({"token": secrets.token_hex(16), **state}, memo=Memo())
 
     @classmethod
     def from_module(
@@ -226,6 +329,7 @@ class Backbone:
         std=IMAGENET_STD,
         name=None,
         head=None,
+        version=None,
     ):
         """Make a backbone of a network of your own, weights included.
 
@@ -241,13 +345,19 @@ class Backbone:
         name : str or None, default=None
             For messages; default: the name of the class of `net`.
         head : str or None, default=None
-            Name of the module that makes classes; default: the last linear layer.
+            Name of the module that makes classes. By default the linear layer or
+            1 × 1 convolution that ends the network, if one does: only steps without
+            weights may follow it, such as softmax or flatten. The layer "penultimate"
+            is what enters it, or what the network returns if there is none.
+        version : str or None, default=None
+            What you call this state of the network's code, so that features are kept
+            on disk for a network that cannot be described otherwise: one that
+            torch.fx cannot trace, or that has hooks. Change it with the code.
 
         Returns
         -------
         backbone : Backbone
-            Its digest is that of its weights and structure; it pickles with its
-            weights as arrays.
+            It pickles with its weights as arrays.
         """
         kinds = [base.__name__ for base in type(net).__mro__]
         if "Module" not in kinds or "ScriptModule" in kinds:
@@ -256,26 +366,20 @@ class Backbone:
                 f"{type(net).__name__} instead."
             )
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
-        arrays = {key: _as_array(value) for key, value in tensors.items()}
-        skeleton = copy.deepcopy(net).to("meta").eval()
-        return cls(
+        arrays = {key: as_array(value) for key, value in tensors.items()}
+        mean, std = (tuple(map(float, values)) for values in (mean, std))
+        backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(skeleton),
-            input=InputSpec(image_size, None, mean=tuple(mean), std=tuple(std)),
-            head=head or next(reversed(linear_layers(skeleton)), None),
+            build=Skeleton(copy.deepcopy(net).to("meta").eval()),
+            input=InputSpec(image_size, None, mean=mean, std=std),
+            head=head,
             arrays=arrays,
+            version=version,
         )
-
-    def without_arrays(self) -> "Backbone":
-        """Give the same structure, for tables that must not keep weights alive.
-
-        Returns
-        -------
-        backbone : Backbone
-            Itself for a network whose code may look at its weights.
-        """
-        own = self.arrays is None or isinstance(self.build, Skeleton)
-        return self if own else replace(self, arrays=None)
+        if head is None:
+            found = _with_torch("_activations:find_head", backbone)
+            object.__setattr__(backbone, "head", found)
+        return backbone
 
     def __deepcopy__(self, memo):
         return self
@@ -296,60 +400,45 @@ class Skeleton:
     def __call__(self):
         return copy.deepcopy(self.module)
 
+    def __getstate__(self):
+        module, tensors = _with_torch("_skeletons:take_out_tensors", self.module)
+        return {"module": module, "tensors": tensors}
 
-def _describe(build) -> list:
-    """A builder's name or structure, the same in every process."""
-    if isinstance(build, str):
-        return [build]
-    if isinstance(build, Skeleton):
-        return _describe_module(build.module)
-    name = getattr(build, "__qualname__", "<unnamed>")
-    if "<" in name:
+    def __setstate__(self, state):
+        tensors = state.get("tensors", [])  # earlier versions left them inside
+        module = _with_torch("_skeletons:put_in_tensors", state["module"], tensors)
+        object.__setattr__(self, "module", module)
+
+
+def _with_torch(name: str, *args):
+    """Call a function "module:name" of the package that needs torch, imported now."""
+    module, _, function = name.partition(":")
+    found = importlib.import_module(f".{module}", __package__)
+    return getattr(found, function)(*args)
+
+
+def _check_build(build) -> None:
+    """Refuse a builder that other processes would not find."""
+    known = isinstance(build, (str, Skeleton))
+    if not known and "<" in getattr(build, "__qualname__", "<unnamed>"):
         raise TypeError(
             "The 'build' of a Backbone must be a function at the top of a module, or "
             f"'module:function', so that other processes find it. Got {build!r} "
             "instead. Backbone.from_module(net, image_size=...) takes any network."
         )
-    return [f"{build.__module__}.{name}"]
 
 
-def _describe_module(net) -> list:
-    """Structure, plain attributes and code of a network: all but its weights."""
-    parts: list[Any] = [repr(net)]
-    for name, module in net.named_modules():
-        for key, value in sorted(vars(module).items()):
-            if isinstance(value, (bool, int, float, str, tuple)):
-                parts.append(f"{name}.{key}={value!r}")
-            elif hasattr(value, "detach"):
-                parts += [f"{name}.{key}", _as_array(value)]
-        if not type(module).__module__.startswith("torch"):
-            parts.append(repr(_describe_code(type(module).forward.__code__)))
-    return parts
+def digest_tensors(arrays) -> bytes:
+    """Digest of the names, shapes and values of tensors, given as arrays."""
+    return digest_fields("tensors", 1, arrays)
 
 
-def _describe_code(code) -> tuple:
-    """What a function does, without where it stands."""
-    constants = [
-        _describe_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts
-    ]
-    return code.co_code, code.co_names, constants
-
-
-def _as_array(tensor) -> np.ndarray:
+def as_array(tensor) -> np.ndarray:
     """A copy of a tensor as numpy, which has no bfloat16."""
     tensor = tensor.detach().cpu()
     if "bfloat16" in str(tensor.dtype):
         tensor = tensor.float()
     return tensor.numpy().copy()
-
-
-def linear_layers(net) -> list[str]:
-    """Names of the linear layers in order of definition."""
-    return [
-        name
-        for name, module in net.named_modules()
-        if any(base.__name__ == "Linear" for base in type(module).__mro__)
-    ]
 
 
 # The registry -----------------------------------------------------------------------
@@ -402,7 +491,7 @@ def _records() -> dict[str, dict]:
     return {name: record for part in parts for name, record in part.items()}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)  # each remembers the structure of its network
 def _backbone_of_record(name: str) -> Backbone:
     """One of the networks that the package knows."""
     record = _records()[name]
@@ -551,6 +640,11 @@ class WeightsSource:
     seed: int | None = None
     embedded: bool = False
 
+    @property
+    def identity(self) -> Identity:
+        """What the network is known by, less its weights, at this input size."""
+        return self.backbone.identity_at(self.input.image_size)
+
 
 def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
     """Make the `weights` parameter concrete; loads nothing."""
@@ -622,19 +716,17 @@ def _recipe_of_file(backbone: Backbone, path: Path) -> InputSpec:
     for prefix, recipe in prefixes.items():
         if checksum.startswith(prefix):
             return recipe
-    _warn_of_guess(backbone, path)
+    _warn_of_guess(backbone.name, tuple(v.name for v in backbone.weights), path)
     return backbone.input
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn_of_guess(backbone: Backbone, path: Path) -> None:
+def _warn_of_guess(backbone: str, versions: tuple[str, ...], path: Path) -> None:
     """Say once that the versions disagree on preprocessing and which was taken."""
-    names = ", ".join(repr(version.name) for version in backbone.weights)
-    chosen = backbone.weights[0].name
-    warnings.warn(
-        f"{path.name} is no published file of {backbone.name!r}, whose versions "
-        f"{names} want different preprocessing: that of {chosen!r} is used. To choose "
-        f"another, pass weights=({backbone.weights[-1].name!r}, {str(path)!r}).",
+    warn_user(
+        f"{path.name} is no published file of {backbone!r}, whose versions "
+        f"{', '.join(map(repr, versions))} want different preprocessing: that of "
+        f"{versions[0]!r} is used. To choose another, pass "
+        f"weights=({versions[-1]!r}, {str(path)!r}).",
         RecipeWarning,
-        stacklevel=2,
     )

@@ -5,8 +5,12 @@ library, so that hashing stays a small part of the work on a laptop.
 """
 
 import hashlib
+import json
 import os
 import threading
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -41,6 +45,80 @@ def digest(*parts) -> bytes:
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     return hasher.digest(DIGEST_SIZE)
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A value of a kind that plain data does not have, such as a type of numbers."""
+
+    tag: str
+    value: Any
+
+
+def digest_fields(kind: str, version: int, named: Mapping[str, Any]) -> bytes:
+    """16 bytes that stand for named values, whatever their order.
+
+    Raise `version` when the same names and values come to mean something else.
+    """
+    return digest(f"{kind} {version} {_canonical(dict(named))}")
+
+
+def changed_fields(record) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults.
+
+    So a field that is added later, with a default, changes no digest from before.
+    """
+    found = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.default is MISSING or value != field.default:
+            found[field.name] = value
+    return found
+
+
+def _canonical(value) -> str:
+    """JSON that is the same wherever the value is the same."""
+    return _json(_plain(value))
+
+
+def _json(plain) -> str:
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=True)
+
+
+def _plain(value):
+    """A value in terms of JSON; what JSON has no word for is an object with a tag."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tagged):
+        return {value.tag: _plain(value.value)}
+    for kinds, tag, describe in _TAGS:
+        if isinstance(value, kinds):
+            return {tag: describe(value)}
+    raise TypeError(f"{type(value).__name__} has no digest")
+
+
+def _pairs(mapping: Mapping) -> list:
+    pairs = [[_plain(name), _plain(value)] for name, value in mapping.items()]
+    return sorted(pairs, key=_json)
+
+
+def _array(array: np.ndarray) -> list:
+    if array.dtype.hasobject:
+        raise TypeError("an array of objects has no digest")
+    return [array.dtype.str, list(array.shape), digest(array).hex()]
+
+
+# (kinds, tag, what is written); the first that fits.
+_TAGS: tuple = (
+    (bytes, "bytes", bytes.hex),
+    (tuple, "tuple", lambda v: [_plain(item) for item in v]),
+    (list, "list", lambda v: [_plain(item) for item in v]),
+    ((set, frozenset), "set", lambda v: sorted(map(_canonical, v))),
+    (Mapping, "dict", _pairs),
+    (complex, "complex", lambda v: [v.real, v.imag]),
+    (np.generic, "number", lambda v: [v.dtype.str, _plain(v.item())]),
+    (np.ndarray, "array", _array),
+)
 
 
 def digest_bytes(data) -> bytes:

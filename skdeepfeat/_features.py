@@ -1,5 +1,6 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
+import functools
 import os
 import tempfile
 from itertools import chain
@@ -21,12 +22,21 @@ from ._device import (
     resolve_threads,
     unconvertible,
 )
-from ._digests import digest
+from ._digests import changed_fields, digest_fields
 from ._engine import Engine
-from ._exceptions import ConversionError, EngineWarning, warn_user
+from ._exceptions import ConversionError, EngineWarning, WeightsError, warn_user
+from ._formats import switches
 from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._layers import aliased_layers, resolve_layer, width_of
-from ._plan import Column, Plan, PooledLayers, weights_key
+from ._plan import (
+    Column,
+    Plan,
+    PooledLayers,
+    can_compare,
+    saved_digest,
+    weights_key,
+    what_changed,
+)
 from ._pooling import POOLINGS, check_size
 from ._progress import Clock, FitTask, progress_bar
 from ._report import Report, last_report
@@ -44,7 +54,14 @@ from ._validation import (
     with_callbacks,
 )
 
-SCHEMA = 5  # raise it when features change, so that stored ones are not served
+SCHEMA = 6  # raise it when features change, so that stored ones are not served
+
+
+@functools.lru_cache(maxsize=1024)  # each call asks for all layers of a network
+def _fingerprint(scope: bytes, node: str, layout: str, pooling: str) -> bytes:
+    """Digest of everything that makes the features of a layer what they are."""
+    where = {"node": node, "layout": layout, "pooling": pooling}
+    return digest_fields("column", 1, {"scope": scope, **where})
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:
@@ -77,9 +94,10 @@ class PretrainedCNNFeatures(
     """Deep features of images from a frozen, pretrained convolutional network.
 
     The activations of one or several layers, pooled over the image, as rows for any
-    scikit-learn estimator. Nothing is trained: `fit` only checks its input, and
-    `transform` works without it. Every image goes through the network once, whatever
-    a grid search does, because rows are kept by image content (see `cache`).
+    scikit-learn estimator. Nothing is trained: `fit` checks its input and notes which
+    weights there are, and `transform` works without it. Every image goes through the
+    network once, whatever a grid search does, because rows are kept by image content
+    (see `cache`).
 
     Parameters
     ----------
@@ -159,6 +177,9 @@ class PretrainedCNNFeatures(
         and "shares" of the time: "hashing", "store", "building" (of the network, where
         it is not there yet), "reading" and "decoding" (the wait for them; they go on
         beside the network), "copying" (to the device) and "network".
+    weights_digest_ : str
+        Of the weights and their preprocessing in `fit`, hexadecimal, whatever the
+        layer. A fitted estimator refuses others.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -260,7 +281,7 @@ class PretrainedCNNFeatures(
         self.verbose = verbose
 
     def fit(self, X, y=None):
-        """Check the parameters and the kind of X; nothing is learned.
+        """Check the parameters and the kind of X, and note the weights.
 
         Parameters
         ----------
@@ -275,7 +296,7 @@ class PretrainedCNNFeatures(
         self : PretrainedCNNFeatures
             The estimator itself.
         """
-        self._plan()
+        self._note_weights()
         read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         return self
 
@@ -295,6 +316,7 @@ class PretrainedCNNFeatures(
         features : ndarray of shape (n_images, n_features), float32
             As from `transform`.
         """
+        self._note_weights()
         with FitTask(self, X, "batch") as task:
             out = self._walk(X, reset=True, batch_done=task.step_done)
             return self._as_output(out)
@@ -317,7 +339,8 @@ class PretrainedCNNFeatures(
         ImageError
             If an image cannot be read and ``on_error="raise"``.
         WeightsError
-            If the weights cannot be found or do not fit.
+            If the weights cannot be found, do not fit the network, or are not those of
+            `fit`.
         """
         return self._as_output(self._walk(X))
 
@@ -419,7 +442,8 @@ class PretrainedCNNFeatures(
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.width)
         report, clock = Report(self, len(images)), Clock()
-        rows = Rows(images, open_table(self.cache), plan, out, report, clock)
+        table = open_table(self.cache, plan.lasting)
+        rows = Rows(images, table, plan, out, report, clock)
         with progress_bar(len(images), self.verbose) as show, rows:
             for window in rows.windows(resolve_threads(self.n_jobs)):
                 while rows.read():
@@ -481,6 +505,7 @@ class PretrainedCNNFeatures(
         check_image_shape(self.image_shape)
         value_range = check_value_range(self.value_range)
         source = self._resolve_source()
+        self._check_weights(source)
         key = weights_key(source)
         asked = self._asked(source)
         prefetched, others = self._prefetched(source, asked)
@@ -488,16 +513,46 @@ class PretrainedCNNFeatures(
         device = device_class(devices)
         pooled = PooledLayers.of(source, key, (*asked, *prefetched))
         engine = resolve_engine(self.engine, device, self.precision, pooled)
-        made_with = (SCHEMA, source.input, value_range, self.decode, self.precision)
-        scope = digest(source.backbone.digest, key, repr((*made_with, device, engine)))
+        made_with = {
+            "network": source.identity.digest,
+            "weights": key,
+            "input": changed_fields(source.input),
+            "value_range": value_range,
+            "decode": self.decode,
+            "decoders": switches(),
+            "precision": self.precision,
+            "device": device,
+            "engine": engine,
+        }
+        scope = digest_fields("computation", SCHEMA, made_with)
         columns, besides, rest = (
             tuple(self._column(source, scope, *pair) for pair in pairs)
             for pairs in (asked, prefetched, others)
         )
-        scope = digest(scope, self.pooling)
+        scope = digest_fields("pass", 1, {"scope": scope, "pooling": self.pooling})
         return Plan(
             pooled, value_range, devices, device, engine, columns, besides, rest, scope
         )
+
+    def _note_weights(self) -> None:
+        """Remember which weights and preprocessing this estimator is fitted with."""
+        if hasattr(self, "weights_digest_"):  # of an earlier fit
+            delattr(self, "weights_digest_")
+        self._plan()
+        self.weights_digest_ = saved_digest(self._resolve_source())
+
+    def _check_weights(self, source: WeightsSource) -> None:
+        """Refuse weights or preprocessing that have changed since `fit`."""
+        noted = getattr(self, "weights_digest_", None)
+        if noted is None or not can_compare(noted):  # not fitted, or by other versions
+            return
+        found = saved_digest(source)
+        if found != noted:
+            raise WeightsError(
+                f"{what_changed(noted, found, source)} changed since this "
+                f"{type(self).__name__} was fitted, so what was fitted on its features "
+                "does not fit. Restore what it was, or fit again."
+            )
 
     def _resolve_source(self) -> WeightsSource:
         """The weights, with the preprocessing for the input size asked for."""
@@ -554,7 +609,7 @@ class PretrainedCNNFeatures(
         """One layer with the fingerprint of everything that makes its features."""
         width = width_of(source.backbone, source.input, layer, pooling)
         label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
-        fingerprint = digest(scope, layer.node, pooling)
+        fingerprint = _fingerprint(scope, layer.node, layer.layout, pooling)
         return Column(layer, pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------

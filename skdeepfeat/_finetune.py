@@ -17,11 +17,16 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
 from ._device import resolve_devices
-from ._digests import digest
 from ._engine import Engine, not_finite
-from ._exceptions import WeightsError
+from ._exceptions import FeatureWarning, WeightsError, warn_user
 from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
-from ._plan import PooledLayers, weights_key
+from ._plan import (
+    PooledLayers,
+    can_compare,
+    saved_digest,
+    weights_key,
+    what_changed,
+)
 from ._progress import Clock, FitTask
 from ._report import warn_of_range
 from ._validation import (
@@ -38,11 +43,6 @@ from ._validation import (
 
 _tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
 _tuned_lock = threading.RLock()  # a backbone may be a classifier itself
-
-
-def _digest_of(source: WeightsSource, key: bytes) -> str:
-    """What a tuned network rests on: network, weights, and preprocessing."""
-    return digest(source.backbone.digest, key, repr(source.input)).hex()
 
 
 class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -132,7 +132,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     seed_ : int
         What was drawn from `random_state`.
     frozen_digest_ : str
-        Of the weights that training started from, hexadecimal.
+        Of the weights that training started from and their preprocessing,
+        hexadecimal.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -469,7 +470,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             lambda entry: self._tell(entry) or stop(),
         )
         self.classes_ = encoder.classes_
-        self.seed_, self.frozen_digest_ = first_seed, _digest_of(source, key)
+        self.seed_ = first_seed
+        self.frozen_digest_ = saved_digest(source, by_values=True)
         self._keep(fitted, going_on)
         return self
 
@@ -604,19 +606,32 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             return source, key
         backbone = self.to_backbone()
         tuned = WeightsSource(backbone, source.input, embedded=True)
-        return tuned, backbone.digest
+        return tuned, weights_key(tuned)
 
     def _frozen_source(self) -> tuple[WeightsSource, bytes]:
         """What training started from; refuses weights that have changed since."""
         source, key = self._source(self.seed_)
-        if _digest_of(source, key) != self.frozen_digest_:
+        found = saved_digest(source, by_values=True)
+        if not can_compare(self.frozen_digest_):
+            self._accept(found)
+        if found != self.frozen_digest_:
             raise WeightsError(
-                f"backbone={self.backbone!r} with weights={self.weights!r} and "
-                f"image_size={self.image_size!r} is not what this classifier was "
-                "trained on: the parameters or the file have changed, so what was "
-                "tuned does not fit. Restore them, or fit again."
+                f"{what_changed(self.frozen_digest_, found, source)} changed since "
+                f"this {type(self).__name__} was fitted, so what was tuned does not "
+                "fit. Restore what it was, or fit again."
             )
         return source, key
+
+    def _accept(self, found: str) -> None:
+        """Take what there is for what training started from, and say so once."""
+        self.frozen_digest_ = found
+        warn_user(
+            f"This {type(self).__name__} was saved by another version of skdeepfeat, "
+            "which noted in another way what it was trained on. Whether the network "
+            "below what was tuned is still the same cannot be checked: compare some "
+            "predictions, and save it again to have it checked from now on.",
+            FeatureWarning,
+        )
 
     def _make_backbone(self) -> Backbone:
         """The network with what was tuned."""

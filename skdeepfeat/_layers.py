@@ -4,7 +4,6 @@ Torch is needed only for what the registry's data do not hold: nodes without an 
 and networks of the user's own.
 """
 
-import functools
 from dataclasses import replace
 
 from ._backbones import (
@@ -20,11 +19,8 @@ from ._pooling import pooled_width
 
 def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """The layers of a backbone that have an alias, in order of depth."""
-    return _found_layers(backbone) if backbone.layers is None else backbone.layers
-
-
-@functools.lru_cache(maxsize=256)
-def _found_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    if backbone.layers is not None:
+        return backbone.layers
     from ._activations import find_layers
 
     return find_layers(backbone)
@@ -75,7 +71,10 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
         for known in aliased:
             if layer in (known.alias, known.node):
                 return known
-        return _resolve_node(backbone.without_arrays(), layer, image_size)
+        return backbone.memo.get(
+            ("node", layer, image_size),
+            lambda: _resolve_node(backbone, layer, image_size),
+        )
     if not -len(aliased) <= layer < len(aliased):
         raise ValueError(
             f"Unknown layer {layer} of backbone {backbone.name!r}, which has "
@@ -85,7 +84,6 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
     return aliased[layer]
 
 
-@functools.lru_cache(maxsize=256)
 def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The record of a node of the traced network, aliased if it has one."""
     from ._activations import find_node, structure_of

@@ -21,7 +21,14 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ._backbones import Backbone, Weights, WeightsSource
+from ._backbones import (
+    Backbone,
+    Skeleton,
+    Weights,
+    WeightsSource,
+    as_array,
+    digest_tensors,
+)
 from ._digests import sha256_file
 from ._exceptions import WeightsError
 from ._shared import SharedTable
@@ -59,6 +66,7 @@ class Network:
     Parameters
     ----------
     module : torch.nn.Module
+        In single precision; on the CPU if it is `rounded` elsewhere.
     absent : frozenset of str
         Entries of the head that the weights file does not have.
     cuts : dict
@@ -67,6 +75,8 @@ class Network:
         Modules that compute the same in less time, by those that they stand for.
     winograd : bool
         Whether convolutions may be such, in fewer multiplications.
+    rounded : tuple (device, dtype) or None
+        Where and in which type of numbers cut networks run, if not in this one.
     """
 
     module: nn.Module
@@ -74,6 +84,7 @@ class Network:
     cuts: dict[tuple, Any] = field(default_factory=dict)
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
     winograd: bool = False
+    rounded: tuple[str, torch.dtype] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -87,15 +98,18 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
 
     def make():
         network, dtype = build_network(source), PRECISIONS[precision]
-        network.module.to(device=device, dtype=dtype)
+        if dtype is torch.float32:
+            network.module.to(device=device)
+            network.winograd = torch.device(device).type == "cpu"
+        else:  # batch norms are taken in first, and then all is rounded once
+            network.rounded = device, dtype
         network.module.to(memory_format=torch.channels_last)
-        on_cpu = torch.device(device).type == "cpu"
-        network.winograd = on_cpu and dtype is torch.float32
         return network
 
     # Some networks are built for one size.
     size = source.input.image_size if source.backbone.size_option else None
-    return networks.get((source.backbone.digest, size, key, device, precision), make)
+    identity = source.identity.digest
+    return networks.get((identity, size, key, device, precision), make)
 
 
 # Building ---------------------------------------------------------------------------
@@ -103,15 +117,13 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
 
 def build_network(source: WeightsSource) -> Network:
     """A new network on the CPU with the weights of `source`."""
-    size = source.input.image_size
+    size, backbone = source.input.image_size, source.backbone
     if source.seed is not None:
-        network = Network(
-            _with_seed(int(source.seed), lambda: call_builder(source.backbone, size))
-        )
+        network = Network(_seeded(backbone, size, source.seed))
     else:
         state = _read_state(source)
-        with SkipInitialisation():
-            module = call_builder(source.backbone, size, official=True)
+        module = _without_initialisation(backbone, size)
+        values_as_before(backbone, size, None, module)
         network = _fill(module, state, source)
     for module in network.module.modules():
         if getattr(module, "inplace", False):
@@ -138,11 +150,25 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
         return build(**options)
 
 
-def skeleton_of(backbone: Backbone, image_size: int) -> nn.Module:
-    """The network without memory for its weights: for shapes and structure."""
+def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
+    """The network without memory for its weights, for shapes and structure, and the
+    digest of values that are gone with it."""
+    network = _without_initialisation(backbone, image_size)
+    values = values_as_before(backbone, image_size, None, network)
+    return network.to("meta").eval(), values
+
+
+def _without_initialisation(backbone: Backbone, image_size: int) -> nn.Module:
+    """The network as published weights expect it, its parameters left as they are."""
     with SkipInitialisation():
-        network = call_builder(backbone, image_size, official=True)
-    return network.to("meta").eval()
+        return _with_seed(0, lambda: call_builder(backbone, image_size, official=True))
+
+
+def _seeded(backbone: Backbone, image_size: int, seed: int) -> nn.Module:
+    """The network with random weights."""
+    network = _with_seed(int(seed), lambda: call_builder(backbone, image_size))
+    values_as_before(backbone, image_size, seed, network)
+    return network
 
 
 def _with_seed(seed: int, build):
@@ -153,6 +179,52 @@ def _with_seed(seed: int, build):
         return build()
     finally:
         torch.default_generator.set_state(state)
+
+
+def seeded_values(source: WeightsSource) -> bytes:
+    """Digest of the values that a network has from its seed."""
+    backbone, size, seed = source.backbone, source.input.image_size, source.seed
+    assert seed is not None
+    found = backbone.memo.get(
+        ("seeded", size if backbone.size_option else None, seed),
+        lambda: _values(_seeded(backbone, size, seed), seed),
+    )
+    return found
+
+
+def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> bytes:
+    """Digest of the values that a builder gives and no file replaces.
+
+    Raises an error if they are others than when this was first asked: what is known
+    of the network then does not hold any more.
+    """
+    if not backbone.is_own or isinstance(backbone.build, Skeleton):
+        return b""
+    found = _values(network, seed)
+    name = "values", image_size if backbone.size_option else None, seed
+    if backbone.memo.get(name, lambda: found) != found:
+        raise WeightsError(
+            f"The builder {backbone.build!r} of backbone {backbone.name!r} gives "
+            "another network than before: its code was changed, or it draws numbers "
+            "that torch.manual_seed does not control. Make a new Backbone after a "
+            "change, and seed all that it draws."
+        )
+    return found
+
+
+def _values(network: nn.Module, seed: int | None) -> bytes:
+    """Digest of all tensors of a network, or without a seed of those in no file."""
+    tensors = dict(network.named_buffers())
+    in_files = network.state_dict()
+    if seed is None:
+        tensors = {k: v for k, v in tensors.items() if k not in in_files}
+    else:
+        tensors |= in_files
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.requires_grad:
+                tensors[f"{path}.{name}"] = value
+    return digest_tensors({name: as_array(value) for name, value in tensors.items()})
 
 
 # Reading ----------------------------------------------------------------------------

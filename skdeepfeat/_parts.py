@@ -266,7 +266,7 @@ class Parts:
         ends = (cut.start, *cut.blocks) if cut.start else cut.blocks
         self.block_of = structure.block_of(ends)
         nodes = tuple(dict.fromkeys(n for n in (cut.start, cut.end.node) if n))
-        self._frozen = bind(structure, network, nodes)
+        self._nodes, self._frozen = nodes, bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
         self._names = {*network.state_dict(), *dict(network.named_buffers())}
@@ -301,7 +301,7 @@ class Parts:
 
     def frozen(self, batch: torch.Tensor) -> dict:
         """What the untouched network has where the tail begins and where it ends."""
-        with explain_size(self._source):
+        with explain_size(self._source, self._nodes):
             return self._frozen(batch)
 
     @torch.no_grad()
@@ -311,7 +311,8 @@ class Parts:
 
     def above(self, entered: torch.Tensor) -> torch.Tensor:
         """Scores of what enters the tail."""
-        left = self.tail(entered)
+        with explain_size(self._source, self._nodes):
+            left = self.tail(entered)
         left = left[self.cut.end.node] if isinstance(left, dict) else left
         return self.classify(self.pooled(left))
 

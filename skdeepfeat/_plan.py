@@ -11,7 +11,7 @@ from importlib.metadata import version
 import numpy as np
 
 from ._backbones import Layer, WeightsSource
-from ._digests import digest, digest_file
+from ._digests import changed_fields, digest_fields, digest_file
 from ._exceptions import WeightsError
 from ._table import ROW_OVERHEAD
 
@@ -106,6 +106,11 @@ class Plan:
     scope: bytes
 
     @property
+    def lasting(self) -> bool:
+        """Whether its features may be kept in a folder."""
+        return self.pooled.source.identity.lasting
+
+    @property
     def row_bytes(self) -> int:
         """About what a store needs for all that is kept of an image."""
         return sum(4 * column.width + ROW_OVERHEAD for column in self.stored)
@@ -145,14 +150,65 @@ class Plan:
         return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
 
+# What identifies weights --------------------------------------------------------------
+
+
 def weights_key(source: WeightsSource) -> bytes:
-    """Digest of the weights, without loading them."""
+    """Digest of the weights, without loading them where that can be."""
+    return digest_fields("weights", 1, _about_weights(source))
+
+
+def _about_weights(source: WeightsSource) -> dict:
+    """What weights are known by, for ever: what they are, or where they come from."""
     if source.path is not None:
         if not source.path.is_file():
             raise WeightsError.missing(source.path)
-        return digest_file(source.path)
-    if source.seed is not None:
-        return digest("seed", str(source.seed), version("torch"))
+        return {"file": digest_file(source.path)}
     if source.published is not None:
-        return digest("published", source.published.filename, source.published.sha256)
-    return source.backbone.digest
+        checksum = source.published.sha256_prefix or source.published.sha256
+        return {"published": source.published.filename, "checksum": checksum}
+    if source.seed is None:
+        return {"tensors": source.backbone.tensors_digest}
+    if source.backbone.is_own:
+        return {"values": _seeded_values(source)}
+    return {"seed": int(source.seed), "torch": version("torch")}
+
+
+def _seeded_values(source: WeightsSource) -> bytes:
+    """Digest of what a seed gives; builds the network the first time."""
+    from ._networks import seeded_values
+
+    return seeded_values(source)
+
+
+SAVED = 1  # the version of what saved models note
+
+
+def saved_digest(source: WeightsSource, by_values=False) -> str:
+    """What a saved model rests on, hexadecimal: its weights, then their recipe.
+
+    It holds for ever: no code, and nothing that changes with torch, is part of it. If
+    `by_values`, that is true of weights from a seed too, which are made for it.
+    """
+    about = _about_weights(source)
+    if source.seed is not None and by_values:
+        about = {"values": _seeded_values(source)}
+    about["network"] = source.backbone.published_name
+    weights = digest_fields("saved weights", SAVED, about)
+    recipe = digest_fields("saved recipe", SAVED, changed_fields(source.input))
+    return f"{SAVED:02x}{weights.hex()}{recipe.hex()}"
+
+
+def can_compare(noted: str) -> bool:
+    """Whether this version knows how a saved digest was made."""
+    return len(noted) == 66 and noted.startswith(f"{SAVED:02x}")
+
+
+def what_changed(noted: str, found: str, source: WeightsSource) -> str:
+    """Which parameters to look at where two saved digests differ."""
+    if noted[2:34] == found[2:34]:
+        return "image_size, or the preprocessing of the weights,"
+    if source.path is not None:
+        return f"The weights file {str(source.path)!r}, or backbone,"
+    seed = ", random_state or the version of torch" if source.seed is not None else ""
+    return f"backbone or weights{seed}"

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -51,12 +52,36 @@ class SharedTable:
         """In a child process nobody holds a lock."""
         for table in cls._all:
             table._lock = threading.RLock()
+        Memo.lock = threading.RLock()
 
     @classmethod
     def clear_all(cls) -> None:
-        """Forget the values of all tables."""
-        for table in cls._all:
-            table.clear()
+        """Forget the values of all tables, and all memos."""
+        for holder in (*cls._all, *Memo.all):
+            holder.clear()
+
+
+class Memo:
+    """What is found out about one object, once, and dies with it."""
+
+    all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+    lock: ClassVar[Any] = threading.RLock()
+
+    def __init__(self):
+        self._found: dict[Any, Any] = {}
+        self.all.add(self)
+
+    def get(self, name, find: Callable[[], Any]):
+        """What has this name, found now if it is not here."""
+        with Memo.lock:
+            if name not in self._found:
+                self._found[name] = find()
+            return self._found[name]
+
+    def clear(self) -> None:
+        """Forget all."""
+        with Memo.lock:
+            self._found.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -24,8 +24,16 @@ from typing import Any
 import numpy as np
 
 from ._disk import DiskTable
+from ._exceptions import StoreWarning, warn_user
 from ._table import ROW_OVERHEAD, Found, Part, Table
 
+NOT_LASTING = (
+    "The code of this network cannot be described (it has hooks, closures or replaced "
+    "methods, or torch.fx cannot trace it), so a later process could not tell it from "
+    "another one: its features are kept in memory, not in the folder. To keep them "
+    "there, name it with Backbone.from_module(net, ..., version='1'), and type another "
+    "version whenever you change it."
+)
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
@@ -305,13 +313,21 @@ class FeatureStore:
         self.open().clear()
 
 
-def open_table(cache) -> Table:
-    """The table behind the `cache` parameter; None is one that keeps nothing."""
+def open_table(cache, lasting: bool = True) -> Table:
+    """The table behind the `cache` parameter; None is one that keeps nothing.
+
+    What is not `lasting`, because nothing but the process knows what it is, is kept in
+    memory instead of a folder.
+    """
     if cache is None:
         return MemoryTable(0)
-    if isinstance(cache, FeatureStore):
-        return cache.open()
-    return FeatureStore(None if cache == "memory" else cache).open()
+    in_memory = isinstance(cache, str) and cache == "memory"
+    store = cache if isinstance(cache, FeatureStore) else None
+    store = store or FeatureStore(None if in_memory else cache)
+    if store.path is None or lasting:
+        return store.open()
+    warn_user(NOT_LASTING, StoreWarning)
+    return FeatureStore().open()
 
 
 def clear_tables() -> None:

@@ -63,6 +63,7 @@ class PooledNetwork(nn.Module):
         self._source = source
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
         nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
+        self._nodes = nodes
         self.cut = activations_of(network, source, nodes)
         self.eval()
 
@@ -73,7 +74,7 @@ class PooledNetwork(nn.Module):
 
     def forward(self, pixels):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
-        with explain_size(self._source):
+        with explain_size(self._source, self._nodes):
             activations = self.cut(self.normalise(x).to(self._dtype))
         return tuple(
             torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)

@@ -30,14 +30,33 @@ OUT_OF_PLACE: dict[Any, Callable] = {
 }
 
 
+# Where a module keeps what is called before and after its forward.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class NotTraceable(RuntimeError):
+    """A call of the network does more than the forward of its class."""
+
+
 def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
     """The graph of a network in which no step works in place, and its named steps."""
+    if not calls_its_class(net):  # fx would look at the class alone
+        raise NotTraceable(f"the call of {type(net).__name__} was changed")
     tracer = Tracer()
     with Tracer.trace_lock:
         graph = tracer.trace(net)
     _remove_inplace_steps(graph, net)
     inside = {n: step for step, n in tracer.name_of.items() if step.op not in ENDS}
     return graph, inside
+
+
+def calls_its_class(module: nn.Module) -> bool:
+    """Whether a call of a module is a call of its class's forward and no more."""
+    own = vars(module)
+    hooked = any(own[place] for place in HOOKS)
+    return not (hooked or "forward" in own) and (
+        type(module).__call__ is nn.Module.__call__
+    )
 
 
 class Tracer(fx.Tracer):
@@ -71,7 +90,8 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m, module_qualified_name):
         """Whether a module is one step."""
         is_leaf = super().is_leaf_module(m, module_qualified_name)
-        return is_leaf or isinstance(m, self._leaves)
+        published = type(m).__module__.startswith("torchvision.")
+        return is_leaf or (published and isinstance(m, self._leaves))
 
     def call_module(self, m, forward, args, kwargs):
         """Trace a module, unless another thread calls it."""

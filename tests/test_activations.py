@@ -262,6 +262,7 @@ def test_tracing_leaves_other_threads_alone():
     thread = threading.Thread(target=run)
     thread.start()
     for _ in range(3):
+        resolve_backbone("densenet121").memo.clear()
         Structure(resolve_backbone("densenet121"), 64)
     stop.set()
     thread.join()

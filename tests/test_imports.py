@@ -20,10 +20,11 @@ LINES = [
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
-    {"_batches", "_networks", "_smallnets", "_store", "_plan", "_inputs", "_averages"},
+    {"_networks", "_smallnets", "_skeletons", "_averages"},
+    {"_batches", "_store", "_plan", "_inputs"},
     {"_device", "_activations", "_report"},
     {"_engine"},
-    {"_torch_engine", "_layers", "_rows"},
+    {"_torch_engine", "_layers", "_identity", "_rows"},
     {"_openvino_engine", "_features", "_parts"},
     {"_training"},
     {"_finetune"},
@@ -32,11 +33,13 @@ LINES = [
 ]
 LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_tracing", "_averages", "_torch_winograd"}
-HEAVY |= {"_activations", "_torch_engine", "_parts", "_training"}
+HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
+HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
+HEAVY |= {"_torch_winograd"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_layers", "_activations"),
+    ("_plan", "_networks"),
     ("_features", "torch"),
     ("_device", "torch"),
     ("_openvino_engine", "torch"),

@@ -48,7 +48,7 @@ def forwards(monkeypatch):
     forward, seen, lock = torch.nn.Conv2d.forward, [0], threading.Lock()
 
     def counted(self, x):
-        if self.in_channels == 3:
+        if self.in_channels == 3 and not x.is_meta:  # which shapes are found with
             with lock:
                 seen[0] += len(x)
         return forward(self, x)

@@ -19,6 +19,7 @@ from skdeepfeat import (
 )
 from skdeepfeat._networks import networks
 
+ops = pytest.importorskip("openvino.opset13")
 engine = pytest.importorskip("skdeepfeat._openvino_engine", reason="needs openvino")
 
 
@@ -114,6 +115,38 @@ def test_it_multiplies_less_in_single_precision(
     for model in rewritten:
         kinds = [step.get_type_name() for step in model.get_ordered_ops()]
         assert kinds.count("Convolution") == 1  # that of one pixel
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_runs_is_compared_with_torch(n, photos, monkeypatch):
+    """Not only what was converted: it is rewritten for the batches to come."""
+    multiply_less = engine.multiply_less
+
+    def wrong(model):
+        multiply_less(model)
+        for step in model.get_ordered_ops():
+            if step.get_type_name() == "Convolution":
+                kernels = step.input_value(1).get_node().data
+                step.input(1).replace_source_output(ops.constant(kernels * 2).output(0))
+
+    expected = features("tiny", engine="torch").transform(photos[:n])
+    features("tiny").transform(photos[:n])
+    clear_caches()  # as in a process that finds it converted
+    monkeypatch.setattr(engine, "multiply_less", wrong)
+    with pytest.warns(EngineWarning, match="differ from torch's by"):
+        found = features("tiny").transform(photos[:n])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_network_that_no_other_process_knows_is_not_kept(photos):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    net[0].register_forward_hook(lambda module, args, out: out * 2)
+    backbone = Backbone.from_module(net.eval(), image_size=8)
+    expected = features(backbone, engine="torch").transform(photos)
+    est = features(backbone)
+    assert relative_error(est.transform(photos), expected) < 1e-5
+    assert est.stats_["engine"] == "openvino"
+    assert not engine.cache_folder().exists()
 
 
 def test_rows_do_not_depend_on_their_neighbours(photos):

@@ -190,11 +190,9 @@ def test_a_module_used_twice_is_read_the_first_time(X):
     alone = features.transform(X)
     together = features.set_params(layer=("relu", "fc")).transform(X)
     np.testing.assert_array_equal(together[:, :4], alone)
-    assert [layer.node for layer in list_layers(features.backbone)] == [
-        "conv",
-        "relu",
-        "fc",
-    ]
+    found = {layer.alias: layer.node for layer in list_layers(features.backbone)}
+    blocks = {"block1": "conv", "block2": "relu", "block4": "fc"}
+    assert found == blocks | {"penultimate": "fc.input", "logits": "fc"}
 
 
 class Recurrent(torch.nn.Module):

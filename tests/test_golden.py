@@ -1,0 +1,54 @@
+"""Models that earlier versions have saved load, and predict the same for ever."""
+
+import gzip
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.utils.fixes import parse_version
+
+from skdeepfeat import FeatureWarning, load_textures
+
+GOLDEN = Path(__file__).parent / "golden"
+SKLEARN = {"0.1.0.dev0": "1.9.1"}  # which wrote the pickles of each version
+FILES = sorted(GOLDEN.glob("*/*.pkl.gz"))
+
+
+def load(file):
+    """The model of a file, and what it predicted for eight images."""
+    written_by = parse_version(SKLEARN[file.parent.name])
+    if parse_version(sklearn.__version__) < written_by:
+        pytest.skip("scikit-learn does not read pickles of later versions")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InconsistentVersionWarning)
+        model = pickle.loads(gzip.decompress(file.read_bytes()))
+    with np.load(file.parent / "expected.npz") as expected:
+        return model, expected[file.name.removesuffix(".pkl.gz")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name} {f.name}")
+@pytest.mark.filterwarnings("ignore:This FineTunedClassifier was saved by another")
+def test_saved_models_predict_what_they_did(file):
+    model, expected = load(file)
+    X = load_textures().data[:8]
+    np.testing.assert_allclose(model.predict_proba(X), expected, rtol=0, atol=1e-5)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(again.predict_proba(X), expected, rtol=0, atol=1e-5)
+
+
+def test_a_check_that_cannot_be_made_is_told_once_and_made_from_then_on():
+    model, _ = load(GOLDEN / "0.1.0.dev0" / "head.pkl.gz")
+    X = load_textures().data[:2]
+    with pytest.warns(FeatureWarning, match=r"another version.*save it again"):
+        model.predict(X)
+    again = pickle.loads(pickle.dumps(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(X)
+        again.predict(X)
+    with pytest.raises(ValueError, match="image_size"):
+        again.set_params(image_size=64).predict(X)
