@@ -60,7 +60,8 @@ def load_image_folder(root):
     Examples
     --------
     >>> import tempfile, pathlib
-    >>>     >>> from skdeepfeat import load_image_folder
+    >>> from PIL import Image
+    >>> from skdeepfeat import load_image_folder
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for name in ["ant", "bee"]:
     ...         (pathlib.Path(root) / name).mkdir()

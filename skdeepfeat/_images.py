@@ -380,6 +380,8 @@ def lazily(X):
 
 def _makes_rows(X) -> bool:
     """Whether this is a sequence that need not be in memory."""
+    if _is_query(X):
+        return False
     is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__")
     in_memory = isinstance(X, IN_MEMORY) or is_tensor(X) or _is_frame(X)
     in_memory |= any(_can(X, name) for name in ("to_pylist", "to_numpy"))

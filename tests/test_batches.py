@@ -239,7 +239,7 @@ def test_fast_shows_the_same_picture(kind):
     spec = InputSpec(224, 256)
     blob = encode(large_photo(kind), "JPEG", quality=90)
     exact, fast = (
-        read_row(read_images([blob]), 0, spec, None, decode)[0].astype(float)
+        read_row(read_images([blob]), 0, spec, None, decode).pixels.astype(float)
         for decode in ("exact", "fast")
     )
     assert exact.shape == fast.shape == (224, 224, 3)
@@ -257,5 +257,6 @@ def test_fast_changes_nothing_in_small_images(photos):
     spec = InputSpec(224, 256)
     images = read_images([encode(Image.fromarray(photos[0]), "JPEG")])
     np.testing.assert_array_equal(
-        read_row(images, 0, spec, None, "fast")[0], read_row(images, 0, spec, None)[0]
+        read_row(images, 0, spec, None, "fast").pixels,
+        read_row(images, 0, spec, None).pixels,
     )

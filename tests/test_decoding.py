@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 
 import numpy as np
@@ -790,8 +791,11 @@ def test_training_reads_the_same_pixels(value_range):
     spec = InputSpec(8, None)
     cells = [png(RGB), tiff_of(RGB), packed_tiff(GREY >> 4, 12), png(RGBA)]
     images = read_images(cells)
-    trained = read_pixels(images, [0, 1, 2, 3], spec, value_range, 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained = read_pixels(images, [0, 1, 2, 3], spec, value_range, 1)
+    assert len(caught) == (value_range is not None)
     for row in range(4):
-        found, in_range = read_row(images, row, spec, value_range)
-        np.testing.assert_array_equal(trained[row].permute(1, 2, 0), found)
-        assert in_range == (value_range is None or row == 2)
+        found = read_row(images, row, spec, value_range)
+        np.testing.assert_array_equal(trained[row].permute(1, 2, 0), found.pixels)
+        assert found.in_range == (value_range is None or row == 2)

@@ -446,7 +446,7 @@ def test_only_tuned_blocks_are_stored(images):
     before = dict(vars(clf))
     clf.predict(images[0])
     assert vars(clf).keys() == before.keys()
-    plain = (np.ndarray, str, int, float, bool, type(None), list, dict)
+    plain = (np.ndarray, str, int, float, bool, type(None), list, tuple, dict)
     assert all(isinstance(value, plain) for value in vars(clf).values())
 
 

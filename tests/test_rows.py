@@ -267,6 +267,53 @@ def test_names_that_are_no_utf_8_work_with_a_store_on_disk(photos, tmp_path, on_
     assert FeatureStore(tmp_path / "store").info()["hits"] == 1
 
 
+# What is another computation ---------------------------------------------------------
+
+
+class Hooked(torch.nn.Module):
+    """A network that has no description: torch.fx cannot trace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tiny_network()
+
+    def forward(self, x):
+        return self.net(x) if float(x.sum()) > -1e9 else x
+
+
+def test_what_cannot_be_described_is_kept_in_memory_unless_it_is_named(
+    photos, tmp_path
+):
+    store = FeatureStore(tmp_path / "store")
+    unnamed = Backbone.from_module(Hooked(), image_size=8)
+    with pytest.warns(StoreWarning, match="version='1'") as caught:
+        rows = features(backbone=unnamed, cache=store)
+        out = rows.transform(photos)
+        rows.transform(photos)
+    assert caught[0].filename == __file__
+    assert rows.stats_["n_computed"] == 0 and store.info()["rows"] == 0
+    named = Backbone.from_module(Hooked(), image_size=8, version="3")
+    np.testing.assert_array_equal(
+        features(backbone=named, cache=store).transform(photos), out
+    )
+    assert store.info()["rows"] > 0
+    again = features(
+        backbone=Backbone.from_module(Hooked(), image_size=8, version="3"), cache=store
+    )
+    again.transform(photos)
+    assert again.stats_["n_computed"] == 0
+
+
+def test_rows_made_by_lenient_decoding_are_not_served_to_others(photos, monkeypatch):
+    cut = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    cut = cut[: len(cut) // 2]
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    assert np.isfinite(features().transform([cut])).all()
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", False)
+    with pytest.raises(ImageError, match="row 0"):
+        features().transform([cut])
+
+
 # URLs --------------------------------------------------------------------------------
 
 
