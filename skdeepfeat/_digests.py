@@ -81,8 +81,7 @@ def _canonical(value) -> str:
     return _json(_plain(value))
 
 
-def _json(plain) -> str:
-    return json.dumps(plain, separators=(",", ":"), ensure_ascii=True)
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _plain(value):
@@ -132,7 +131,7 @@ def digest_file(path) -> bytes:
 
 
 def sha256_file(path) -> str:
-    """SHA-256 of a file's bytes, as published beside weights; read once likewise."""
+    """SHA-256 of a file's bytes, as published beside weights; also read once."""
     return _hash_once(path, hashlib.sha256).hex()
 
 
