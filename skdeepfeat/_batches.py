@@ -7,6 +7,7 @@ keep their precision: PIL resizes each channel as a float. Batches always have t
 shape; the last one is padded with zeros. Nothing here imports torch.
 """
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ._backbones import InputSpec
+from ._budget import Budget
 from ._cells import Cell, row_errors
 from ._decoding import Pixels
 from ._exceptions import ImageError
@@ -27,6 +29,13 @@ from ._progress import Clock
 # How far "fast" may shrink an image cheaply before the proper resize: to twice the size
 # of its result, at least, where the difference is hard to see.
 REDUCING_GAP = {"exact": None, "fast": 2.0}
+
+# Beyond so many pixels only the crop is made, so that a narrow image of few bytes takes
+# no gigabytes. Its pixels may differ from those of the published recipe by a little.
+LARGEST_RESIZED = 2**24
+
+# Pixels that all threads decode at once; an image of more is decoded alone.
+decoded = Budget(2**27)
 
 BURST = 32  # images, at least, that are decoded where none is computed meanwhile
 
@@ -50,16 +59,25 @@ def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
 
 def _resize_and_crop(image: Image.Image, spec: InputSpec, gap) -> Image.Image:
     """Resize the short side and crop the centre, or squash to the square."""
-    (w, h), side = image.size, spec.image_size
-    resized = (side, side)
-    if spec.resize is not None:
-        short = min(w, h)
-        resized = (int(spec.resize * w / short), int(spec.resize * h / short))
-    if resized != (w, h):
-        filter_ = Image.Resampling[spec.interpolation.upper()]
-        image = image.resize(resized, filter_, reducing_gap=gap)
+    side, resized = spec.image_size, resized_size(image.size, spec)
+    filter_ = Image.Resampling[spec.interpolation.upper()]
     left, top = (round((length - side) / 2) for length in resized)
-    return image.crop((left, top, left + side, top + side))
+    crop = (left, top, left + side, top + side)
+    if resized == image.size:
+        return image.crop(crop)
+    if math.prod(resized) > LARGEST_RESIZED:
+        w, h = (own / other for own, other in zip(image.size, resized, strict=True))
+        box = (crop[0] * w, crop[1] * h, crop[2] * w, crop[3] * h)
+        return image.resize((side, side), filter_, box=box)
+    return image.resize(resized, filter_, reducing_gap=gap).crop(crop)
+
+
+def resized_size(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
+    """Width and height after the resize, before the crop."""
+    if spec.resize is None:
+        return spec.image_size, spec.image_size
+    short = min(size)
+    return int(spec.resize * size[0] / short), int(spec.resize * size[1] / short)
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -130,9 +148,20 @@ def read_row(
     try:
         with clock.measure("reading"):
             cell = images.read(row)
-        with clock.measure("decoding"), row_errors(row, cell.source):
+        with (
+            clock.measure("decoding"),
+            row_errors(row, cell.source),
+            contextlib.ExitStack() as held,
+        ):
+
+            def reserve(size: tuple[int, int]) -> None:
+                """Wait until there is room for an image of this width and height."""
+                enlarged = min(math.prod(resized_size(size, spec)), LARGEST_RESIZED)
+                share = decoded.share(max(math.prod(size), enlarged))
+                held.enter_context(share)
+
             enough = None if decode == "exact" else spec.resize or spec.image_size
-            pixels = cell.open(value_range, enough)
+            pixels = cell.open(value_range, enough, reserve)
             return Prepared(prepare(pixels, spec, decode), pixels.in_range, cell.source)
     except ImageError as error:
         return error

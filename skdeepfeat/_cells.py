@@ -40,7 +40,7 @@ class CellKind:
     digest : callable
         Bytes, or the cell → its content key.
     open : callable
-        Bytes, or the cell; value_range, enough → its `Pixels`.
+        Bytes, or the cell; value_range, enough, reserve → its `Pixels`.
     """
 
     name: str
@@ -278,9 +278,10 @@ class Cell:
         with row_errors(self.row, self.source):
             return replace(self, held=self.held.read())
 
-    def open(self, value_range, enough) -> Pixels:
-        """Its pixels; the content must be held."""
-        return self.kind.open(self.held, value_range, enough)
+    def open(self, value_range, enough, reserve) -> Pixels:
+        """Its pixels; the content must be held. Their number is told to `reserve`
+        before they are decoded."""
+        return self.kind.open(self.held, value_range, enough, reserve)
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,19 @@ class Pixels:
     in_range: bool = True
 
 
-def open_bytes(data, value_range=None, enough=None) -> Pixels:
+def _no_limit(size: tuple[int, int]) -> None:
+    """Decode images of any size at once."""
+
+
+def open_bytes(data, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
     """Decode an encoded image; of an animation, its first frame.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
-    `enough` pixels.
+    `enough` pixels. `reserve` is told width and height before anything is decoded.
     """
     image: Any = open_image(data)
+    if image is not None:
+        reserve(image.size)
     if (samples := samples_of(image, data, value_range)) is not None:
         return _open_samples(samples, value_range)
     if enough is not None and image.format in ("JPEG", "MPO"):
@@ -60,8 +66,9 @@ def open_bytes(data, value_range=None, enough=None) -> Pixels:
     return open_pil(image)
 
 
-def open_pil(image, value_range=None, enough=None) -> Pixels:
+def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
     """Pixels of a PIL image; `value_range` is that of more than 8 bits."""
+    reserve(image.size)
     settled = settle(image)
     if isinstance(settled, Samples):
         return _open_samples(settled, value_range)
@@ -113,9 +120,10 @@ def _white_of_file(image) -> int:
     return white_of(image, head) if head or hasattr(image, "tag_v2") else 255
 
 
-def open_array(array, value_range=None, enough=None) -> Pixels:
+def open_array(array, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
     """An (h, w[, channels]) array; how it is scaled depends on its dtype alone."""
     array = _with_channels(array)
+    reserve(array.shape[1::-1])
     if array.dtype.kind not in "biuf":
         raise ValueError(f"pixels must be real numbers, got dtype {array.dtype}")
     eight_bit = _as_eight_bit(array) if value_range in (None, EIGHT_BIT) else None

@@ -1,6 +1,10 @@
 """Cells become the very pixels that torchvision's presets make of them."""
 
 import io
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 import warnings
 
@@ -11,10 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision import models
 
-from skdeepfeat import _batches
+from skdeepfeat import ImageError, _batches
 from skdeepfeat._backbones import InputSpec, resolve_backbone
 from skdeepfeat._batches import prepare, read_batches, read_row
-from skdeepfeat._decoding import open_array, open_bytes, open_pil
+from skdeepfeat._budget import Budget
+from skdeepfeat._decoding import Pixels, open_array, open_bytes, open_pil
 from skdeepfeat._images import read_images
 from skdeepfeat._torch_engine import Normalise
 
@@ -260,3 +265,84 @@ def test_fast_changes_nothing_in_small_images(photos):
         read_row(images, 0, spec, None, "fast").pixels,
         read_row(images, 0, spec, None).pixels,
     )
+
+
+# Memory ------------------------------------------------------------------------------
+
+
+def test_a_narrow_image_takes_no_more_memory_than_a_photo():
+    code = textwrap.dedent(
+        """
+        import io
+        import numpy as np
+        from PIL import Image
+        from skdeepfeat import PretrainedCNNFeatures
+
+        def peak():
+            status = open("/proc/self/status").read()
+            return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+        features = PretrainedCNNFeatures(engine="torch", cache=None)
+        features.transform([np.zeros((50, 50, 3), np.uint8)])
+        idle = peak()
+        for width in (1_000, 5_000, 20_000, 60_000, 300_000):
+            for size in ((width, 1), (1, width)):
+                file = io.BytesIO()
+                Image.new("RGB", size, "red").save(file, "PNG")
+                out = features.transform([file.getvalue()] * 4 + [np.zeros((9, 9))])
+                assert np.isfinite(out).all()
+        print(peak() - idle)
+        """
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 150  # MB
+
+
+def test_the_middle_of_a_narrow_image_is_that_of_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 900, 3), np.uint8))
+    image = coarse.resize((20_000, 60), Image.Resampling.BICUBIC)
+    for spec in (InputSpec(224, 256), InputSpec(96, 110, "bicubic")):
+        for pixels in (image, np.asarray(image, np.float32) / 255):
+            monkeypatch.setattr(_batches, "LARGEST_RESIZED", 2**40)
+            whole = prepare(Pixels(pixels), spec).astype(float)
+            monkeypatch.setattr(_batches, "LARGEST_RESIZED", 2**20)
+            middle = prepare(Pixels(pixels), spec).astype(float)
+            assert np.abs(middle - whole).max() <= 6
+
+
+def test_threads_share_a_budget_of_pixels(photos, monkeypatch):
+    running, most, lock = set(), [0], threading.Lock()
+    budget = Budget(2 * 24 * 32)  # two of these photos
+    monkeypatch.setattr(_batches, "decoded", budget)
+    real = _batches.prepare
+
+    def slowly(*arguments):
+        with lock:
+            running.add(threading.get_ident())
+            most[0] = max(most[0], len(running))
+        time.sleep(0.02)
+        with lock:
+            running.discard(threading.get_ident())
+        return real(*arguments)
+
+    monkeypatch.setattr(_batches, "prepare", slowly)
+    spec = InputSpec(8, None)
+    large = np.zeros((200, 300, 3), np.uint8)  # more than the budget: alone
+    for rows, expected in ((list(photos), 2), ([large] * 3, 1)):
+        most[0], images = 0, read_images(rows)
+        settings = (spec, None, "exact", 4, 6, True)
+        list(read_batches(images, range(len(rows)), *settings))
+        assert most == [expected]
+
+
+def test_what_fails_gives_its_share_of_the_budget_back(monkeypatch):
+    budget = Budget(100)
+    monkeypatch.setattr(_batches, "decoded", budget)
+    spec = InputSpec(8, None)
+    nan = np.full((40, 50), np.nan)
+    for _ in range(3):
+        assert isinstance(read_row(read_images([nan]), 0, spec, None), ImageError)
+    with budget.share(100):
+        pass

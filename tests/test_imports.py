@@ -13,7 +13,7 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_table"}
+    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_table", "_budget"}
     | {"_depth", "_formats", "_orientation"},
     {"_samples", "_references"},
     {"_decoding"},
