@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ._depth import BITS, white_of
-from ._formats import is_tiff, open_image, refusal
+from ._formats import DAMAGED, is_tiff, open_image, refusal
 from ._orientation import ORIENTATION, orientation_of, turned
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -219,6 +219,8 @@ def _samples_by_tifffile(data) -> Samples:
     except ImportError as error:
         raise ValueError(NO_TIFFFILE) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
+        if not file.pages:
+            raise ValueError(DAMAGED.format("TIFF"))
         page: Any = file.pages[0]
         _check_page(page)
         planes = page.asarray(maxworkers=1).reshape(page.shaped)[:, 0]

@@ -799,3 +799,8 @@ def test_training_reads_the_same_pixels(value_range):
         found = read_row(images, row, spec, value_range)
         np.testing.assert_array_equal(trained[row].permute(1, 2, 0), found.pixels)
         assert found.in_range == (value_range is None or row == 2)
+
+
+def test_a_tiff_without_pages_is_called_damaged():
+    with pytest.raises(ValueError, match="looks like TIFF, but is damaged"):
+        open_bytes(b"II*\0\0\0\0\0")
