@@ -316,6 +316,10 @@ class Parts:
         left = left[self.cut.end.node] if isinstance(left, dict) else left
         return self.classify(self.pooled(left))
 
+    def whole(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scores of the input of the network."""
+        return self.above(self.below(batch))
+
     def classify(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of rows that enter the head."""
         return self.head((rows - self.mean) / self.scale)

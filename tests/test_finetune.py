@@ -37,6 +37,7 @@ from skdeepfeat import (
     ImageError,
     PretrainedCNNFeatures,
     WeightsError,
+    _batches,
     clear_caches,
     list_layers,
 )
@@ -45,6 +46,7 @@ from skdeepfeat._images import read_images
 from skdeepfeat._inputs import resolve_source
 from skdeepfeat._networks import get_network
 from skdeepfeat._parts import Cut, Head, cut_network
+from skdeepfeat._pixels import Data, read_pixels
 from skdeepfeat._plan import weights_key
 
 
@@ -250,9 +252,9 @@ def test_images_are_decoded_once(images, tmp_path, monkeypatch):
     for i, pixels in enumerate(X):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(pixels).save(paths[-1])
-    decoded, real = [], training.read_row
+    decoded, real = [], _batches.read_row
     monkeypatch.setattr(
-        training, "read_row", lambda *a: (decoded.append(a[1]), real(*a))[1]
+        _batches, "read_row", lambda *a: (decoded.append(a[1]), real(*a))[1]
     )
     clf = classifier(epochs=3, augment="standard").fit(paths, y)
     assert sorted(decoded) == list(range(40))
@@ -268,9 +270,9 @@ def test_training_pixels_are_those_of_the_features(images):
         X = np.stack([photo, photo[:, ::-1]])
         clf = classifier("mini", unfreeze=0, image_size=32).fit(X, [0, 1])
         source = resolve_source("mini", "default", 0, 32)
-        pixels = training.read_pixels(
+        pixels = read_pixels(
             read_images(X), range(len(X)), source.input, None, 1
-        )
+        ).pixels
         assert pixels.shape[2] > 32
         cut = cut_network(source, 0)
         head = Head(cut.width, 2, 0.0)
@@ -446,7 +448,7 @@ def test_only_tuned_blocks_are_stored(images):
     before = dict(vars(clf))
     clf.predict(images[0])
     assert vars(clf).keys() == before.keys()
-    plain = (np.ndarray, str, int, float, bool, type(None), list, dict)
+    plain = (np.ndarray, str, int, float, bool, type(None), list, tuple, dict)
     assert all(isinstance(value, plain) for value in vars(clf).values())
 
 
@@ -700,7 +702,7 @@ def as_trained(clf, X):
     parts.load(training.Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
-    pixels = training.read_pixels(read_images(X), range(len(X)), source.input, None, 1)
+    pixels = read_pixels(read_images(X), range(len(X)), source.input, None, 1).pixels
     with torch.no_grad():
         return parts.above(parts.below(parts.prepare(pixels))).numpy()
 
@@ -910,7 +912,7 @@ def test_activations_too_large_for_half_precision(images):
     head = Head(cut.width, 2, 0.0)
     parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
-    data = training.Data.of(pixels, np.arange(4) % 2, np.ones(4))
+    data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):
         frozen = training.Frozen(parts, data, keep=True)
         assert frozen.entered is None and frozen.rows.shape == (4, 8)
