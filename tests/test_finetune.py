@@ -847,6 +847,11 @@ def test_too_deep(images):
         classifier(unfreeze="penultimate").fit(*images)
 
 
+def test_a_head_for_images_of_another_size_is_said(images):
+    with pytest.raises(ValueError, match=r"12544 features.* image_size=40 .*20736"):
+        classifier("smallcnn", weights=None, image_size=40).fit(*images)
+
+
 def test_a_large_loss_in_the_end_is_told(images):
     with pytest.warns(ConvergenceWarning, match=r"Try learning_rate=100\."):
         classifier(learning_rate=1000).fit(*images)
