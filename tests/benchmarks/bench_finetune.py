@@ -170,13 +170,15 @@ def measure_memory():
             image_size=size, head_epochs=1, epochs=1, random_state=0
         )
         clf.fit(Photos(40, size), np.arange(40) % 2)
-        before, peaks, done = anonymous_memory(), [0.0], threading.Event()
+        peaks, done = [anonymous_memory()], threading.Event()
         watcher = threading.Thread(target=watch_memory, args=(peaks, done))
         watcher.start()
         clf.fit(Photos(n, size + size // 7), np.arange(n) % 2)
         done.set()
         watcher.join()
-        print(f"{n} images of {size} pixels: {max(peaks) - before:.0f} MB above idle")
+        print(
+            f"{n} images of {size} pixels: {peaks[0]:.0f} MB idle, {max(peaks):.0f} MB"
+        )
 
 
 def watch_memory(peaks, done):
