@@ -651,8 +651,7 @@ class PretrainedCNNFeatures(
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
         """Row, source and reason of what this thread's last call could not read."""
-        failed = last_report(self).failed
-        return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
+        return last_report(self).errors
 
     @property
     def stats_(self) -> dict:

@@ -16,19 +16,18 @@ from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones import Backbone, WeightsSource
-from ._device import resolve_devices
-from ._engine import Engine, not_finite
-from ._exceptions import FeatureWarning, WeightsError, warn_user
-from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
-from ._plan import (
-    PooledLayers,
-    can_compare,
-    saved_digest,
-    weights_key,
-    what_changed,
+from ._exceptions import (
+    FeatureWarning,
+    ImageError,
+    ImageWarning,
+    WeightsError,
+    warn_user,
 )
-from ._progress import Clock, FitTask
-from ._report import warn_of_range
+from ._features import PretrainedCNNFeatures
+from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
+from ._plan import can_compare, saved_digest, weights_key, what_changed
+from ._progress import FitTask
+from ._report import hand_over, last_report
 from ._validation import (
     CallbackSupportMixin,
     Interval,
@@ -43,6 +42,12 @@ from ._validation import (
 
 _tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
 _tuned_lock = threading.RLock()  # a backbone may be a classifier itself
+
+# What the features that predictions rest on are computed with.
+SHARED = (
+    *("image_shape", "value_range", "protocols", "on_error"),
+    *("device", "engine", "cache", "n_jobs"),
+)
 
 
 class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -103,10 +108,19 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         As in :class:`PretrainedCNNFeatures`.
     protocols : tuple of str, default=()
         As in :class:`PretrainedCNNFeatures`.
+    on_error : {"raise", "nan"}, default="raise"
+        What an unreadable image does: raise :class:`ImageError` with its row; or give
+        a row of nan in `predict_proba` and `decision_function`, and be left out in
+        `fit`, with one warning. `predict` has no label for it, and raises.
     device : str, default="auto"
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
     precision : {"float32", "bfloat16"}, default="float32"
-        Arithmetic of training, under autocast.
+        Arithmetic of training, under autocast. Predictions are made in "float32".
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What runs the network in predictions, as in :class:`PretrainedCNNFeatures`.
+    cache : "memory", path, FeatureStore, or None, default="memory"
+        Where the features that predictions are made from are kept, as in
+        :class:`PretrainedCNNFeatures`.
     n_jobs : int or None, default=None
         Threads that decode images; None means all cores.
     random_state : int, RandomState or None, default=None
@@ -131,6 +145,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         for going on.
     seed_ : int
         What was drawn from `random_state`.
+    errors_ : list of tuple (int, str, str)
+        Row, source and reason of the images that the last prediction of this thread
+        could not read.
     frozen_digest_ : str
         Of the weights that training started from and their preprocessing,
         hexadecimal.
@@ -190,6 +207,10 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "warm_start": ["boolean"],
         "device": [str],
         "precision": [StrOptions({"float32", "bfloat16"})],
+        **{
+            name: PretrainedCNNFeatures._parameter_constraints[name]
+            for name in ("on_error", "engine", "cache")
+        },
         "random_state": ["random_state"],
     }
 
@@ -217,8 +238,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         value_range=None,
         image_size=None,
         protocols=(),
+        on_error="raise",
         device="auto",
         precision="float32",
+        engine="auto",
+        cache="memory",
         n_jobs=None,
         random_state=None,
         verbose=0,
@@ -244,8 +268,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.value_range = value_range
         self.image_size = image_size
         self.protocols = protocols
+        self.on_error = on_error
         self.device = device
         self.precision = precision
+        self.engine = engine
+        self.cache = cache
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -271,7 +298,10 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ImageError
-            If images cannot be read; before anything is trained.
+            If images cannot be read; before anything is trained. With
+            ``on_error="nan"`` only if those were all images of a class.
+        OSError
+            If the decoded images do not fit in the folder for temporary files.
         ValueError
             If `y` has one class only, or `unfreeze` is deeper than the network.
         """
@@ -326,8 +356,16 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         -------
         y : ndarray of shape (n_images,)
             The most likely class of each image.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read, whatever `on_error` is.
         """
-        scores = self._scores(X)
+        try:
+            scores = self._scores(X, on_error="raise")
+        except ImageError as error:
+            raise self._without_label(error) from error.__cause__
         return self.classes_[scores.argmax(axis=1)]
 
     def predict_proba(self, X):
@@ -376,15 +414,15 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         features : PretrainedCNNFeatures
             Its backbone is this classifier, frozen, which clones and pickles keep.
         """
-        from ._features import PretrainedCNNFeatures
-
         check_is_fitted(self)
-        kept = {
-            name: getattr(self, name)
-            for name in ("image_shape", "value_range", "protocols", "device")
-        }
+        kept = {name: getattr(self, name) for name in SHARED}
         backbone = FrozenEstimator(self)
         return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
+
+    @property
+    def errors_(self) -> list[tuple[int, str, str]]:
+        """Row, source and reason of what this thread's last call could not read."""
+        return last_report(self).errors
 
     def to_backbone(self):
         """The tuned network as a value, weights included.
@@ -438,7 +476,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Everything that fit and partial_fit share."""
         self._validate_params()
         check_image_shape(self.image_shape)
-        images = read_input(self, X, reset=not going_on)
+        images = read_input(
+            self, X, reset=not going_on, allow_nan=self.on_error == "nan"
+        )
         y = check_labels(self, y)
         check_consistent_length(images, y)
         sample_weight = check_weights(sample_weight, len(y))
@@ -448,14 +488,16 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if going_on:  # other batches than before
             seed = (first_seed + self.n_iter_) % 2**31
         source, key = self._frozen_source() if going_on else self._source(seed)
+        self._frozen_features(first_seed).fit(images)  # its parameters must do later
 
         from ._parts import Fitted, cut_network
         from ._training import fine_tune
 
         cut = cut_network(source, self.unfreeze)
-        hold_out = self.early_stopping and epochs is None
+        is_part = epochs is not None
+        split_seed = first_seed if self.early_stopping and not is_part else None
         data, held_out = self._read(
-            images, y, sample_weight, encoder, source, first_seed if hold_out else None
+            images, y, sample_weight, encoder, source, split_seed, is_part
         )
         previous = Fitted(**self.weights_) if going_on else None
         fitted = fine_tune(
@@ -475,22 +517,45 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self._keep(fitted, going_on)
         return self
 
-    def _read(self, images, y, sample_weight, encoder, source, split_seed):
+    def _read(self, images, y, sample_weight, encoder, source, split_seed, is_part):
         """Images to train on, and if there is a seed, others held out."""
-        from ._training import Data, read_pixels
+        from ._pixels import Data, read_pixels
 
-        used = np.flatnonzero(sample_weight).tolist()
-        targets, weights = self._targets(y[used], sample_weight[used], encoder)
-        split = None
-        if split_seed is not None:
-            split = self._split(targets, encoder.classes_, split_seed)
+        targets = encoder.transform(y)
+        weights = self._weights(targets, sample_weight, encoder)
+        used = np.flatnonzero(weights)
+        if split_seed is not None:  # before anything is decoded
+            self._split(targets[used], encoder.classes_, split_seed)
         value_range = check_value_range(self.value_range)
-        pixels = read_pixels(images, used, source.input, value_range, self.n_jobs)
-        data = Data.of(pixels, targets, weights)
-        if split is None:
+        read = read_pixels(
+            images, used.tolist(), source.input, value_range, self.n_jobs
+        )
+        if read.errors:
+            self._leave_out(read, targets[used], targets[read.rows], encoder, is_part)
+            kept = np.isin(np.arange(len(y)), read.rows)
+            weights = self._weights(targets, sample_weight * kept, encoder)
+        targets, weights = targets[read.rows], weights[read.rows]
+        data = Data.of(read.pixels, targets, weights)
+        if split_seed is None:
             return data, None
-        train, held_out = split
+        train, held_out = self._split(targets, encoder.classes_, split_seed)
         return data.at(train), data.at(held_out)
+
+    def _leave_out(self, read, used, kept, encoder, is_part) -> None:
+        """Warn of images that cannot be read, or refuse to go on without them."""
+        first, n_failed, n = read.errors[0], len(read.errors), len(used)
+        lost = np.setdiff1d(used, kept)
+        if self.on_error == "raise":
+            raise _all_errors(read.errors, n) from first.__cause__
+        if len(lost) and not (is_part and len(kept)):
+            names = encoder.classes_[lost[:5]].tolist()
+            reason = f"{first.reason}. No image of the classes {names} can be read"
+            raise ImageError(first.row, first.source, reason) from first.__cause__
+        warn_user(
+            f"{n_failed} of {n} images cannot be read and are left out. The first is "
+            f"{first}.",
+            ImageWarning,
+        )
 
     def _keep(self, fitted, going_on) -> None:
         """What training has left."""
@@ -500,13 +565,24 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.history_ = [*earlier, *fitted.history]
         self.n_iter_ = len(self.history_)
 
-    def _targets(self, y, sample_weight, encoder):
-        """Numbers of the classes, and weights of the images."""
-        targets = encoder.transform(y)
-        class_weight = compute_class_weight(
-            self.class_weight, classes=encoder.classes_, y=y
-        )
-        return targets, class_weight[targets] * sample_weight
+    def _weights(self, targets, sample_weight, encoder) -> np.ndarray:
+        """Weights of the images in the loss.
+
+        "balanced" gives all classes that have any the same weight in sum.
+        """
+        if self.class_weight == "balanced":
+            sums = np.bincount(targets, sample_weight)
+            return sample_weight / np.where(sums > 0, sums, 1)[targets]
+        classes = encoder.classes_
+        of_class = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        weights = of_class[targets] * sample_weight
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
+            raise ValueError(
+                f"The 'class_weight' parameter of {type(self).__name__} must leave "
+                "images with a weight above 0, and none below. Got "
+                f"{self.class_weight!r} instead."
+            )
+        return weights
 
     def _encoder(self, y, classes, going_on) -> LabelEncoder:
         """Labels to numbers; refuses one class, and strange ones when going on."""
@@ -535,12 +611,12 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Positions to train on, and to hold out for early stopping."""
         rows = np.arange(len(targets))
         n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
-        counts = np.bincount(targets, minlength=len(classes))
-        if n_held_out < len(classes) or counts.min() < 2:
-            rare = classes.tolist()[counts.argmin()]
+        present, counts = np.unique(targets, return_counts=True)
+        if n_held_out < len(present) or counts.min() < 2:
+            rare = classes.tolist()[present[counts.argmin()]]
             raise ValueError(
                 f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
-                f"which cannot show all {len(classes)} classes (the rarest, {rare!r}, "
+                f"which cannot show all {len(present)} classes (the rarest, {rare!r}, "
                 f"has {counts.min()} images). Raise validation_fraction="
                 f"{self.validation_fraction:g}, give more images, or set "
                 "early_stopping=False."
@@ -574,39 +650,44 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     # Prediction ---------------------------------------------------------------------
 
-    def _scores(self, X) -> np.ndarray:
-        """Scores (n_images, n_classes) of the classes, float32."""
+    def _scores(self, X, on_error=None) -> np.ndarray:
+        """Scores (n_images, n_classes) of the classes, float32; nan where an image
+        cannot be read."""
         check_is_fitted(self)
-        images = read_input(self, X, reset=False)
-        value_range = check_value_range(self.value_range)
-        source, key = self._tuned_source()
+        on_error = on_error or self.on_error
+        images = read_input(self, X, reset=False, allow_nan=on_error == "nan")
+        source, _ = self._frozen_source()
 
         from ._parts import head_input, head_scores
 
         end, inner = head_input(source)
-        pooled = PooledLayers(source, key, ((end, "avg"),))
-        engine = Engine(pooled, resolve_devices(self.device), "float32", "auto")
-        rows, parts, in_range = range(len(images)), [], True
-        for computed in engine.run(
-            images, rows, value_range, "exact", self.n_jobs, Clock()
-        ):
-            errors = [*computed.errors, *not_finite(computed, computed.features)]
-            if errors:
-                raise errors[0]
-            parts.append(computed.features[0])
-            in_range &= all(computed.in_range)
-        if not in_range:
-            warn_of_range()
-        return head_scores(end, inner, self.weights_["head"], np.concatenate(parts))
+        features = self._tuned_features(layer=end.node, on_error=on_error)
+        rows = features.transform(images)
+        hand_over(features, self)
+        return head_scores(end, inner, self.weights_["head"], rows)
 
-    def _tuned_source(self) -> tuple[WeightsSource, bytes]:
-        """The network below the head, and the digest of its weights."""
-        source, key = self._frozen_source()
+    def _tuned_features(self, **parameters) -> PretrainedCNNFeatures:
+        """What enters the head."""
         if not self.weights_["tail"]:  # nothing below the head was tuned
-            return source, key
-        backbone = self.to_backbone()
-        tuned = WeightsSource(backbone, source.input, embedded=True)
-        return tuned, weights_key(tuned)
+            return self._frozen_features(self.seed_, **parameters)
+        return self.as_features(prefetch_layers=(), **parameters)
+
+    def _frozen_features(self, seed, **parameters) -> PretrainedCNNFeatures:
+        """Features of what training starts from."""
+        kept = {name: getattr(self, name) for name in SHARED}
+        kept |= {"weights": self.weights, "image_size": self.image_size}
+        kept |= {"random_state": seed, "prefetch_layers": ()}
+        return PretrainedCNNFeatures(self.backbone, **(kept | parameters))
+
+    def _without_label(self, error: ImageError) -> ImageError:
+        """The error of an image that `predict` cannot leave without a label."""
+        if self.on_error == "raise":
+            return error
+        reason = (
+            f"{error.reason}. predict has no label for it; predict_proba gives it a "
+            "row of nan and lists it in errors_"
+        )
+        return ImageError(error.row, error.source, reason)
 
     def _frozen_source(self) -> tuple[WeightsSource, bytes]:
         """What training started from; refuses weights that have changed since."""
@@ -660,3 +741,16 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
         return tags
+
+
+def _all_errors(errors: list[ImageError], n: int) -> ImageError:
+    """The first error, which says how many more there are."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    others = ", ".join(str(error.row) for error in errors[1:6])
+    reason = (
+        f"{first.reason}. {len(errors)} of {n} images cannot be read (also rows "
+        f"{others}{', ...' if len(errors) > 6 else ''}); nothing was trained"
+    )
+    return ImageError(first.row, first.source, reason)

@@ -97,6 +97,7 @@ def cut_network(source: WeightsSource, unfreeze) -> Cut:
             "PretrainedCNNFeatures(backbone) with any classifier instead."
         )
     end, inner = head_input(source)
+    _refuse_other_width(source, end, inner)
     blocks = _tunable_blocks(structure, end)
     n_tuned = _number_tuned(source, blocks, unfreeze)
     frozen, tuned = blocks[: len(blocks) - n_tuned], blocks[len(blocks) - n_tuned :]
@@ -121,6 +122,16 @@ def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
     first = f"{backbone.head}.{linear[0]}{INPUT_OF}"
     inner = copy.deepcopy(head[linear[0] : linear[-1]])  # which keep their names
     return resolve_layer(backbone, first, size), inner
+
+
+def _refuse_other_width(source: WeightsSource, end: Layer, inner) -> None:
+    """The dense layers of a head take unpooled maps of one size only."""
+    if inner is not None and inner[0].in_features != end.features:
+        raise ValueError(
+            f"Backbone {source.backbone.name!r} has a head of several layers, which "
+            f"takes {inner[0].in_features} features. With image_size="
+            f"{source.input.image_size} there are {end.features}; leave it None."
+        )
 
 
 def _tunable_blocks(structure: Structure, end: Layer) -> list[Layer]:
@@ -315,6 +326,10 @@ class Parts:
             left = self.tail(entered)
         left = left[self.cut.end.node] if isinstance(left, dict) else left
         return self.classify(self.pooled(left))
+
+    def whole(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scores of the input of the network."""
+        return self.above(self.below(batch))
 
     def classify(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores of rows that enter the head."""

@@ -31,15 +31,19 @@ class Report:
         self.failed: dict[int, ImageError] = {}
         self.stats: dict[str, Any] = {}
         self.out_of_range = False  # whether any pixel value lies outside its range
-        if not hasattr(_of_thread, "reports"):
-            _of_thread.reports = weakref.WeakKeyDictionary()
-        _of_thread.reports[estimator] = self
+        _keep(self, estimator)
 
     def fail(self, error: ImageError) -> None:
         """Raise the error of a row, or remember it."""
         if self._raises:
             raise error
         self.failed[error.row] = error
+
+    @property
+    def errors(self) -> list[tuple[int, str, str]]:
+        """Row, source and reason of what could not be read."""
+        failed = self.failed
+        return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
 
     def measured(self, plan: Plan, n_computed: int, clock: Clock) -> None:
         """Keep what a call took."""
@@ -94,7 +98,18 @@ def last_report(estimator) -> Report:
     report = getattr(_of_thread, "reports", {}).get(estimator)
     if report is None:
         raise AttributeError(
-            f"This {type(estimator).__name__} has not transformed anything in this "
-            "thread yet, so it has nothing to report."
+            f"This {type(estimator).__name__} has not computed anything in this thread "
+            "yet, so it has nothing to report."
         )
     return report
+
+
+def hand_over(estimator, other) -> None:
+    """Make the last report of an estimator that of another one too."""
+    _keep(last_report(estimator), other)
+
+
+def _keep(report: Report, estimator) -> None:
+    if not hasattr(_of_thread, "reports"):
+        _of_thread.reports = weakref.WeakKeyDictionary()
+    _of_thread.reports[estimator] = report

@@ -16,8 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -27,16 +26,16 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchvision.transforms import InterpolationMode, v2
 
-from ._backbones import InputSpec, WeightsSource
-from ._batches import Prepared, read_row
-from ._device import resolve_device, resolve_threads
-from ._exceptions import FeatureWarning, ImageError, warn_user
-from ._images import Images
+from ._augmentation import augmentation
+from ._backbones import WeightsSource
+from ._device import resolve_device
+from ._exceptions import FeatureWarning, warn_user
 from ._networks import PRECISIONS
 from ._parts import Cut, Fitted, Head, Parts
-from ._report import warn_of_range
+from ._pixels import Data
+from ._scratch import scratch_array
+from ._torch_engine import arithmetic
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
 HEAD_RATE = 10  # how much faster a head of one layer learns alone
@@ -67,107 +66,6 @@ class Recipe:
     seed: int
 
 
-@dataclass
-class Data:
-    """Images of one fit, decoded and resized once, with their targets.
-
-    Parameters
-    ----------
-    pixels : torch.Tensor of shape (n, 3, s, s)
-        8-bit where the images are, or floats on the scale 0 to 255. The margin around
-        the network's own input size is for random crops.
-    targets : torch.Tensor of shape (n,), int64
-    weights : torch.Tensor of shape (n,)
-        Of the loss of each image, 1 on average.
-    """
-
-    pixels: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
-
-    @classmethod
-    def of(cls, pixels: torch.Tensor, targets: np.ndarray, weights: np.ndarray):
-        """From arrays; scales the weights."""
-        scaled = torch.from_numpy(weights / weights.mean()).float()
-        return cls(pixels, torch.from_numpy(targets), scaled)
-
-    def __len__(self):
-        return len(self.targets)
-
-    def at(self, rows) -> "Data":
-        """Some of the images."""
-        return Data(self.pixels[rows], self.targets[rows], self.weights[rows])
-
-
-# Images -----------------------------------------------------------------------------
-
-
-def read_pixels(
-    images: Images, rows: Sequence[int], spec: InputSpec, value_range, n_jobs
-) -> torch.Tensor:
-    """Images at the network's input size and the margin of its recipe.
-
-    The margin is a multiple of 4, so that the centre crop of the result is the very
-    crop of the recipe.
-    """
-    spec = replace(spec, image_size=spec.image_size + _margin(spec))
-    with ThreadPoolExecutor(resolve_threads(n_jobs), "skdeepfeat-decode") as pool_:
-        found = list(
-            pool_.map(lambda row: read_row(images, row, spec, value_range), rows)
-        )
-    errors = [result for result in found if isinstance(result, ImageError)]
-    if errors:
-        raise _all_errors(errors, len(rows)) from errors[0].__cause__
-    good = [result for result in found if isinstance(result, Prepared)]
-    if not all(image.in_range for image in good):
-        warn_of_range()
-    pixels = [torch.tensor(image.pixels).permute(2, 0, 1) for image in good]
-    dtype = torch.uint8 if all(p.dtype == torch.uint8 for p in pixels) else torch.float
-    return torch.stack([p.to(dtype) for p in pixels])  # (n, 3, s, s)
-
-
-def _margin(spec: InputSpec) -> int:
-    """Pixels that an image has in each direction beyond the network's input."""
-    return max(0, (spec.resize or 0) - spec.image_size) // 4 * 4
-
-
-def _all_errors(errors: list[ImageError], n: int) -> ImageError:
-    """The first error, which says how many more there are."""
-    first = errors[0]
-    if len(errors) == 1:
-        return first
-    others = ", ".join(str(error.row) for error in errors[1:6])
-    reason = (
-        f"{first.reason}. {len(errors)} of {n} images cannot be read (also rows "
-        f"{others}{', ...' if len(errors) > 6 else ''}); nothing was trained"
-    )
-    return ImageError(first.row, first.source, reason)
-
-
-def _augmentations(name, spec: InputSpec) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What is done to one (3, s, s) 8-bit image before it is cropped and normalised."""
-    if callable(name):
-        return name
-    size, interpolation = spec.image_size, InterpolationMode(spec.interpolation)
-    padding = 0 if _margin(spec) else size // 16
-
-    def crops(smallest):
-        return v2.RandomResizedCrop(
-            size, scale=(smallest, 1), interpolation=interpolation, antialias=True
-        )
-
-    steps = {
-        "light": lambda: [v2.RandomCrop(size, padding, padding_mode="reflect")],
-        "standard": lambda: [crops(0.5), v2.ColorJitter(0.2, 0.2, 0.2)],
-        "strong": lambda: [
-            crops(0.25),
-            v2.TrivialAugmentWide(),
-            v2.RandomErasing(0.25),
-        ],
-    }[name]()
-    return v2.Compose([v2.RandomHorizontalFlip(), *steps])
-
-
 # What does not change is computed once ----------------------------------------------
 
 
@@ -179,8 +77,7 @@ class Frozen:
     parts : Parts
     data : Data
     keep : bool
-        Whether to keep the activations where the tail begins, in half precision, in a
-        file that the operating system holds in memory as long as it can.
+        Whether to keep the activations where the tail begins, in half precision.
     """
 
     def __init__(self, parts: Parts, data: Data, keep: bool):
@@ -200,27 +97,46 @@ class Frozen:
     @cached_property
     def _computed(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         parts, n = self._parts, len(self._data)
-        rows, kept = [], None
-        with torch.inference_mode():
-            for start in range(0, n, FROZEN_BATCH):
-                chunk = slice(start, start + FROZEN_BATCH)
-                values = parts.frozen(parts.prepare(self._data.pixels[chunk]))
-                rows.append(parts.pooled(values[parts.cut.end.node]).cpu())
-                if self._keep and start == 0:
-                    kept = _room_for(n, values[parts.cut.start])
-                if kept is not None:
-                    kept = _put(kept, chunk, values[parts.cut.start])
-        return torch.cat(rows).clone(), kept
+        size, kept = (n, parts.cut.width), None
+        array = scratch_array(size, np.float32, f"The features of {n:,} images")
+        rows = torch.from_numpy(array)
+        for chunk in _chunks(n):
+            values = self._frozen(chunk)
+            rows[chunk] = parts.pooled(values[parts.cut.end.node]).cpu()
+            if self._keep and chunk.start == 0:
+                kept = _room_for(n, values[parts.cut.start])
+            if kept is not None:
+                kept = _put(kept, chunk, values[parts.cut.start])
+        return rows, kept
+
+    @torch.inference_mode()
+    def _frozen(self, chunk: slice) -> dict:
+        batch = self._parts.prepare(self._data.take(chunk))
+        with arithmetic("float32", batch.device.type):
+            return self._parts.frozen(batch)
 
     def scaling(self, weights: torch.Tensor) -> dict[str, np.ndarray]:
         """Mean and deviation of each feature; hardly any is as good as a little."""
-        share = (weights / weights.sum())[:, None]
-        mean = (share * self.rows).sum(0)
-        scale = (share * (self.rows - mean).square()).sum(0).sqrt()
+        share = (weights / weights.sum()).double()
+        mean = self._weighted(share, lambda rows: rows)
+        scale = self._weighted(share, lambda rows: (rows - mean).square()).sqrt()
         floor = 0.1 * scale.square().mean().sqrt()
         if floor == 0:  # images that are all the same tell nothing
-            return {"mean": mean.numpy(), "scale": np.ones_like(mean.numpy())}
-        return {"mean": mean.numpy(), "scale": scale.clamp(min=floor).numpy()}
+            scale = torch.ones_like(scale)
+        parts = {"mean": mean, "scale": scale.clamp(min=floor)}
+        return {name: part.float().numpy() for name, part in parts.items()}
+
+    def _weighted(self, share: torch.Tensor, function) -> torch.Tensor:
+        """Weighted mean of a function of the rows, chunk by chunk."""
+        total = torch.zeros(self.rows.shape[1], dtype=share.dtype)
+        for chunk in _chunks(len(share)):
+            total += share[chunk] @ function(self.rows[chunk].double())
+        return total
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    """What goes through the frozen trunk at once."""
+    return (slice(i, min(n, i + FROZEN_BATCH)) for i in range(0, n, FROZEN_BATCH))
 
 
 def _room_for(n: int, first: torch.Tensor) -> torch.Tensor | None:
@@ -229,14 +145,13 @@ def _room_for(n: int, first: torch.Tensor) -> torch.Tensor | None:
     size = 2 * math.prod(shape)
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    if size > 0.5 * free:
-        _say_not_kept(
-            f"would take {size:,} bytes, more than half of the {free:,} that are free "
-            f"in {folder!r}"
-        )
-        return None
-    with tempfile.TemporaryFile() as file:  # whose content lives with its map
-        return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
+    if size <= 0.5 * free:
+        return torch.from_numpy(scratch_array(shape, np.float16, "The activations"))
+    _say_not_kept(
+        f"would take {size:,} bytes, more than half of the {free:,} that are free in "
+        f"{folder!r}"
+    )
+    return None
 
 
 def _put(kept: torch.Tensor, chunk: slice, entered: torch.Tensor):
@@ -335,8 +250,10 @@ class Phase:
     groups : list of dict
         Parameters and learning rates.
     data : Data
+    inputs : callable
+        Rows of the data → what is learned from, on the device.
     scores : callable
-        Rows of the data → scores (b, classes), as they are learned from.
+        Those → scores (b, classes).
     check : callable or None
         () → (accuracy, loss) of the images held out.
     fixed : sequence of nn.Module
@@ -349,6 +266,7 @@ class Phase:
     learner: nn.Module
     groups: list[dict]
     data: Data
+    inputs: Callable[[torch.Tensor], torch.Tensor]
     scores: Callable[[torch.Tensor], torch.Tensor]
     check: Callable[[], tuple[float, float]] | None
     fixed: Sequence[nn.Module] = ()
@@ -356,13 +274,14 @@ class Phase:
 
 def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     """The head alone, on rows of the untouched network."""
-    rows = frozen.rows.to(parts.device)
+
+    def rows_of(images: Frozen):
+        return lambda chosen: images.rows[chosen].to(parts.device)
+
     check = None
     if held_out is not None:
-        others = Frozen(parts, held_out, keep=False).rows.to(parts.device)
-        check = _checker(
-            parts.head, lambda some: parts.classify(others[some]), held_out
-        )
+        others = rows_of(Frozen(parts, held_out, keep=False))
+        check = _checker(parts.head, others, parts.classify, held_out)
     rate = recipe.learning_rate * (HEAD_RATE if parts.cut.inner is None else 1)
     return Phase(
         "head",
@@ -370,49 +289,50 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
         parts.head,
         parts.groups(rate, 1.0, recipe.weight_decay, head_only=True),
         data,
-        lambda chosen: parts.classify(rows[chosen]),
+        rows_of(frozen),
+        parts.classify,
         check,
     )
 
 
 def _joint_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     """Head and tail together, from the frozen trunk's output."""
-    entered = frozen.entered
-    augment = None
-    if recipe.augment != "none":
-        augment = _augmentations(recipe.augment, parts.spec)
-        data = replace(data, pixels=data.pixels.round().clamp(0, 255).byte())
-
-    def scores(chosen):
-        if entered is not None:
-            return parts.above(entered[chosen].to(parts.device).float())
-        pixels = data.pixels[chosen]
-        if augment is not None:
-            pixels = torch.stack([augment(image) for image in pixels])
-        return parts.above(parts.below(parts.prepare(pixels)))
-
-    def unseen(chosen):
-        return parts.above(parts.below(parts.prepare(held_out.pixels[chosen])))
-
     learner = nn.ModuleList([parts.tail, parts.head])
-    check = None if held_out is None else _checker(learner, unseen, held_out)
+    inputs, scores = _augmented(parts, data, recipe.augment), parts.whole
+    if frozen.entered is not None:
+        inputs, scores = _kept(parts, frozen.entered), parts.above
+    check = None
+    if held_out is not None:
+        unseen = _augmented(parts, held_out, "none")
+        check = _checker(learner, unseen, parts.whole, held_out)
     groups = parts.groups(recipe.learning_rate, recipe.layer_decay, recipe.weight_decay)
     fixed = parts.norms() if parts.pretrained else ()
-    return Phase("joint", epochs, learner, groups, data, scores, check, fixed)
+    return Phase("joint", epochs, learner, groups, data, inputs, scores, check, fixed)
 
 
-def _checker(learner: nn.Module, scores: Callable, data: Data):
+def _augmented(parts: Parts, data: Data, name):
+    """A function of rows that gives the input of the network, changed at random."""
+    augment = augmentation(name, parts.spec)
+    return lambda rows: parts.prepare(augment(data.take(rows).to(parts.device)))
+
+
+def _kept(parts: Parts, entered: torch.Tensor):
+    """A function of rows that gives what enters the tail, computed before."""
+    return lambda rows: entered[rows].to(parts.device).float()
+
+
+def _checker(learner: nn.Module, inputs: Callable, scores: Callable, data: Data):
     """A function that measures (accuracy, loss) of images held out."""
+
+    def scores_of(chunk):
+        batch = inputs(chunk)
+        with arithmetic("float32", batch.device.type):
+            return scores(batch).cpu()
 
     @torch.inference_mode()
     def check():
         learner.eval()
-        found = torch.cat(
-            [
-                scores(torch.arange(start, min(start + FROZEN_BATCH, len(data)))).cpu()
-                for start in range(0, len(data), FROZEN_BATCH)
-            ]
-        )
+        found = torch.cat([scores_of(chunk) for chunk in _chunks(len(data))])
         right = (found.argmax(1) == data.targets).float()
         share = data.weights / data.weights.sum()
         loss = F.cross_entropy(found, data.targets, reduction="none")
@@ -479,7 +399,7 @@ def _epoch(phase: Phase, recipe: Recipe, optimizer, schedule, batches) -> dict:
         norm.eval()
     loss, right, rate = 0.0, 0, 0.0
     for rows in np.array_split(torch.randperm(len(phase.data)).numpy(), batches):
-        chosen = torch.from_numpy(rows)
+        chosen = torch.from_numpy(np.sort(rows))  # as they stand in their file
         batch_loss, batch_right = _step(phase, recipe, optimizer, chosen)
         rate = max(rate, optimizer.param_groups[0]["lr"])
         schedule.step()
@@ -492,28 +412,40 @@ def _epoch(phase: Phase, recipe: Recipe, optimizer, schedule, batches) -> dict:
 
 def _step(phase: Phase, recipe: Recipe, optimizer, chosen) -> tuple[float, int]:
     """One batch: scores, loss, gradient, step. Returns the loss and how many right."""
-    device = next(phase.learner.parameters()).device
+    batch = phase.inputs(chosen)  # which may call a function of the user's
+    device = batch.device
     targets = phase.data.targets[chosen].to(device)
     weights = phase.data.weights[chosen].to(device)
-    reduced = recipe.precision != "float32"
-    with torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=reduced):
-        scores = phase.scores(chosen)
-    smooth = recipe.label_smoothing
-    losses = F.cross_entropy(
-        scores.float(), targets, reduction="none", label_smoothing=smooth
-    )
-    loss = (losses * weights).mean()
-    optimizer.zero_grad()
-    loss.backward()
+    with arithmetic(recipe.precision, device.type):
+        scores = _scores(phase, recipe, batch)
+        losses = F.cross_entropy(
+            scores.float(),
+            targets,
+            reduction="none",
+            label_smoothing=recipe.label_smoothing,
+        )
+        loss = (losses * weights).mean()
+        optimizer.zero_grad()
+        loss.backward()
     optimizer.step()
     return loss.item(), int((scores.argmax(1) == targets).sum())
+
+
+def _scores(phase: Phase, recipe: Recipe, batch) -> torch.Tensor:
+    """Scores in the precision of training."""
+    reduced = recipe.precision != "float32"
+    kind, dtype = batch.device.type, PRECISIONS[recipe.precision]
+    with torch.autocast(kind, dtype, enabled=reduced):
+        return phase.scores(batch)
 
 
 @torch.no_grad()
 def _is_sound(phase: Phase) -> bool:
     """Whether the scores of an image are numbers still after the last step."""
     phase.learner.eval()
-    return bool(torch.isfinite(phase.scores(torch.arange(1))).all())
+    batch = phase.inputs(torch.arange(1))
+    with arithmetic("float32", batch.device.type):
+        return bool(torch.isfinite(phase.scores(batch)).all())
 
 
 def _snapshot(module: nn.Module) -> dict[str, torch.Tensor]:

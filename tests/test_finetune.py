@@ -1,5 +1,6 @@
 """FineTunedClassifier: what is frozen, what learns, and what goes wrong clearly."""
 
+import contextlib
 import gc
 import os
 import pickle
@@ -28,6 +29,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from sklearn.utils.class_weight import compute_sample_weight
 from torchvision import models
 
 import skdeepfeat._training as training
@@ -35,8 +37,10 @@ from skdeepfeat import (
     Backbone,
     FineTunedClassifier,
     ImageError,
+    ImageWarning,
     PretrainedCNNFeatures,
     WeightsError,
+    _batches,
     clear_caches,
     list_layers,
 )
@@ -45,7 +49,9 @@ from skdeepfeat._images import read_images
 from skdeepfeat._inputs import resolve_source
 from skdeepfeat._networks import get_network
 from skdeepfeat._parts import Cut, Head, cut_network
+from skdeepfeat._pixels import Data, read_pixels
 from skdeepfeat._plan import weights_key
+from skdeepfeat._report import last_report
 
 
 def classifier(backbone="tiny", **parameters):
@@ -250,9 +256,9 @@ def test_images_are_decoded_once(images, tmp_path, monkeypatch):
     for i, pixels in enumerate(X):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.fromarray(pixels).save(paths[-1])
-    decoded, real = [], training.read_row
+    decoded, real = [], _batches.read_row
     monkeypatch.setattr(
-        training, "read_row", lambda *a: (decoded.append(a[1]), real(*a))[1]
+        _batches, "read_row", lambda *a: (decoded.append(a[1]), real(*a))[1]
     )
     clf = classifier(epochs=3, augment="standard").fit(paths, y)
     assert sorted(decoded) == list(range(40))
@@ -268,9 +274,9 @@ def test_training_pixels_are_those_of_the_features(images):
         X = np.stack([photo, photo[:, ::-1]])
         clf = classifier("mini", unfreeze=0, image_size=32).fit(X, [0, 1])
         source = resolve_source("mini", "default", 0, 32)
-        pixels = training.read_pixels(
+        pixels = read_pixels(
             read_images(X), range(len(X)), source.input, None, 1
-        )
+        ).pixels
         assert pixels.shape[2] > 32
         cut = cut_network(source, 0)
         head = Head(cut.width, 2, 0.0)
@@ -395,6 +401,249 @@ def test_callbacks_see_epochs_and_stop(images):
         pytest.skip(str(error))
     clf.fit(*images)
     assert "epoch" in seen
+
+
+# Memory ------------------------------------------------------------------------------
+
+
+def test_one_float_image_makes_all_of_them_floats_and_keeps_their_values():
+    rng = np.random.default_rng(0)
+    eight_bit = rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+    precise = np.full((8, 8, 3), 0.3, np.float32)
+    source = resolve_source("tiny", "default", 0, None)
+    images = read_images([*eight_bit[:50], precise, *eight_bit[50:]])
+    pixels = read_pixels(images, range(71), source.input, None, 2).pixels
+    assert pixels.dtype == torch.float32 and pixels.shape == (71, 3, 8, 8)
+    rows = pixels.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(np.delete(rows, 50, axis=0), eight_bit)
+    np.testing.assert_allclose(rows[50], 76.5, rtol=1e-6)
+    images = read_images(eight_bit)
+    few = read_pixels(images, [3, 60, 5], source.input, None, 2)
+    assert few.pixels.dtype == torch.uint8 and few.rows.tolist() == [3, 60, 5]
+
+
+def test_images_held_out_are_not_copied():
+    pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2)
+    data = Data.of(pixels, np.arange(10), np.ones(10))
+    some = data.at(np.array([7, 2, 5])).at([2, 0])
+    assert some.pixels is pixels and len(some) == 2
+    assert some.take(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [5, 7]
+    assert some.targets.tolist() == [5, 7]
+
+
+# Arithmetic --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_training_never_rounds_beyond_its_precision(images, augment, monkeypatch):
+    """Every convolution, forward and backward, runs in the engine's own context."""
+    active, seen = [], set()
+
+    @contextlib.contextmanager
+    def noted(precision, kind):
+        assert kind == "cpu" and not active
+        active.append(precision)
+        yield
+        active.clear()
+
+    forward = torch.nn.Conv2d.forward
+
+    def watched(self, x):
+        seen.add(("forward", *active))
+        out = forward(self, x)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: seen.add(("backward", *active)))
+        return out
+
+    monkeypatch.setattr(training, "arithmetic", noted)
+    X, y = images
+    clf = classifier(
+        augment=augment, unfreeze=1, early_stopping=True, validation_fraction=0.2
+    )
+    clone(clf).fit(X, y)  # finding layers and shapes runs the network too
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    clf.fit(X, y)
+    assert seen == {("forward", "float32"), ("backward", "float32")}
+
+
+def test_functions_of_the_user_do_not_run_in_that_context(images, monkeypatch):
+    """They may compute features, which takes the same lock on a GPU."""
+    active = []
+
+    @contextlib.contextmanager
+    def noted(precision, kind):
+        active.append(precision)
+        yield
+        active.clear()
+
+    monkeypatch.setattr(training, "arithmetic", noted)
+    seen = []
+    augment = lambda image: (seen.append(list(active)), image)[1]  # noqa: E731
+    classifier(augment=augment).fit(*images)
+    assert seen and not any(seen)
+
+
+# Prediction --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+def test_one_image_is_computed_alone_and_only_once(images, unfreeze, monkeypatch):
+    X, y = images
+    clf = classifier(unfreeze=unfreeze).fit(X, y)
+    expected = clf.predict_proba(X)
+    clear_caches()
+    clf.predict(X[:1])
+    clear_caches()
+    sizes, forward = [], torch.nn.Conv2d.forward
+
+    def counted(self, x):
+        if not x.is_meta:  # shapes alone are found without pixels
+            sizes.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    proba = clf.predict_proba(X[5:6])
+    np.testing.assert_allclose(proba, expected[5:6], atol=1e-6)
+    assert set(sizes) == {1}
+    sizes.clear()
+    np.testing.assert_array_equal(clf.predict_proba(X[5:6]), proba)
+    assert sizes == []
+    clone_of_it = pickle.loads(pickle.dumps(clf)).set_params(cache=None)
+    clone_of_it.predict(X[5:6])
+    assert sizes != []
+
+
+def test_predictions_and_features_share_their_rows(images, tmp_path):
+    X, y = images
+    clf = classifier(cache=tmp_path / "store").fit(X, y)
+    clf.predict(X)
+    features = clf.as_features()
+    assert features.cache == tmp_path / "store"
+    features.transform(X)
+    assert features.stats_["n_computed"] == 0
+    head = classifier(unfreeze=0, cache=tmp_path / "store").fit(X, y)
+    plain = PretrainedCNNFeatures("tiny", cache=tmp_path / "store")
+    plain.transform(X)
+    assert head.predict(X).shape == (40,)
+    head.as_features().transform(X)
+    clf.partial_fit(X, y)
+    features = clf.as_features()
+    features.transform(X)
+    assert features.stats_["n_computed"] == 40  # the network is another one now
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+def test_openvino_predicts_the_same(images, unfreeze, monkeypatch):
+    pytest.importorskip("openvino")
+    X, y = images
+    clf = FineTunedClassifier(
+        epochs=1, image_size=32, unfreeze=unfreeze, random_state=0, engine="torch"
+    ).fit(X, y)
+    expected = clf.predict_proba(X)
+    monkeypatch.setattr("skdeepfeat._device._has_openvino", lambda: True)
+    clf.set_params(engine="openvino")
+    ours = clf.predict_proba(X)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert last_report(clf).stats["engine"] == "openvino"
+    assert not np.array_equal(ours, expected)
+
+
+def test_an_engine_that_cannot_be_had_is_refused_before_training(images, monkeypatch):
+    monkeypatch.setattr(training, "fine_tune", lambda *a: pytest.fail("trained"))
+    with pytest.raises(ImportError, match=r"skdeepfeat\[openvino\]"):
+        classifier(engine="openvino").fit(*images)
+
+
+# Images that cannot be read ----------------------------------------------------------
+
+
+@pytest.fixture
+def some_unreadable(images):
+    """The images with a missing cell in row 3 and a missing file in row 7."""
+    X, y = images
+    return [*X[:3], None, *X[4:7], "missing.png", *X[8:]], y
+
+
+def test_probabilities_of_unreadable_images_are_nan(images, some_unreadable):
+    X, _ = some_unreadable
+    clf = classifier(on_error="nan").fit(*images)
+    expected = clf.predict_proba(images[0])
+    assert clf.errors_ == []
+    for method in (clf.predict_proba, clf.decision_function):
+        with pytest.warns(ImageWarning, match="2 of 40 images could not be read"):
+            found = method(X)
+        bad = np.isnan(found).all(axis=1)
+        assert np.flatnonzero(bad).tolist() == [3, 7]
+        assert [(row, source) for row, source, _ in clf.errors_] == [
+            (3, "missing"),
+            (7, "missing.png"),
+        ]
+    np.testing.assert_array_equal(found[4:7], clf.decision_function(images[0][4:7]))
+    np.testing.assert_array_equal(
+        clf.predict_proba(X[:3] + X[4:7]), expected[[0, 1, 2, 4, 5, 6]]
+    )
+    two = classifier(on_error="nan").fit(images[0], images[1] == "ant")
+    with pytest.warns(ImageWarning):
+        assert np.flatnonzero(np.isnan(two.decision_function(X))).tolist() == [3, 7]
+
+
+def test_an_unreadable_image_has_no_label(images, some_unreadable):
+    X, _ = some_unreadable
+    clf = classifier(on_error="nan").fit(*images)
+    with pytest.raises(ImageError, match=r"row 3 .*predict_proba gives it a row of"):
+        clf.predict(X)
+    clf.set_params(on_error="raise")
+    with pytest.raises(ImageError, match=r"row 3") as caught:
+        clf.predict(X)
+    assert "predict_proba" not in str(caught.value)
+    with pytest.raises(ImageError, match=r"row 3"):
+        clf.predict_proba(X)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_fit_leaves_unreadable_images_out(images, some_unreadable, early_stopping):
+    X, y = some_unreadable
+    clf = classifier(
+        on_error="nan",
+        class_weight="balanced",
+        early_stopping=early_stopping,
+        validation_fraction=0.2,
+    )
+    with pytest.warns(ImageWarning, match=r"2 of 40 .* first is row 3") as caught:
+        clf.fit(X, y)
+    assert len([w for w in caught if w.category is ImageWarning]) == 1
+    kept = np.delete(np.arange(40), [3, 7])
+    without = clone(clf).fit(images[0][kept], y[kept])
+    np.testing.assert_array_equal(
+        clf.predict_proba(images[0]), without.predict_proba(images[0])
+    )
+
+
+def test_a_class_without_a_readable_image_is_an_error(images):
+    X, y = images
+    clf = classifier(on_error="nan")
+    rows = [
+        None if label == "bee" else image for image, label in zip(X, y, strict=True)
+    ]
+    with pytest.raises(ImageError, match=r"No image of the classes \['bee'\]"):
+        clf.fit(rows, y)
+    with pytest.raises(ImageError, match=r"\['ant', 'bee', 'cat'\] can be read"):
+        clf.fit([None] * 40, y)
+    with pytest.warns(ImageWarning, match="left out"):  # more may come
+        clf.partial_fit(rows, y, classes=np.unique(y))
+    with pytest.raises(ImageError, match="can be read"):
+        clf.partial_fit([None] * 40, y)
+
+
+def test_flat_rows_with_missing_values(images):
+    X, y = images
+    X = X.reshape(40, -1).astype(float) / 255
+    clf = classifier(on_error="nan", image_shape=(10, 10, 3)).fit(X, y)
+    X[4, 17] = np.nan
+    with pytest.warns(ImageWarning, match="1 of 40"):
+        assert np.flatnonzero(np.isnan(clf.predict_proba(X)[:, 0])).tolist() == [4]
+    with pytest.warns(ImageWarning, match="left out"):
+        clf.fit(X, y)
 
 
 # Going on ---------------------------------------------------------------------------
@@ -598,6 +847,11 @@ def test_too_deep(images):
         classifier(unfreeze="penultimate").fit(*images)
 
 
+def test_a_head_for_images_of_another_size_is_said(images):
+    with pytest.raises(ValueError, match=r"12544 features.* image_size=40 .*20736"):
+        classifier("smallcnn", weights=None, image_size=40).fit(*images)
+
+
 def test_a_large_loss_in_the_end_is_told(images):
     with pytest.warns(ConvergenceWarning, match=r"Try learning_rate=100\."):
         classifier(learning_rate=1000).fit(*images)
@@ -700,7 +954,7 @@ def as_trained(clf, X):
     parts.load(training.Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
-    pixels = training.read_pixels(read_images(X), range(len(X)), source.input, None, 1)
+    pixels = read_pixels(read_images(X), range(len(X)), source.input, None, 1).pixels
     with torch.no_grad():
         return parts.above(parts.below(parts.prepare(pixels))).numpy()
 
@@ -888,6 +1142,60 @@ def test_balanced_weights_ignore_images_of_weight_zero(images):
     clf.partial_fit(X[:2], y[:2])
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_class_of_weight_zero_is_known_and_not_learned(images, early_stopping):
+    """As with scikit-learn's linear models and support vector machines."""
+    X, y = images
+    weights = np.where(y == "bee", 0.0, 1.0)
+    clf = classifier(
+        class_weight="balanced",
+        early_stopping=early_stopping,
+        validation_fraction=0.2,
+        epochs=5,
+    )
+    clf.fit(X, y, sample_weight=weights)
+    assert clf.classes_.tolist() == ["ant", "bee", "cat"]
+    assert clf.score(X[y != "bee"], y[y != "bee"]) > 0.8
+    by_dict = clone(clf).set_params(class_weight={"ant": 1.0, "bee": 0.0, "cat": 1.0})
+    assert "bee" not in set(by_dict.fit(X, y).predict(X))
+
+
+def test_a_later_fit_need_not_show_all_classes(images):
+    X, y = images
+    some = y != "cat"
+    clf = classifier(warm_start=True, class_weight="balanced").fit(X, y)
+    clf.fit(X[some], y[some])
+    assert clf.classes_.tolist() == ["ant", "bee", "cat"]
+
+
+def test_balanced_classes_count_alike(images):
+    """Weights of images are part of the balance, as in scikit-learn."""
+    _, y = images
+    weights = np.where(y == "ant", 5.0, np.where(y == "bee", 0.5, 1.0))
+    clf = classifier(class_weight="balanced")
+    encoder = clf._encoder(y, None, False)
+    targets = encoder.transform(y)
+    found = clf._weights(targets, weights, encoder)
+    sums = np.bincount(targets, found)
+    np.testing.assert_allclose(sums, sums[0])
+    expected = compute_sample_weight("balanced", y)
+    plain = clf._weights(targets, np.ones(40), encoder)
+    np.testing.assert_allclose(plain / plain[0], expected / expected[0])
+
+
+def test_class_weights_by_dict(images):
+    X, y = images
+    clf = classifier(class_weight={"ant": 2.0, "dog": 1.0})
+    with pytest.raises(ValueError, match=r"\['bee', 'cat'\], are not in class_weight"):
+        clf.fit(X, y)
+    for wrong in ({"ant": -1.0}, dict.fromkeys(["ant", "bee", "cat"], 0.0)):
+        with pytest.raises(ValueError, match=r"'class_weight' .* above 0"):
+            clf.set_params(class_weight=wrong).fit(X, y)
+    zero = clf.set_params(class_weight={"ant": 0.0}).fit(X, y)
+    without = classifier().fit(X, y, sample_weight=(y != "ant").astype(float))
+    np.testing.assert_array_equal(zero.predict_proba(X), without.predict_proba(X))
+
+
 def test_partial_fit_holds_nothing_out(images):
     X, y = images
     clf = classifier(early_stopping=True, validation_fraction=0.3).fit(X, y)
@@ -910,7 +1218,7 @@ def test_activations_too_large_for_half_precision(images):
     head = Head(cut.width, 2, 0.0)
     parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
-    data = training.Data.of(pixels, np.arange(4) % 2, np.ones(4))
+    data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):
         frozen = training.Frozen(parts, data, keep=True)
         assert frozen.entered is None and frozen.rows.shape == (4, 8)

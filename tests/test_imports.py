@@ -14,18 +14,18 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
     {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_table", "_budget"}
-    | {"_depth", "_formats", "_orientation"},
+    | {"_depth", "_formats", "_orientation", "_scratch"},
     {"_samples", "_references"},
     {"_decoding"},
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
     {"_networks", "_smallnets", "_skeletons", "_averages"},
-    {"_batches", "_store", "_plan", "_inputs"},
+    {"_batches", "_store", "_plan", "_inputs", "_augmentation"},
     {"_device", "_activations", "_report"},
     {"_engine"},
     {"_torch_engine", "_layers", "_identity", "_rows"},
-    {"_openvino_engine", "_features", "_parts"},
+    {"_openvino_engine", "_features", "_parts", "_pixels"},
     {"_training"},
     {"_finetune"},
     {"_strategy", "_displays"},
@@ -35,7 +35,7 @@ LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
 HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
 HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
-HEAVY |= {"_torch_winograd"}
+HEAVY |= {"_torch_winograd", "_augmentation", "_pixels"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_layers", "_activations"),
@@ -46,6 +46,7 @@ LATE = {
     ("_openvino_engine", "_networks"),
     ("_openvino_engine", "_torch_engine"),
     ("_finetune", "_parts"),
+    ("_finetune", "_pixels"),
     ("_finetune", "_training"),
 }
 

@@ -3,15 +3,21 @@
     python tests/benchmarks/bench_finetune.py accuracy DATA [--seeds 3]
     python tests/benchmarks/bench_finetune.py transfer DATA [--epochs 8]
     python tests/benchmarks/bench_finetune.py speed
+    python tests/benchmarks/bench_finetune.py augmentation
+    python tests/benchmarks/bench_finetune.py memory
+    python tests/benchmarks/bench_finetune.py latency
 
 DATA is a folder with `hymenoptera/{train,val}`, `weights/squeezenet1_0-imagenet.pth`
 and `cifar10_subset.npz`. "accuracy" compares frozen features, a trained head, tuned
 blocks and training from scratch; "transfer" trains a small network on five classes and
 reuses it for five others; "speed" times the head phase and the joint phase beside
-plain loops.
+plain loops; "augmentation" times the joint phase with each kind; "memory" prints the
+peak of anonymous memory for more and more images; "latency" times the prediction of
+one image.
 """
 
 import argparse
+import threading
 import time
 from pathlib import Path
 
@@ -125,9 +131,91 @@ def plain_loop(photos, y, epochs=2):
     return best
 
 
+def compare_augmentations(n=256, rounds=3):
+    """Images per second of the joint phase, all kinds in turn, best of the rounds."""
+    photos, y = made_photos(n, 110), np.arange(n) % 2
+    best = dict.fromkeys(["none", "light", "standard", "strong"], 0.0)
+    for _ in range(rounds):
+        for augment in best:
+            clf = FineTunedClassifier(
+                augment=augment, epochs=2, head_epochs=0, random_state=0
+            ).fit(photos, y)
+            seconds = min(entry["seconds"] for entry in clf.history_)
+            best[augment] = max(best[augment], n / seconds)
+    for augment, speed in best.items():
+        print(f"joint phase of 'mini', augment={augment!r}: {speed:.0f} images/s")
+
+
+def made_photos(n, side):
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), np.uint8)
+
+
+class Photos:
+    """Images that are made when they are asked for."""
+
+    def __init__(self, n, side):
+        self.n, self.side = n, side
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        return rng.integers(0, 256, (self.side, self.side, 3), np.uint8)
+
+
+def measure_memory():
+    for n, size in ((1000, 96), (4000, 96), (250, 224), (1000, 224)):
+        clf = FineTunedClassifier(
+            image_size=size, head_epochs=1, epochs=1, random_state=0
+        )
+        clf.fit(Photos(40, size), np.arange(40) % 2)
+        peaks, done = [anonymous_memory()], threading.Event()
+        watcher = threading.Thread(target=watch_memory, args=(peaks, done))
+        watcher.start()
+        clf.fit(Photos(n, size + size // 7), np.arange(n) % 2)
+        done.set()
+        watcher.join()
+        print(
+            f"{n} images of {size} pixels: {peaks[0]:.0f} MB idle, {max(peaks):.0f} MB"
+        )
+
+
+def watch_memory(peaks, done):
+    while not done.wait(0.005):
+        peaks.append(anonymous_memory())
+
+
+def anonymous_memory():
+    """Megabytes of this process that are in no file; Linux says."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("RssAnon"))
+
+
+def measure_latency(n=40):
+    photos, y = made_photos(n, 110), np.arange(n) % 2
+    for unfreeze in (0, 1):
+        clf = FineTunedClassifier(unfreeze=unfreeze, epochs=1, cache=None)
+        clf.fit(photos, y).predict(photos[:1])
+        times = []
+        for i in range(n):
+            started = time.perf_counter()
+            clf.predict(photos[i : i + 1])
+            times.append(time.perf_counter() - started)
+        print(f"unfreeze={unfreeze}: one image in {1000 * np.median(times):.1f} ms")
+
+
+WITHOUT_DATA = {
+    "speed": compare_speed,
+    "augmentation": compare_augmentations,
+    "memory": measure_memory,
+    "latency": measure_latency,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["accuracy", "transfer", "speed"])
+    parser.add_argument("what", choices=["accuracy", "transfer", *WITHOUT_DATA])
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
@@ -137,7 +225,7 @@ def main():
     elif args.what == "transfer":
         compare_transfer(args.data, args.epochs)
     else:
-        compare_speed()
+        WITHOUT_DATA[args.what]()
 
 
 if __name__ == "__main__":
