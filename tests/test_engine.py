@@ -82,10 +82,10 @@ def test_the_next_call_begins_with_what_memory_bore(small_memory, photos):
 @pytest.mark.parametrize(
     "change",
     [
-        {"layer": "block2"},
-        {"image_size": 24},
+        {"layer": "block1"},
+        {"image_size": 64},
         {"precision": "bfloat16"},
-        {"backbone": "lenet5"},
+        {"backbone": "resnet34"},  # whose stem is called the same
         {"random_state": 1},
     ],
     ids=str,
@@ -93,8 +93,8 @@ def test_the_next_call_begins_with_what_memory_bore(small_memory, photos):
 def test_what_memory_bore_says_nothing_of_other_computations(
     change, small_memory, photos
 ):
-    parameters = {"backbone": "smallcnn", "weights": None, "cache": None}
-    parameters |= {"batch_size": 16, "layer": "block1"}
+    parameters = {"backbone": "resnet18", "weights": None, "cache": None}
+    parameters |= {"batch_size": 16, "layer": "stem", "image_size": 32}
     PretrainedCNNFeatures(**parameters).transform(photos)
     small_memory.clear()
     PretrainedCNNFeatures(**(parameters | change)).transform(photos)

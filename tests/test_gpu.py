@@ -5,6 +5,7 @@ Run it where there is a GPU with ``python -m pytest -m gpu``; elsewhere all is s
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -401,8 +402,20 @@ def test_threads_without_a_store_get_their_own_rows(many):
 
 def in_new_process(code, *arguments):
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    folder = os.path.dirname(__file__)
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def output_of(process, seconds=300):
+    """What it prints; a process that hangs is ended with its children."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0
+    return output
 
 
 def test_processes_share_a_gpu_and_a_folder(many, tmp_path):
@@ -420,8 +433,7 @@ def test_processes_share_a_gpu_and_a_folder(many, tmp_path):
     outputs = [tmp_path / "first.npy", tmp_path / "second.npy"]
     processes = [in_new_process(code, images, store, out) for out in outputs]
     for process in processes:
-        process.communicate(timeout=300)
-        assert process.returncode == 0
+        output_of(process)
     assert FeatureStore(store).info()["misses"] == len(many)
     first, second = map(np.load, outputs)
     np.testing.assert_array_equal(first, second)
@@ -458,16 +470,15 @@ FORKING = """
 )
 def test_a_forked_child_is_told_to_spawn(in_child, device):
     process = in_new_process(FORKING.format(in_child=in_child.format(device)))
-    assert "spawn" in process.communicate(timeout=120)[0]
+    assert "spawn" in output_of(process, 120)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_may_use_the_cpu():
-    in_child = (
-        "print(PretrainedCNNFeatures(device='cpu', cache=None).transform(X).shape)"
-    )
+    made = "PretrainedCNNFeatures(device='cpu', cache=None).transform(X)"
+    in_child = f"print({made}.shape, flush=True)"
     process = in_new_process(FORKING.format(in_child=in_child))
-    assert process.communicate(timeout=120)[0] == "(8, 512)\n"
+    assert output_of(process, 120) == "(8, 512)\n"
 
 
 # Fine-tuning ------------------------------------------------------------------------
