@@ -7,10 +7,10 @@ another engine has prepared before needs none.
 """
 
 import importlib
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ._device import device_class, resolve_batch_size, resolve_threads
 from ._exceptions import ImageError
 from ._plan import PooledLayers
 from ._progress import Clock
+from ._shared import SharedTable
 
 NETWORKS = {
     "torch": "._torch_engine:TorchNetwork",
@@ -67,6 +68,17 @@ def not_finite(computed: Computed, features: Sequence[np.ndarray]) -> list[Image
     ]
 
 
+# Sizes of batches for which memory ran out, by what was computed and where.
+_refused = SharedTable(256)
+
+
+def refused_sizes(pooled: PooledLayers, device: str, precision: str) -> list[int]:
+    """The list that all calls share, so that the next one begins below its sizes."""
+    source = pooled.source
+    network = source.identity.digest, pooled.weights_key, source.input.image_size
+    return _refused.get((network, pooled.layers, device, precision), list)
+
+
 class Engine:
     """Networks cut after the last layer, each on its device.
 
@@ -91,12 +103,15 @@ class Engine:
         self.spec = pooled.source.input
         size = self.spec.image_size
         kind = device_class(devices)
-        self.batch_size = resolve_batch_size(batch_size, engine, kind, size)
+        most = resolve_batch_size(batch_size, engine, kind, size)
+        refused = [refused_sizes(pooled, device, precision) for device in devices]
+        self.batch_size = min([most, *(n // 2 for n in chain.from_iterable(refused))])
         module, _, name = NETWORKS[engine].partition(":")
         network = getattr(importlib.import_module(module, __package__), name)
         self.networks = [
             network(pooled, device, precision, self.batch_size) for device in devices
         ]
+        self._refused = dict(zip(self.networks, refused, strict=True))
 
     def run(
         self, images: Readable, rows: Iterable[int], value_range, decode, n_jobs, clock
@@ -119,7 +134,7 @@ class Engine:
             resolve_threads(n_jobs),
             meanwhile=most > 0,
         )
-        turns = itertools.cycle(self.networks)
+        turns = cycle(self.networks)
         started: deque[tuple[Batch, Any, list]] = deque()
         for batch in self._waited_for(batches, clock):
             network = next(turns)
@@ -152,9 +167,10 @@ class Engine:
                 start += len(chunk)
             except network.out_of_memory:
                 # What is finished is kept; the rest goes on in smaller pieces.
-                if self.batch_size == 1:
+                if len(chunk) == 1:
                     raise
-                self.batch_size //= 2
+                self._refused[network].append(len(chunk))
+                self.batch_size = len(chunk) // 2
         return pieces
 
     def _finish(self, batch: Batch, network, pieces: list, clock: Clock) -> Computed:

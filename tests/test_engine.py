@@ -1,10 +1,12 @@
 """The engine: device, computed shape, and what it does when memory runs out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
-from skdeepfeat import ImageWarning, PretrainedCNNFeatures
+from skdeepfeat import ImageWarning, PretrainedCNNFeatures, clear_caches
 from skdeepfeat._device import (
     ENGINES,
     resolve_batch_size,
@@ -65,6 +67,58 @@ def test_out_of_memory_for_a_single_image_is_an_error(monkeypatch, photos):
     monkeypatch.setattr(TorchNetwork, "start", full)
     with pytest.raises(torch.OutOfMemoryError):
         PretrainedCNNFeatures("tiny", cache=None).transform(photos)
+
+
+def test_the_next_call_begins_with_what_memory_bore(small_memory, photos):
+    est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
+    first = est.transform(photos)
+    assert small_memory == [2] * 8  # one batch of 16, most of it padding
+    small_memory.clear()
+    again = PretrainedCNNFeatures("tiny", cache=None, batch_size=32).transform(photos)
+    assert small_memory == [2] * 3
+    np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": "block1"},
+        {"image_size": 64},
+        {"precision": "bfloat16"},
+        {"backbone": "resnet34"},  # whose stem is called the same
+        {"random_state": 1},
+    ],
+    ids=str,
+)
+def test_what_memory_bore_says_nothing_of_other_computations(
+    change, small_memory, photos
+):
+    parameters = {"backbone": "resnet18", "weights": None, "cache": None}
+    parameters |= {"batch_size": 16, "layer": "stem", "image_size": 32}
+    PretrainedCNNFeatures(**parameters).transform(photos)
+    small_memory.clear()
+    PretrainedCNNFeatures(**(parameters | change)).transform(photos)
+    assert small_memory == [2] * 8
+
+
+def test_clear_caches_forgets_what_memory_bore(small_memory, photos):
+    est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
+    est.transform(photos)
+    clear_caches()
+    small_memory.clear()
+    est.transform(photos)
+    assert small_memory == [2] * 8
+
+
+def test_threads_share_what_memory_bore(small_memory, photos):
+    est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda _: est.transform(photos), range(8)))
+    small_memory.clear()
+    alone = est.transform(photos)
+    assert small_memory == [2] * 3
+    for rows in together:
+        np.testing.assert_array_equal(rows, alone)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -143,6 +197,29 @@ def test_memory_that_runs_out_ahead_loses_nothing(two_gpus, photos, monkeypatch)
     monkeypatch.setattr(FakeNetwork, "bears", 1000)
     expected = est.set_params(batch_size=2).transform(X)
     np.testing.assert_array_equal(rows, expected)
+
+
+def test_each_device_is_known_for_what_it_bore(two_gpus, photos, monkeypatch):
+    first, second = two_gpus
+    start = FakeNetwork.start
+
+    def limited(self, pixels):
+        if self.device == second and len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return start(self, pixels)
+
+    monkeypatch.setattr(FakeNetwork, "start", limited)
+    X = np.concatenate([photos, photos[:, ::-1]])
+
+    def n_started(device):
+        EVENTS.clear()
+        est = PretrainedCNNFeatures("tiny", device=device, cache=None, batch_size=8)
+        est.transform(X)
+        return sum(event == "start" for event, _ in EVENTS)
+
+    assert n_started(two_gpus) == 1 + 4  # 8 on the first, 4 times 2 on the second
+    assert n_started(first) == 2
+    assert n_started(second) == n_started(two_gpus) == 6
 
 
 def test_errors_on_several_devices_name_their_row(two_gpus, photo_files):
