@@ -427,7 +427,7 @@ class PretrainedCNNFeatures(
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
-            unconvertible.add(plan.pooled)
+            unconvertible.add(plan.pooled.digest)
             warn_user(
                 f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
                 f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",

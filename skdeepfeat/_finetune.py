@@ -1,7 +1,5 @@
 """FineTunedClassifier: parameters, classes, and scores."""
 
-import threading
-import weakref
 from dataclasses import fields, replace
 from numbers import Integral, Real
 
@@ -27,8 +25,10 @@ from ._plan import (
     weights_key,
     what_changed,
 )
+from ._processes import fork_safe
 from ._progress import Clock, FitTask
 from ._report import warn_of_range
+from ._shared import Companions
 from ._validation import (
     CallbackSupportMixin,
     Interval,
@@ -41,8 +41,7 @@ from ._validation import (
     with_callbacks,
 )
 
-_tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
-_tuned_lock = threading.RLock()  # a backbone may be a classifier itself
+_tuned = Companions()  # classifier → Backbone
 
 
 class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
@@ -395,12 +394,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Its layers are those of the original network, without "logits".
         """
         check_is_fitted(self)
-        with _tuned_lock:
-            weights, backbone = _tuned.get(self, (None, None))
-            if weights is not self.weights_:
-                backbone = self._make_backbone()
-                _tuned[self] = self.weights_, backbone
-        return backbone
+        return _tuned.get(self, self.weights_, self._make_backbone)
 
     def save_weights(self, path):
         """Write the whole tuned network to a file that `weights` can name.
@@ -475,6 +469,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self._keep(fitted, going_on)
         return self
 
+    @fork_safe
     def _read(self, images, y, sample_weight, encoder, source, split_seed):
         """Images to train on, and if there is a seed, others held out."""
         from ._training import Data, read_pixels

@@ -7,7 +7,6 @@ is the value that was computed there.
 
 import importlib
 import re
-import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from ._backbones import (
 )
 from ._digests import sha256_file
 from ._exceptions import WeightsError
+from ._processes import Lock
 from ._shared import SharedTable
 
 MAX_NETWORKS = 8
@@ -85,7 +85,7 @@ class Network:
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
     winograd: bool = False
     rounded: tuple[str, torch.dtype] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Any = field(default_factory=Lock)
 
 
 # The table --------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Pixels → pooled rows with torch, on a CPU or a GPU."""
 
 import contextlib
-import threading
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from ._backbones import InputSpec
 from ._networks import PRECISIONS, Network, get_network
 from ._plan import PooledLayers
 from ._pooling import pool
+from ._processes import Lock, fork_safe
 
 # cuDNN's arithmetic is a setting of the whole process: set for one start at a time.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = Lock()
 
 # (where, name, value that never rounds to TF32, value that does); torch 2.9 changed it.
 _backends: Any = torch.backends
@@ -95,6 +95,7 @@ class TorchNetwork:
 
     out_of_memory = torch.OutOfMemoryError
 
+    @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         network = get_network(pooled.source, pooled.weights_key, device, precision)
         self._network = PooledNetwork(pooled, network, precision)
@@ -109,6 +110,7 @@ class TorchNetwork:
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
+    @fork_safe
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor):
         """Compute, or tell a GPU to compute and to send the rows."""

@@ -14,7 +14,6 @@ References
 import math
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from ._exceptions import FeatureWarning, ImageError, warn_user
 from ._images import Images
 from ._networks import PRECISIONS
 from ._parts import Cut, Fitted, Head, Parts
+from ._processes import Lock, fork_safe
 from ._report import warn_of_range
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
@@ -45,7 +45,7 @@ TOLERANCE = 1e-4  # by how much a better score must be better
 
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
 # and put back afterwards; so fits of one process take turns.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -536,6 +536,7 @@ def _warn(message: str) -> None:
 # The door ---------------------------------------------------------------------------
 
 
+@fork_safe
 def fine_tune(
     source: WeightsSource,
     key: bytes,

@@ -13,8 +13,9 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_exceptions", "_digests", "_shared", "_layouts", "_winograd", "_table"}
-    | {"_depth", "_formats", "_orientation"},
+    {"_processes", "_exceptions", "_layouts", "_winograd", "_depth", "_formats"}
+    | {"_orientation"},
+    {"_digests", "_shared", "_table"},
     {"_samples", "_references"},
     {"_decoding"},
     {"_cells"},
