@@ -107,7 +107,7 @@ def names_of_gpus(devices: tuple[str, ...]) -> list[str]:
     """What all processes call these GPUs, whichever of them each can see."""
     if device_class(devices) == "cpu":
         return []
-    return sorted({_name_of_gpu(device) for device in devices})
+    return list({_name_of_gpu(device) for device in devices})
 
 
 def _name_of_gpu(device: str) -> str:

@@ -208,7 +208,7 @@ class DiskTable:
 
     def wait(self, scope: bytes, keys, rows: Sequence[int] = ()) -> None:
         """Return as soon as nobody computes these rows any more."""
-        ids = [digest(scope, key) for key in keys]
+        ids, rows = [digest(scope, key) for key in keys], rows or range(len(keys))
         claimed: set[bytes] = set()
 
         def is_done() -> bool:
@@ -221,22 +221,21 @@ class DiskTable:
     def _waited_for(self, ids, claimed: set[bytes], rows: Sequence[int]) -> str:
         """Which of these rows somebody computes, and who, in words."""
         query = "SELECT owner, call FROM claims WHERE id IN"
-        found = self._attempt(
-            lambda db: list(select(db, query, (), list(claimed))), list
-        )
+        some = list(claimed)
+        found = self._attempt(lambda db: list(select(db, query, (), some)), list)
         name, call = min(found, key=lambda claim: begin_of(claim[1]), default=("", b""))
-        some = [row for row, id_ in zip(rows, ids, strict=True) if id_ in claimed]
         who = FileLock(self._owners / name).holder if name else "another process"
+        waited = [row for row, id_ in zip(rows, ids, strict=True) if id_ in claimed]
         return (
-            f"{some_rows(some)}, which {who} has been computing since "
+            f"{some_rows(waited)}, which {who} has been computing since "
             f"{clock(begin_of(call))}"
         )
 
     @contextlib.contextmanager
-    def turn(self, gpus: Sequence[str]):
-        """A context in which no other process uses these GPUs."""
+    def turn(self, gpus: Callable[[], Sequence[str]]):
+        """A context in which no other process uses the GPUs of these names."""
         with contextlib.ExitStack() as held:
-            for name in sorted(set(gpus)):  # in one order, so that nobody holds up all
+            for name in sorted(gpus()):  # in one order, so that nobody holds up all
                 self._take(held, name)
             yield
 

@@ -203,7 +203,7 @@ def fork_safe(function: F) -> F:
 def _n_threads() -> int | None:
     """How many threads torch takes in this thread, if it is there."""
     torch = sys.modules.get("torch")
-    return torch and torch.get_num_threads()
+    return None if torch is None else torch.get_num_threads()
 
 
 def _limit_threads(n: int | None) -> None:
@@ -245,9 +245,7 @@ class FileLock:
             return False
         try:
             self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
-            with contextlib.suppress(
-                OSError
-            ):  # of a full disk: it is held all the same
+            with contextlib.suppress(OSError):  # of a full disk: it is held anyway
                 os.ftruncate(self._file, 0)
                 os.write(self._file, f"{who()}\n".encode())
         except BlockingIOError:

@@ -63,7 +63,7 @@ class Rows:
 
     def turn(self):
         """A context in which no other process uses the same GPUs."""
-        return self._table.turn(names_of_gpus(self.plan.devices))
+        return self._table.turn(lambda: names_of_gpus(self.plan.devices))
 
     def windows(self, n_threads: int) -> Iterator[Window]:
         """The windows of X, hashed; after each comes what it lacks."""

@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
@@ -163,7 +163,7 @@ class MemoryTable:
     def wait(self, scope: bytes, keys, rows: Sequence[int] = ()) -> None:
         """Return as soon as nobody computes these rows any more."""
         started, say = time.monotonic(), say_once(lambda: self._waited_for(ids, rows))
-        ids = [(scope, key) for key in keys]
+        ids, rows = [(scope, key) for key in keys], rows or range(len(keys))
         while not self._wait_some_time(ids):
             say(time.monotonic() - started)
 
@@ -181,13 +181,13 @@ class MemoryTable:
                 i: self._claims[id_] for i, id_ in enumerate(ids) if id_ in self._claims
             }
         began = min(map(begin_of, calls.values()), default=time.time())
-        some = some_rows([rows[i] for i in calls]) if rows else "rows"
+        some = some_rows([rows[i] for i in calls])
         return (
             f"{some}, which another thread of this process has been computing since "
             f"{clock(began)}"
         )
 
-    def turn(self, gpus: Sequence[str]):
+    def turn(self, gpus: Callable[[], Sequence[str]]):
         """Threads of one process share a device."""
         return contextlib.nullcontext()
 

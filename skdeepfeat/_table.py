@@ -94,7 +94,8 @@ def some_rows(rows: Sequence[int]) -> str:
     """Rows of X, in words."""
     if len(rows) == 1:
         return f"row {rows[0]} of X"
-    return f"{len(rows)} rows of X, row {rows[0]} first"
+    first = f", the first of which is row {rows[0]}" if rows else ""
+    return f"{len(rows)} rows of X{first}"
 
 
 class Table(Protocol):
@@ -166,8 +167,8 @@ class Table(Protocol):
             What a person calls them: their places in X.
         """
 
-    def turn(self, gpus: Sequence[str]) -> AbstractContextManager:
-        """A context in which no other process uses these GPUs."""
+    def turn(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
+        """A context in which no other process uses the GPUs of these names."""
 
     def count_hits(self, n: int, fingerprints: Sequence[bytes]) -> None:
         """Note that so many rows of these columns were served."""

@@ -114,7 +114,7 @@ def two_gpus(monkeypatch):
     """Two devices that compute as the CPU does; what they did when."""
     EVENTS.clear()
     devices = ("cuda:0", "cuda:1")
-    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    monkeypatch.setattr("skdeepfeat._device._n_gpus", lambda: 2)
     monkeypatch.setattr("skdeepfeat._torch_engine.TorchNetwork", FakeNetwork)
     return list(devices)
 
@@ -156,7 +156,7 @@ def test_errors_on_several_devices_name_their_row(two_gpus, photo_files):
 
 @pytest.mark.parametrize("device", [[], ["cpu", "cuda:0"], ["gpu"], 3])
 def test_devices_that_do_not_go_together(device, photos, monkeypatch):
-    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    monkeypatch.setattr("skdeepfeat._device._n_gpus", lambda: 2)
     with pytest.raises(ValueError, match="'device' parameter"):
         PretrainedCNNFeatures("tiny", device=device).transform(photos)
 

@@ -220,12 +220,6 @@ def test_a_full_disk_does_no_harm(photos, monkeypatch):
     assert not list(engine.cache_folder().iterdir())
 
 
-def test_a_forked_process_goes_on_with_torch(photos, monkeypatch):
-    monkeypatch.setattr(engine, "_forked", True)
-    with pytest.warns(EngineWarning, match="do not survive the fork"):
-        features("tiny").transform(photos)
-
-
 def test_conversions_on_disk_are_bounded(photos, monkeypatch):
     monkeypatch.setattr(engine, "MAX_BYTES", 1)
     for layer in ("block2", "block4"):
