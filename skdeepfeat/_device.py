@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import joblib
+from joblib.parallel import get_active_backend
 
 from ._plan import PooledLayers
 
@@ -192,4 +192,6 @@ def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> i
 
 def resolve_threads(n_jobs) -> int:
     """Decoding threads; None means one for every core that joblib leaves us."""
-    return max(1, joblib.effective_n_jobs(-1 if n_jobs is None else n_jobs))
+    # Workers that may have no processes of their own may have threads.
+    backend, _ = get_active_backend(prefer="threads")
+    return max(1, backend.effective_n_jobs(-1 if n_jobs is None else n_jobs))

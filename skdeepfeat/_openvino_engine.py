@@ -9,6 +9,7 @@ converted network is a graph and plain weights; neither runs code.
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -252,7 +253,8 @@ def read_converted(name: str):
     there, or damaged, and then removed."""
     try:
         folder = cache_folder() / name
-    except RuntimeError:
+        read = _state_of(folder)
+    except (OSError, RuntimeError):
         return None
     try:
         if (folder / "checksum").read_text() == _checksum(folder):
@@ -262,8 +264,24 @@ def read_converted(name: str):
             return openvino.Core().read_model(folder / "model.xml"), expected
     except (OSError, RuntimeError):
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder, read)
     return None
+
+
+def _state_of(folder: Path) -> tuple[int, int]:
+    """What tells a folder from another one that takes its place."""
+    about = folder.stat()
+    return about.st_ino, about.st_mtime_ns
+
+
+def _remove(folder: Path, read: tuple[int, int]) -> None:
+    """Remove what was read as damaged, but not what has taken its place since."""
+    aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.damaged")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+        if _state_of(aside) != read:
+            aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _checksum(folder: Path) -> str:

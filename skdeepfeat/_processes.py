@@ -24,8 +24,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import copy_context
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
+
+import joblib
+import sklearn
+from joblib.parallel import get_active_backend
 
 try:
     import fcntl
@@ -142,11 +147,11 @@ class _Helper(threading.Thread):
         """Do a job, and let go of all that belongs to it."""
         if job is None:
             return False
-        function, future, n_threads, self.asked_from = job
+        function, future, settings, self.asked_from = job
         del job
         try:
-            _limit_threads(n_threads)
-            future.set_result(function())
+            with settings.applied():
+                future.set_result(function())
         except BaseException as error:
             future.set_exception(error)
             del future  # which the traceback of its error would keep
@@ -158,7 +163,7 @@ class _Helper(threading.Thread):
         future: Future = Future()
         frame = sys._getframe(1)
         in_context = functools.partial(copy_context().run, function)
-        self._jobs.put((in_context, future, _n_threads(), frame))
+        self._jobs.put((in_context, future, Settings.of_this_thread(), frame))
         try:
             return future.result()
         except BaseException:
@@ -198,6 +203,42 @@ def fork_safe(function: F) -> F:
         return _helper.call(functools.partial(function, *args, **kwargs))
 
     return cast(F, run)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What libraries keep for each thread, so that another one works alike.
+
+    Parameters
+    ----------
+    backend, n_jobs
+        Of ``joblib.parallel_config``.
+    config : dict
+        Of scikit-learn.
+    n_threads : int or None
+        Of torch; None if it is not imported.
+    """
+
+    backend: Any
+    n_jobs: Any
+    config: dict[str, Any]
+    n_threads: int | None
+
+    @classmethod
+    def of_this_thread(cls) -> "Settings":
+        """The settings here and now."""
+        backend, n_jobs = get_active_backend()
+        return cls(backend, n_jobs, sklearn.get_config(), _n_threads())
+
+    @contextlib.contextmanager
+    def applied(self):
+        """A context in which this thread has them."""
+        _limit_threads(self.n_threads)
+        with (
+            joblib.parallel_config(self.backend, n_jobs=self.n_jobs),
+            sklearn.config_context(**self.config),
+        ):
+            yield
 
 
 def _n_threads() -> int | None:

@@ -39,7 +39,7 @@ class Report:
         """Raise the error of a row, or remember it."""
         if self._raises:
             raise error
-        self.failed[error.row] = error
+        self.failed[error.row] = error.at(error.row)  # without its frames, and images
 
     def measured(self, plan: Plan, n_computed: int, clock: Clock) -> None:
         """Keep what a call took."""
