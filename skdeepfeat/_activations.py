@@ -11,7 +11,6 @@ import copy
 import functools
 import math
 import operator
-import threading
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +23,7 @@ from ._backbones import Backbone, Layer, WeightsSource, resolve_weights
 from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network, skeleton_of
+from ._processes import Lock, fork_safe
 from ._torch_winograd import WinogradConv2d, suits
 from ._tracing import ENDS, calls_its_class, trace
 
@@ -225,6 +225,7 @@ class Structure:
         assert isinstance(weight, fx.Node)
         return str(weight.target).rpartition(".")[0] or None
 
+    @fork_safe
     def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
         """Shape of one image's output at each node, the batch axis left out.
 
@@ -325,7 +326,7 @@ class HookedNetwork:
 
     def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
         self._network = copy.deepcopy(network)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
         modules = dict(self._network.named_modules())

@@ -14,7 +14,6 @@ import importlib
 import json
 import re
 import secrets
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -26,6 +25,7 @@ import numpy as np
 from ._digests import digest_fields, sha256_file
 from ._exceptions import RecipeWarning, warn_user
 from ._layouts import LAYOUTS
+from ._processes import Lock, fork_safe
 from ._shared import Memo
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -320,6 +320,7 @@ class Backbone:
         vars(self).update({"token": secrets.token_hex(16), **state}, memo=Memo())
 
     @classmethod
+    @fork_safe
     def from_module(
         cls,
         net,
@@ -410,6 +411,7 @@ class Skeleton:
         object.__setattr__(self, "module", module)
 
 
+@fork_safe
 def _with_torch(name: str, *args):
     """Call a function "module:name" of the package that needs torch, imported now."""
     module, _, function = name.partition(":")
@@ -477,7 +479,7 @@ SMALL_NETWORKS = {
 }
 
 _registered: dict[str, Backbone] = dict(SMALL_NETWORKS)
-_registry_lock = threading.Lock()
+_registry_lock = Lock()
 
 RECORDS = ("_torchvision.json", "_weights/manifest.json")
 PACKAGED = "package:"  # begins the address of weights that ship with the package

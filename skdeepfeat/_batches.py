@@ -24,6 +24,7 @@ from ._budget import Budget
 from ._cells import Cell, row_errors
 from ._decoding import Pixels
 from ._exceptions import ImageError
+from ._processes import after_fork
 from ._progress import Clock
 
 # How far "fast" may shrink an image cheaply before the proper resize: to twice the size
@@ -36,6 +37,7 @@ LARGEST_RESIZED = 2**24
 
 # Pixels that all threads decode at once; an image of more is decoded alone.
 decoded = Budget(2**27)
+after_fork(decoded.refill)
 
 BURST = 32  # images, at least, that are decoded where none is computed meanwhile
 

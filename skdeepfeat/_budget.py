@@ -1,8 +1,9 @@
 """A share of something that threads take while they work, and give back."""
 
 import contextlib
-import threading
 from collections.abc import Iterator
+
+from ._processes import Condition
 
 
 class Budget:
@@ -16,7 +17,7 @@ class Budget:
 
     def __init__(self, whole: int):
         self._whole = self._left = whole
-        self._changed = threading.Condition()
+        self._changed = Condition()
 
     @contextlib.contextmanager
     def share(self, needed: int) -> Iterator[None]:
@@ -31,3 +32,7 @@ class Budget:
             with self._changed:
                 self._left += taken
                 self._changed.notify_all()
+
+    def refill(self) -> None:
+        """Take everything back from threads that are gone."""
+        self._left = self._whole

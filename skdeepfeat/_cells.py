@@ -15,6 +15,7 @@ from ._decoding import CHANNELS, Pixels, open_array, open_bytes, open_pil, settl
 from ._digests import digest, digest_bytes, learn_digest, recall_digest
 from ._exceptions import ImageError
 from ._formats import FOREIGN_STARTS, begins_like
+from ._processes import fork_safe
 from ._references import File, Reference, refer
 
 LONGEST_NAME = 200  # in messages
@@ -77,7 +78,7 @@ def as_array(cell) -> np.ndarray:
             f"4 channels, got {shape}{hint}"
         )
     if is_bfloat16(tensor):
-        tensor = tensor.float()
+        tensor = fork_safe(tensor.float)()
     array = tensor.numpy()
     return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 

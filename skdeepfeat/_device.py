@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-import joblib
+from joblib.parallel import get_active_backend
 
 from ._plan import PooledLayers
 
@@ -76,19 +76,45 @@ def device_class(devices: tuple[str, ...]) -> str:
 def resolve_device(device) -> str:
     """The first GPU where "auto" finds one, else the CPU."""
     if device == "auto":
-        return "cuda:0" if _has_driver() and _has_gpu() else "cpu"
+        return "cuda:0" if _has_driver() and _n_gpus() else "cpu"
     kind, _, index = device.partition(":") if isinstance(device, str) else ("",) * 3
     if kind not in CLASSES or not (index.isdigit() or index == ""):
         raise ValueError(
             "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
             f"Got {device!r} instead."
         )
-    if kind == "cuda" and not _has_gpu():
+    return device if kind == "cpu" else _check_gpu(device, int(index or 0))
+
+
+def _check_gpu(device: str, index: int) -> str:
+    """The one name of a GPU, if it is there."""
+    n = _n_gpus()
+    if n == 0:
         raise ValueError(
             f"device={device!r} was asked for, but torch sees no CUDA device here. "
             "Use device='auto' or 'cpu'."
         )
-    return device
+    if index >= n:
+        last = f" to 'cuda:{n - 1}'" if n > 1 else ""
+        raise ValueError(
+            f"device={device!r} was asked for, but torch sees {n} CUDA "
+            f"device{'s' if n > 1 else ''} here. Use 'cuda:0'{last}, or device='auto'."
+        )
+    return f"cuda:{index}"
+
+
+def names_of_gpus(devices: tuple[str, ...]) -> list[str]:
+    """What all processes call these GPUs, whichever of them each can see."""
+    if device_class(devices) == "cpu":
+        return []
+    return list({_name_of_gpu(device) for device in devices})
+
+
+def _name_of_gpu(device: str) -> str:
+    import torch
+
+    about = torch.cuda.get_device_properties(device)
+    return f"gpu-{getattr(about, 'uuid', device.replace(':', '-'))}"
 
 
 def _has_driver() -> bool:
@@ -96,15 +122,21 @@ def _has_driver() -> bool:
     return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVERS))
 
 
-def _has_gpu() -> bool:
-    """Whether torch can use one."""
+def _n_gpus() -> int:
+    """How many torch can use; an error where a fork has cut it off from them."""
     import torch
 
-    return torch.cuda.is_available()
+    if torch.cuda._is_in_bad_fork():
+        raise RuntimeError(
+            "This process was forked from one that had used a GPU, and CUDA does not "
+            "survive a fork. Start workers in another way, for instance with "
+            "multiprocessing.get_context('spawn') or joblib's backend 'loky', or set "
+            "device='cpu'."
+        )
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-# What could not be converted in this process.
-unconvertible: set[PooledLayers] = set()
+unconvertible: set[bytes] = set()  # what could not be converted in this process
 
 
 def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers) -> str:
@@ -129,7 +161,7 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
         raise ImportError(
             "engine='openvino' needs OpenVINO. Type: pip install 'skdeepfeat[openvino]'"
         )
-    return "torch" if pooled in unconvertible else engine
+    return "torch" if pooled.digest in unconvertible else engine
 
 
 def _is_able(engine: str, kind: str, precision: str) -> bool:
@@ -160,4 +192,6 @@ def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> i
 
 def resolve_threads(n_jobs) -> int:
     """Decoding threads; None means one for every core that joblib leaves us."""
-    return max(1, joblib.effective_n_jobs(-1 if n_jobs is None else n_jobs))
+    # Workers that may have no processes of their own may have threads.
+    backend, _ = get_active_backend(prefer="threads")
+    return max(1, backend.effective_n_jobs(-1 if n_jobs is None else n_jobs))

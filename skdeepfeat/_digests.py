@@ -7,7 +7,6 @@ library, so that hashing stays a small part of the work on a laptop.
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -15,23 +14,15 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from ._processes import Lock
+
 DIGEST_SIZE = 16
 _CHUNK = 1 << 20
 
 # (algorithm, path or URL) → (state of the file, digest)
 _memo: dict[tuple, tuple[str, bytes]] = {}
-_memo_lock = threading.Lock()
+_memo_lock = Lock()
 _MEMO_ROWS = 5_000_000
-
-
-def _after_fork() -> None:
-    """In a child process nobody holds the lock."""
-    global _memo_lock
-    _memo_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def digest(*parts) -> bytes:

@@ -29,7 +29,6 @@ import contextlib
 import os
 import secrets
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,11 +36,11 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ._digests import digest
 from ._exceptions import StoreWarning, warn_user
-from ._table import Found, Part
+from ._processes import FORK_SECONDS, FileLock, RLock, leave_to_parent, wait_until
+from ._table import Found, Part, begin_of, clock, say_once, some_rows
 
 FILE = "features.v2.sqlite"  # another layout of the tables gets another name
 SCHEMA = """
@@ -74,8 +73,6 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 ASIDE = "damaged.sqlite"
 SETUP_LOCK = "setup.lock"  # for what one process at a time may do
 
-_inherited: list[tuple] = []  # of a parent process, which alone may close them
-
 
 class DiskTable:
     """Rows in a folder; the least recently used columns make room beyond a bound.
@@ -92,7 +89,7 @@ class DiskTable:
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._connection: sqlite3.Connection | None = None
         self._owner: FileLock | None = None
         self._inode = 0
@@ -209,31 +206,53 @@ class DiskTable:
 
         self._attempt(work, self._give_up_claims)
 
-    def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
+    def wait(self, scope: bytes, keys, rows: Sequence[int] = ()) -> None:
         """Return as soon as nobody computes these rows any more."""
-        pause = 0.005
-        for start in range(0, len(keys), AT_ONCE):
-            ids = [digest(scope, key) for key in keys[start : start + AT_ONCE]]
-            while self._attempt(lambda db, ids=ids: self._claimed(db, ids), list):
-                time.sleep(pause)
-                pause = min(0.1, 1.5 * pause)
+        ids, rows = [digest(scope, key) for key in keys], rows or range(len(keys))
+        claimed: set[bytes] = set()
+
+        def is_done() -> bool:
+            nonlocal claimed
+            claimed = self._attempt(lambda db: self._claimed(db, ids), set)
+            return not claimed
+
+        wait_until(is_done, say_once(lambda: self._waited_for(ids, claimed, rows)))
+
+    def _waited_for(self, ids, claimed: set[bytes], rows: Sequence[int]) -> str:
+        """Which of these rows somebody computes, and who, in words."""
+        query = "SELECT owner, call FROM claims WHERE id IN"
+        some = list(claimed)
+        found = self._attempt(lambda db: list(select(db, query, (), some)), list)
+        name, call = min(found, key=lambda claim: begin_of(claim[1]), default=("", b""))
+        who = FileLock(self._owners / name).holder if name else "another process"
+        waited = [row for row, id_ in zip(rows, ids, strict=True) if id_ in claimed]
+        return (
+            f"{some_rows(waited)}, which {who} has been computing since "
+            f"{clock(begin_of(call))}"
+        )
 
     @contextlib.contextmanager
-    def turn(self, device_class: str):
-        """A context in which at most one process uses a device other than the CPU."""
-        if device_class == "cpu":
+    def turn(self, gpus: Callable[[], Sequence[str]]):
+        """A context in which no other process uses the GPUs of these names."""
+        with contextlib.ExitStack() as held:
+            for name in sorted(gpus()):  # in one order, so that nobody holds up all
+                self._take(held, name)
             yield
-            return
-        lock = FileLock(self.folder / f"{device_class}.lock", thread_local=False)
+
+    def _take(self, held: contextlib.ExitStack, gpu: str) -> None:
+        """Hold the lock of a GPU until the stack is left."""
+        lock = FileLock(self.folder / f"{gpu}.lock")
+
+        def what() -> str:
+            since = clock(lock.held_since)
+            return f"the GPU {gpu!r}, which {lock.holder} has been using since {since}"
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock.acquire(say_once(what))
+            held.callback(lock.release)
         except OSError as error:
             self._warn(f"cannot tell processes apart ({error}), which share a GPU now")
-        try:
-            yield
-        finally:
-            lock.release()
 
     def count_hits(self, n: int, fingerprints) -> None:
         """Note that so many rows of these columns were served."""
@@ -316,17 +335,38 @@ class DiskTable:
     def forget(self) -> None:
         """Close the database, which the next call opens again; the folder stays."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+            self._disconnect()
             self._files.clear()
             self._told.clear()
 
+    @contextlib.contextmanager
+    def pause(self):
+        """A context to fork in: the database is closed, so no child inherits it.
+
+        SQLite would take the locks of the parent for those of the child.
+        """
+        held = self._lock.acquire(timeout=FORK_SECONDS)
+        try:
+            if held:
+                self._disconnect()
+            yield
+        finally:
+            if held:
+                self._lock.release()
+
     def after_fork(self) -> None:
-        """In a child process: leave the parent's connection and lock to it."""
-        self._lock = threading.RLock()
-        _inherited.append((self._connection, self._owner))
+        """In a child process: leave to the parent what is the parent's."""
+        if self._connection is not None:  # somebody was busy with it for too long
+            leave_to_parent(self._connection)
+        if self._owner is not None:
+            self._owner.drop()
         self._connection = self._owner = None
+
+    def _disconnect(self) -> None:
+        """Close the database, which the next call opens again."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     def close(self) -> None:
         """Close the database and let go of the lock that proves this owner alive."""
@@ -339,7 +379,7 @@ class DiskTable:
         with self._lock:
             if self._owner is not None:
                 with contextlib.suppress(OSError):  # the next owner sweeps it away
-                    Path(self._owner.lock_file).unlink()
+                    Path(self._owner.path).unlink()
                 self._owner.release()
             self._owner = None
 
@@ -406,10 +446,9 @@ class DiskTable:
 
     def _is_dead(self, name: str) -> bool:
         """Whether no process holds the lock of this owner any more."""
-        if self._owner is not None and name == Path(self._owner.lock_file).name:
+        if self._owner is not None and name == Path(self._owner.path).name:
             return False
-        path = self._owners / name
-        return not path.exists() or _is_free(path)
+        return FileLock(self._owners / name).is_free()
 
     @property
     def _owners(self) -> Path:
@@ -419,18 +458,35 @@ class DiskTable:
         """The name of the lock that proves this process alive, made when needed."""
         if self._owner is None:
             self._owner = self._become_owner()
-        return Path(self._owner.lock_file).name
+        return Path(self._owner.path).name
 
     def _become_owner(self) -> FileLock:
         """Hold a lock of our own, and sweep away those of processes that are gone."""
         self._owners.mkdir(exist_ok=True)
-        with FileLock(self.folder / SETUP_LOCK):
+        with self._alone():
             for path in self._owners.iterdir():
-                if _is_free(path):
+                if FileLock(path).is_free():
                     path.unlink(missing_ok=True)
-            lock = FileLock(self._owners / secrets.token_hex(8), thread_local=False)
+            lock = FileLock(self._owners / secrets.token_hex(8))
             lock.acquire()
         return lock
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """A context for what one process at a time may do to the folder."""
+        lock = FileLock(self.folder / SETUP_LOCK)
+        lock.acquire(
+            say_once(
+                lambda: (
+                    f"the folder {str(self.folder)!r}, which {lock.holder} has been "
+                    f"setting up since {clock(lock.held_since)}"
+                )
+            )
+        )
+        try:
+            yield
+        finally:
+            lock.release()
 
     # The database -------------------------------------------------------------------
 
@@ -477,7 +533,7 @@ class DiskTable:
         )
         try:
             # One at a time: a change to this mode fails where another begins with it.
-            with FileLock(self.folder / SETUP_LOCK):
+            with self._alone():
                 _set_up(db)
         except BaseException:
             self._inode = _inode(file)
@@ -505,7 +561,7 @@ class DiskTable:
         with self._lock, contextlib.suppress(OSError):
             self.forget()
             file = self.folder / FILE
-            with FileLock(self.folder / SETUP_LOCK):
+            with self._alone():
                 if _inode(file) == self._inode:
                     file.replace(self.folder / ASIDE)
                     for end in ("-wal", "-shm"):
@@ -585,17 +641,6 @@ def _bytes_used(db) -> int:
         for name in ("page_count", "freelist_count", "page_size")
     )
     return (pages - free) * size
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds this lock."""
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    lock.release()
-    return True
 
 
 def _inode(path: Path) -> int:

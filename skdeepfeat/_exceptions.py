@@ -21,6 +21,7 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 """
 
 import sys
+import threading
 import warnings
 
 BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}  # us and the user's line
@@ -93,10 +94,19 @@ class StoreWarning(FeatureWarning):
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that led here."""
-    level, frame = 1, sys._getframe()
+    # A thread may compute for another one, which waits for it.
+    frame = getattr(threading.current_thread(), "asked_from", None) or sys._getframe()
     while frame.f_back and _package_of(frame) in BETWEEN:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+        frame = frame.f_back
+    names = frame.f_globals
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        names.get("__name__"),
+        names.setdefault("__warningregistry__", {}),
+    )
 
 
 def _package_of(frame) -> str:

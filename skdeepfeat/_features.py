@@ -1,8 +1,8 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
 import functools
-import os
-import tempfile
+import secrets
+import shutil
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -378,17 +378,18 @@ class PretrainedCNNFeatures(
         (4, 512)
         """
         path = Path(path)
-        handle, name = tempfile.mkstemp(".partial", path.name, path.parent)
-        os.close(handle)
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
         def make_output(*shape):
-            return np.lib.format.open_memmap(name, "w+", np.float32, shape)
+            return np.lib.format.open_memmap(partial, "w+", np.float32, shape)
 
         try:
             self._walk(X, make_output=make_output).flush()
-            os.replace(name, path)
+            if path.exists():  # which keeps its permissions, as with open()
+                shutil.copymode(path, partial)
+            partial.replace(path)
         except BaseException:
-            os.unlink(name)
+            partial.unlink(missing_ok=True)
             raise
         return np.load(path, mmap_mode="r")
 
@@ -427,7 +428,7 @@ class PretrainedCNNFeatures(
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
-            unconvertible.add(plan.pooled)
+            unconvertible.add(plan.pooled.digest)
             warn_user(
                 f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
                 f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",

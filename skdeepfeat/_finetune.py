@@ -1,7 +1,5 @@
 """FineTunedClassifier: parameters, classes, and scores."""
 
-import threading
-import weakref
 from dataclasses import fields, replace
 from numbers import Integral, Real
 
@@ -26,8 +24,10 @@ from ._exceptions import (
 from ._features import PretrainedCNNFeatures
 from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
 from ._plan import can_compare, saved_digest, weights_key, what_changed
+from ._processes import fork_safe
 from ._progress import FitTask
 from ._report import hand_over, last_report
+from ._shared import Companions
 from ._validation import (
     CallbackSupportMixin,
     Interval,
@@ -40,8 +40,7 @@ from ._validation import (
     with_callbacks,
 )
 
-_tuned: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # → (weights, Backbone)
-_tuned_lock = threading.RLock()  # a backbone may be a classifier itself
+_tuned = Companions()  # classifier → Backbone
 
 # What the features that predictions rest on are computed with.
 SHARED = (
@@ -433,12 +432,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             Its layers are those of the original network, without "logits".
         """
         check_is_fitted(self)
-        with _tuned_lock:
-            weights, backbone = _tuned.get(self, (None, None))
-            if weights is not self.weights_:
-                backbone = self._make_backbone()
-                _tuned[self] = self.weights_, backbone
-        return backbone
+        return _tuned.get(self, self.weights_, self._make_backbone)
 
     def save_weights(self, path):
         """Write the whole tuned network to a file that `weights` can name.
@@ -517,6 +511,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self._keep(fitted, going_on)
         return self
 
+    @fork_safe
     def _read(self, images, y, sample_weight, encoder, source, split_seed, is_part):
         """Images to train on, and if there is a seed, others held out."""
         from ._pixels import Data, read_pixels

@@ -6,7 +6,6 @@ that a list, a Series or an object array of the same images mean the same.
 
 import math
 import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from ._cells import (
 from ._decoding import CHANNELS
 from ._digests import digest
 from ._exceptions import ImageError
+from ._processes import Lock, fork_safe
 from ._references import Reference
 
 ROWS_HELD = 1000  # by a window, at most
@@ -52,7 +52,7 @@ class Images:
 
     def __init__(self, cells: "Cells", protocols: Collection[str] = ()):
         self._cells, self._protocols = cells, protocols
-        self._lock = threading.Lock()  # few sequences may be asked by several threads
+        self._lock = Lock()  # few sequences may be asked by several threads
 
     def __len__(self):
         return len(self._cells)
@@ -318,7 +318,10 @@ WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     # A frame or Series of narwhals.
     (lambda X: _can(X, "to_native") and not _is_query(X), lambda X: X.to_native()),
     # Flat rows that numpy has no dtype for; images are cast one by one.
-    (lambda X: is_tensor(X) and X.ndim == 2 and is_bfloat16(X), lambda X: X.float()),
+    (
+        lambda X: is_tensor(X) and X.ndim == 2 and is_bfloat16(X),
+        lambda X: fork_safe(X.float)(),
+    ),
 )
 
 

@@ -7,7 +7,6 @@ is the value that was computed there.
 
 import importlib
 import re
-import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +30,11 @@ from ._backbones import (
 )
 from ._digests import sha256_file
 from ._exceptions import WeightsError
+from ._processes import Lock
 from ._shared import SharedTable
 
 MAX_NETWORKS = 8
+GPU_SHARE = 0.25  # of a GPU's memory, that networks may take
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -85,12 +86,40 @@ class Network:
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
     winograd: bool = False
     rounded: tuple[str, torch.dtype] | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Any = field(default_factory=Lock)
 
 
 # The table --------------------------------------------------------------------------
 
 networks = SharedTable(MAX_NETWORKS)
+_networks_of_gpu: dict[str, SharedTable] = {}
+
+
+def networks_on(device: str) -> SharedTable:
+    """The networks on a device: some on a CPU, a share of its memory on a GPU."""
+    if torch.device(device).type == "cpu":
+        return networks
+    if device not in _networks_of_gpu:
+        bound = GPU_SHARE * memory_of(device)
+        _networks_of_gpu.setdefault(device, SharedTable(bound, bytes_of))
+    return _networks_of_gpu[device]
+
+
+def memory_of(device: str) -> int:
+    """Bytes of memory that a GPU has."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def bytes_of(network: Network) -> int:
+    """What a network takes on its device, with all that was made of it."""
+    made = [m for m in network.substitutes.values() if isinstance(m, nn.Module)]
+    modules = made if network.rounded else [network.module, *made]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(storages.values())
 
 
 def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
@@ -109,7 +138,8 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
     # Some networks are built for one size.
     size = source.input.image_size if source.backbone.size_option else None
     identity = source.identity.digest
-    return networks.get((identity, size, key, device, precision), make)
+    name = (identity, size, key, device, precision)
+    return networks_on(device).get(name, make, source.backbone)
 
 
 # Building ---------------------------------------------------------------------------

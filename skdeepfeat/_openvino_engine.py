@@ -9,6 +9,7 @@ converted network is a graph and plain weights; neither runs code.
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 from ._digests import changed_fields, digest, digest_fields, digest_file
 from ._exceptions import ConversionError
 from ._plan import PooledLayers
+from ._processes import after_fork, leave_to_parent
 from ._shared import SharedTable
 
 
@@ -52,17 +54,15 @@ MAX_BYTES = 2 << 30  # of converted networks on disk; the oldest go first
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 _compiled = SharedTable(8)
-_forked = False
 
 
-def _after_fork() -> None:
-    """A child process has none of OpenVINO's threads, and would wait for them."""
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+@after_fork
+def _compile_anew() -> None:
+    """The threads of a compiled network stay with the parent; it would wait for them
+    even when it is destroyed."""
+    for network in _compiled.values():
+        leave_to_parent(network)
+    _compiled.clear()
 
 
 class OpenVINONetwork:
@@ -81,11 +81,6 @@ class OpenVINONetwork:
     out_of_memory = ()  # a CPU has no limit that smaller batches would help with
 
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
-        if _forked:
-            raise ConversionError(
-                "its threads do not survive the fork of this process from one that "
-                "used it (loky and spawn do better)"
-            )
         self._n_outputs = len(pooled.layers)
         network = compiled(pooled, precision, batch_size)
         self.ahead = network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -126,7 +121,7 @@ def compiled(pooled: PooledLayers, precision: str, n: int):
         _check_same(network, n, size, expected, TOLERANCES[precision])
         return network
 
-    return _compiled.get((name, precision, n), make)
+    return _compiled.get((name, precision, n), make, pooled.source.backbone)
 
 
 def compile_for_cpu(model, precision: str, hint="LATENCY"):
@@ -258,7 +253,8 @@ def read_converted(name: str):
     there, or damaged, and then removed."""
     try:
         folder = cache_folder() / name
-    except RuntimeError:
+        read = _state_of(folder)
+    except (OSError, RuntimeError):
         return None
     try:
         if (folder / "checksum").read_text() == _checksum(folder):
@@ -268,8 +264,24 @@ def read_converted(name: str):
             return openvino.Core().read_model(folder / "model.xml"), expected
     except (OSError, RuntimeError):
         pass
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder, read)
     return None
+
+
+def _state_of(folder: Path) -> tuple[int, int]:
+    """What tells a folder from another one that takes its place."""
+    about = folder.stat()
+    return about.st_ino, about.st_mtime_ns
+
+
+def _remove(folder: Path, read: tuple[int, int]) -> None:
+    """Remove what was read as damaged, but not what has taken its place since."""
+    aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.damaged")
+    with contextlib.suppress(OSError):
+        folder.rename(aside)
+        if _state_of(aside) != read:
+            aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _checksum(folder: Path) -> str:

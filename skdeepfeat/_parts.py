@@ -28,6 +28,7 @@ from ._backbones import Layer, WeightsSource
 from ._layers import aliased_layers, resolve_layer
 from ._networks import SkipInitialisation, get_network
 from ._pooling import pool
+from ._processes import fork_safe
 from ._torch_engine import Normalise
 
 
@@ -402,6 +403,7 @@ def _load(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
     module.load_state_dict(module.state_dict() | tensors)
 
 
+@fork_safe
 @torch.inference_mode()
 def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray:
     """Scores (n, classes) of the rows that enter a trained head.
@@ -415,6 +417,7 @@ def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray
     return head.double()(torch.from_numpy(rows).double()).float().numpy()
 
 
+@fork_safe
 def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:
     """All weights of the tuned network as arrays, named as in the network.
 

@@ -63,6 +63,17 @@ class PooledLayers:
         """Each layer once, by depth: the order of asking makes no other network."""
         return cls(source, weights_key, tuple(sorted(set(layers), key=_by_depth)))
 
+    @property
+    def digest(self) -> bytes:
+        """The same for all that is computed by the same steps."""
+        about = {
+            "network": self.source.identity.digest,
+            "weights": self.weights_key,
+            "input": changed_fields(self.source.input),
+            "layers": [[layer.node, layer.layout, how] for layer, how in self.layers],
+        }
+        return digest_fields("computed", 1, about)
+
 
 def _by_depth(pooled: tuple[Layer, str]) -> tuple:
     """Aliased layers by their index, then plain nodes by their name."""

@@ -37,7 +37,7 @@ class Report:
         """Raise the error of a row, or remember it."""
         if self._raises:
             raise error
-        self.failed[error.row] = error
+        self.failed[error.row] = error.at(error.row)  # without its frames, and images
 
     @property
     def errors(self) -> list[tuple[int, str, str]]:

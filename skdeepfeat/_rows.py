@@ -1,17 +1,17 @@
 """The rows of one call: found by content, read, claimed, computed and written."""
 
-import secrets
 from collections.abc import Iterator
 
 import numpy as np
 
+from ._device import names_of_gpus
 from ._digests import learn_digest
 from ._engine import Computed, not_finite
 from ._exceptions import ImageError, StoreWarning, warn_user
 from ._images import Images, Window
 from ._plan import Plan
 from ._progress import Clock
-from ._table import Part, Table
+from ._table import Part, Table, new_call
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
 
@@ -44,7 +44,7 @@ class Rows:
         self._out, self._report, self._clock = out, report, clock
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
-        self._call = secrets.token_bytes(8)  # marks the claims of this call
+        self._call = new_call()
         self._key_of: dict[int, bytes] = {}
         self.missing: dict[int, None] = {}  # an ordered set of rows
         self.n_computed = self._n_begun = 0
@@ -62,8 +62,8 @@ class Rows:
         return self._n_begun - len(self.missing)
 
     def turn(self):
-        """A context in which no other process uses the same GPU."""
-        return self._table.turn(self.plan.device_class)
+        """A context in which no other process uses the same GPUs."""
+        return self._table.turn(lambda: names_of_gpus(self.plan.devices))
 
     def windows(self, n_threads: int) -> Iterator[Window]:
         """The windows of X, hashed; after each comes what it lacks."""
@@ -94,7 +94,7 @@ class Rows:
                 self._same_as.append((row, first))
         self._table.write_files(window.files)
         self.missing = dict.fromkeys(self._key_of)
-        self._refused: list[bytes] = []  # keys that others computed when asked
+        self._refused: dict[int, bytes] = {}  # rows that others computed when asked
         self._n_seen = self._n_idle = 0
 
     def read(self) -> bool:
@@ -110,7 +110,8 @@ class Rows:
 
     def _read(self) -> bool:
         self._table.release(self._call)  # who waits must not be waited for
-        self._table.wait(self.plan.scope, self._refused)
+        refused = self._refused
+        self._table.wait(self.plan.scope, list(refused.values()), list(refused))
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
         for column, place in zip(self.plan.columns, self.plan.slices, strict=True):
@@ -120,7 +121,7 @@ class Rows:
             self._report.out_of_range |= found.out_of_range
         idle = len(lacking) == self._n_seen  # nothing was computed, nothing came
         self._n_idle = self._n_idle + 1 if idle else 0
-        self._n_seen, self._refused = len(lacking), []
+        self._n_seen, self._refused = len(lacking), {}
         self.missing = dict.fromkeys(rows[position] for position in sorted(lacking))
         self._widen()
         return bool(self.missing)
@@ -148,7 +149,9 @@ class Rows:
             some = missing[start : start + CLAIMED_AT_ONCE]
             keys = [self._key_of[row] for row in some]
             granted = set(self._table.claim(self._call, scope, keys, asked))
-            self._refused += [key for i, key in enumerate(keys) if i not in granted]
+            self._refused |= {
+                row: self._key_of[row] for i, row in enumerate(some) if i not in granted
+            }
             yield from (row for i, row in enumerate(some) if i in granted)
 
     def write(self, computed: Computed) -> None:

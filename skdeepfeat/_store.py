@@ -12,9 +12,9 @@ methods.
 
 import contextlib
 import os
-import threading
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral
@@ -25,7 +25,17 @@ import numpy as np
 
 from ._disk import DiskTable
 from ._exceptions import StoreWarning, warn_user
-from ._table import ROW_OVERHEAD, Found, Part, Table
+from ._processes import FORK_SECONDS, Condition, Lock, after_fork, during_fork
+from ._table import (
+    ROW_OVERHEAD,
+    Found,
+    Part,
+    Table,
+    begin_of,
+    clock,
+    say_once,
+    some_rows,
+)
 
 NOT_LASTING = (
     "The code of this network cannot be described (it has hooks, closures or replaced "
@@ -58,7 +68,7 @@ class MemoryTable:
         self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
         self._bytes = self._hits = self._misses = 0
         self._was_full = False
-        self._changed = threading.Condition()
+        self._changed = Condition()
 
     def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
         """Copy rows to the output; see :class:`Table`."""
@@ -150,13 +160,34 @@ class MemoryTable:
                 del self._claims[claim]
             self._changed.notify_all()
 
-    def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
+    def wait(self, scope: bytes, keys, rows: Sequence[int] = ()) -> None:
         """Return as soon as nobody computes these rows any more."""
-        ids = {(scope, key) for key in keys}
-        with self._changed:
-            self._changed.wait_for(lambda: ids.isdisjoint(self._claims))
+        started, say = time.monotonic(), say_once(lambda: self._waited_for(ids, rows))
+        ids, rows = [(scope, key) for key in keys], rows or range(len(keys))
+        while not self._wait_some_time(ids):
+            say(time.monotonic() - started)
 
-    def turn(self, device_class: str):
+    def _wait_some_time(self, ids) -> bool:
+        """Whether nobody computes these rows any more."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._claims.keys().isdisjoint(ids), timeout=1
+            )
+
+    def _waited_for(self, ids, rows: Sequence[int]) -> str:
+        """Which of these rows somebody computes, and who, in words."""
+        with self._changed:
+            calls = {
+                i: self._claims[id_] for i, id_ in enumerate(ids) if id_ in self._claims
+            }
+        began = min(map(begin_of, calls.values()), default=time.time())
+        some = some_rows([rows[i] for i in calls])
+        return (
+            f"{some}, which another thread of this process has been computing since "
+            f"{clock(began)}"
+        )
+
+    def turn(self, gpus: Callable[[], Sequence[str]]):
         """Threads of one process share a device."""
         return contextlib.nullcontext()
 
@@ -196,26 +227,40 @@ class MemoryTable:
 
     forget = clear  # nothing else is held
 
+    @contextlib.contextmanager
+    def pause(self):
+        """A context to fork in: nobody is in the middle of a change."""
+        held = self._changed.acquire(timeout=FORK_SECONDS)
+        try:
+            yield
+        finally:
+            if held:
+                self._changed.release()
+
     def after_fork(self) -> None:
-        """In a child process: nobody holds the lock, nobody computes anything."""
-        self._changed = threading.Condition()
+        """In a child process: nobody computes anything."""
         self._claims.clear()
 
 
 _tables: dict[str | Path, Table] = {}
-_tables_lock = threading.Lock()
+_tables_lock = Lock()
 
 
-def _after_fork() -> None:
-    """The threads that held locks or claims are not in a child process."""
-    global _tables_lock
-    _tables_lock = threading.Lock()
+@during_fork
+@contextlib.contextmanager
+def _pause() -> Iterator[None]:
+    """A context in which no table is in the middle of a change."""
+    with contextlib.ExitStack() as stack:
+        for table in list(_tables.values()):
+            stack.enter_context(table.pause())
+        yield
+
+
+@after_fork
+def _leave_to_parent() -> None:
+    """Claims and open files are the parent's."""
     for table in _tables.values():
         table.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """What the walk asks of a table of rows, and what it gives to it."""
 
-from collections.abc import Sequence
+import secrets
+import struct
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from ._exceptions import StoreWarning, warn_user
 
 ROW_OVERHEAD = 300  # bytes, besides its features, that holding one row takes
 
@@ -46,6 +51,51 @@ class Part:
     rows: np.ndarray
     in_range: Sequence[bool]
     asked: bool
+
+
+# Waiting ------------------------------------------------------------------------------
+
+PATIENCE = 30  # seconds after which a wait says what it waits for
+
+
+def new_call() -> bytes:
+    """What marks the claims of one call, and says when it began."""
+    return struct.pack("<d", time.time()) + secrets.token_bytes(8)
+
+
+def begin_of(call: bytes) -> float:
+    """When a call began, in seconds since the epoch; now if it does not say so."""
+    return struct.unpack("<d", call[:8])[0] if len(call) == 16 else time.time()
+
+
+def say_once(what: Callable[[], str]) -> Callable[[float], None]:
+    """A function that is given the seconds of a wait, and warns when it is long."""
+    said = False
+
+    def say(seconds: float) -> None:
+        nonlocal said
+        if seconds > PATIENCE and not said:
+            said = True
+            warn_user(
+                f"Waiting for {PATIENCE} seconds now for {what()}, and going on to "
+                "wait. If it hangs, end it: what it has not done is done here then.",
+                StoreWarning,
+            )
+
+    return say
+
+
+def clock(seconds: float) -> str:
+    """A time as a person reads it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def some_rows(rows: Sequence[int]) -> str:
+    """Rows of X, in words."""
+    if len(rows) == 1:
+        return f"row {rows[0]} of X"
+    first = f", the first of which is row {rows[0]}" if rows else ""
+    return f"{len(rows)} rows of X{first}"
 
 
 class Table(Protocol):
@@ -104,11 +154,21 @@ class Table(Protocol):
     def release(self, call: bytes) -> None:
         """Give back all claims of a call."""
 
-    def wait(self, scope: bytes, keys: Sequence[bytes]) -> None:
-        """Return as soon as nobody computes these rows any more."""
+    def wait(
+        self, scope: bytes, keys: Sequence[bytes], rows: Sequence[int] = ()
+    ) -> None:
+        """Return as soon as nobody computes these rows any more.
 
-    def turn(self, device_class: str) -> AbstractContextManager:
-        """A context in which at most one process uses a device other than the CPU."""
+        Parameters
+        ----------
+        scope : bytes
+        keys : sequence of bytes
+        rows : sequence of int
+            What a person calls them: their places in X.
+        """
+
+    def turn(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
+        """A context in which no other process uses the GPUs of these names."""
 
     def count_hits(self, n: int, fingerprints: Sequence[bytes]) -> None:
         """Note that so many rows of these columns were served."""
@@ -130,6 +190,9 @@ class Table(Protocol):
 
     def forget(self) -> None:
         """Let go of what this process holds; a folder stays."""
+
+    def pause(self) -> AbstractContextManager:
+        """A context to fork in: nobody is in the middle of a change."""
 
     def after_fork(self) -> None:
         """In a child process: leave to the parent what is the parent's."""

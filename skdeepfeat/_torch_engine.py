@@ -1,33 +1,16 @@
 """Pixels → pooled rows with torch, on a CPU or a GPU."""
 
-import contextlib
-import threading
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
 from ._activations import HookedNetwork, activations_of, explain_size
+from ._arithmetic import arithmetic
 from ._backbones import InputSpec
 from ._networks import PRECISIONS, Network, get_network
 from ._plan import PooledLayers
 from ._pooling import pool
-
-# cuDNN's arithmetic is a setting of the whole process: set for one start at a time.
-_one_at_a_time = threading.Lock()
-
-# (where, name, value that never rounds to TF32, value that does); torch 2.9 changed it.
-_backends: Any = torch.backends
-TF32_SWITCHES: list[tuple] = [
-    (_backends.cuda.matmul, "allow_tf32", False, True),
-    (_backends.cudnn, "allow_tf32", False, True),
-]
-if hasattr(_backends.cuda.matmul, "fp32_precision"):
-    TF32_SWITCHES = [
-        (_backends.cuda.matmul, "fp32_precision", "ieee", "tf32"),
-        (_backends.cudnn.conv, "fp32_precision", "ieee", "tf32"),
-    ]
+from ._processes import fork_safe
 
 
 class Normalise(nn.Module):
@@ -95,6 +78,7 @@ class TorchNetwork:
 
     out_of_memory = torch.OutOfMemoryError
 
+    @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         network = get_network(pooled.source, pooled.weights_key, device, precision)
         self._network = PooledNetwork(pooled, network, precision)
@@ -109,6 +93,7 @@ class TorchNetwork:
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
+    @fork_safe
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor):
         """Compute, or tell a GPU to compute and to send the rows."""
@@ -125,24 +110,3 @@ class TorchNetwork:
         if arrival is not None:
             arrival.synchronize()
         return [row.numpy() for row in rows]
-
-
-@contextlib.contextmanager
-def arithmetic(precision: str, kind: str):
-    """A context in which a GPU rounds to TF32 if that is asked for, and else never.
-
-    torch rounds in convolutions by default, so that features would differ from those
-    of a CPU by up to a thousandth.
-    """
-    if kind == "cpu":
-        yield
-        return
-    with _one_at_a_time:
-        before = [getattr(place, name) for place, name, _, _ in TF32_SWITCHES]
-        try:
-            for place, name, never, rounded in TF32_SWITCHES:
-                setattr(place, name, rounded if precision == "tf32" else never)
-            yield
-        finally:
-            for (place, name, _, _), value in zip(TF32_SWITCHES, before, strict=True):
-                setattr(place, name, value)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ._processes import Lock
+
 ENDS = ("placeholder", "output")  # of a graph, which are no steps
 
 # In-place arithmetic → the same without changing what an earlier layer returned.
@@ -70,7 +72,7 @@ class Tracer(fx.Tracer):
     traces apart.
     """
 
-    trace_lock = threading.Lock()
+    trace_lock = Lock()
     # Buffers are read when the graph runs, not turned into constants of the skeleton.
     proxy_buffer_attributes = True
 

@@ -14,7 +14,6 @@ References
 import math
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from ._arithmetic import arithmetic
 from ._augmentation import augmentation
 from ._backbones import WeightsSource
 from ._device import resolve_device
@@ -34,8 +34,8 @@ from ._exceptions import FeatureWarning, warn_user
 from ._networks import PRECISIONS
 from ._parts import Cut, Fitted, Head, Parts
 from ._pixels import Data
+from ._processes import Lock, fork_safe
 from ._scratch import scratch_array
-from ._torch_engine import arithmetic
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
 HEAD_RATE = 10  # how much faster a head of one layer learns alone
@@ -44,7 +44,7 @@ TOLERANCE = 1e-4  # by how much a better score must be better
 
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
 # and put back afterwards; so fits of one process take turns.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = Lock()
 
 
 @dataclass(frozen=True)
@@ -468,6 +468,7 @@ def _warn(message: str) -> None:
 # The door ---------------------------------------------------------------------------
 
 
+@fork_safe
 def fine_tune(
     source: WeightsSource,
     key: bytes,

@@ -346,3 +346,18 @@ def test_what_fails_gives_its_share_of_the_budget_back(monkeypatch):
         assert isinstance(read_row(read_images([nan]), 0, spec, None), ImageError)
     with budget.share(100):
         pass
+
+
+def test_a_forked_child_has_the_whole_budget():
+    code = """
+import os
+from skdeepfeat._batches import decoded
+
+with decoded.share(2**27):
+    child = os.fork()
+    if not child:
+        with decoded.share(2**27):
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -12,7 +12,7 @@ from skdeepfeat._device import (
     resolve_batch_size,
     resolve_device,
 )
-from skdeepfeat._torch_engine import TF32_SWITCHES, TorchNetwork, arithmetic
+from skdeepfeat._torch_engine import TorchNetwork
 
 
 @pytest.mark.parametrize("place", ENGINES, ids="-".join)
@@ -168,7 +168,7 @@ def two_gpus(monkeypatch):
     """Two devices that compute as the CPU does; what they did when."""
     EVENTS.clear()
     devices = ("cuda:0", "cuda:1")
-    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    monkeypatch.setattr("skdeepfeat._device._n_gpus", lambda: 2)
     monkeypatch.setattr("skdeepfeat._torch_engine.TorchNetwork", FakeNetwork)
     return list(devices)
 
@@ -233,24 +233,9 @@ def test_errors_on_several_devices_name_their_row(two_gpus, photo_files):
 
 @pytest.mark.parametrize("device", [[], ["cpu", "cuda:0"], ["gpu"], 3])
 def test_devices_that_do_not_go_together(device, photos, monkeypatch):
-    monkeypatch.setattr("skdeepfeat._device._has_gpu", lambda: True)
+    monkeypatch.setattr("skdeepfeat._device._n_gpus", lambda: 2)
     with pytest.raises(ValueError, match="'device' parameter"):
         PretrainedCNNFeatures("tiny", device=device).transform(photos)
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_a_gpu_rounds_only_when_asked(precision):
-    def settings():
-        return [getattr(place, name) for place, name, _, _ in TF32_SWITCHES]
-
-    before = settings()
-    with arithmetic(precision, "cuda"):
-        values = [switch[3 if precision == "tf32" else 2] for switch in TF32_SWITCHES]
-        assert settings() == values
-    assert settings() == before
-    with pytest.raises(KeyError), arithmetic(precision, "cuda"):
-        raise KeyError
-    assert settings() == before
 
 
 def test_tf32_on_a_cpu_is_float32(photos):

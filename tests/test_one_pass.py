@@ -292,7 +292,7 @@ def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypat
 
 
 def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
-    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    monkeypatch.setattr(skdeepfeat._rows, "names_of_gpus", lambda devices: ["gpu-0"])
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -335,11 +335,11 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     """Who waits for the GPU finds the rows stored, and never starts it."""
-    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    monkeypatch.setattr(skdeepfeat._rows, "names_of_gpus", lambda devices: ["gpu-0"])
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
-    with table.turn("cuda"):
+    with table.turn(lambda: ["gpu-0"]):
         results = []
         waiting = threading.Thread(
             target=lambda: results.append(features.transform(files[0]))

@@ -1,5 +1,6 @@
 """The engine of OpenVINO: the same features, kept on disk, and torch where it fails."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -220,12 +221,6 @@ def test_a_full_disk_does_no_harm(photos, monkeypatch):
     assert not list(engine.cache_folder().iterdir())
 
 
-def test_a_forked_process_goes_on_with_torch(photos, monkeypatch):
-    monkeypatch.setattr(engine, "_forked", True)
-    with pytest.warns(EngineWarning, match="do not survive the fork"):
-        features("tiny").transform(photos)
-
-
 def test_conversions_on_disk_are_bounded(photos, monkeypatch):
     monkeypatch.setattr(engine, "MAX_BYTES", 1)
     for layer in ("block2", "block4"):
@@ -361,3 +356,27 @@ def test_a_missing_installation_says_what_to_type(photos, monkeypatch):
     monkeypatch.setattr(device, "_has_openvino", lambda: False)
     with pytest.raises(ImportError, match=r"pip install 'skdeepfeat\[openvino\]'"):
         features().transform(photos)
+
+
+def test_a_damaged_conversion_is_removed_but_not_its_successor(photos, monkeypatch):
+    """Another process may have put it in place meanwhile."""
+    features("tiny").transform(photos)
+    (folder,) = engine.cache_folder().iterdir()
+    (folder / "checksum").write_text("wrong")
+    real = engine._checksum
+
+    def replaced(path):
+        shutil.copytree(path, path.with_name("aside"))
+        shutil.rmtree(path)
+        (path.with_name("aside") / "checksum").write_text(real(path.with_name("aside")))
+        path.with_name("aside").rename(path)
+        return "what was read before"
+
+    monkeypatch.setattr(engine, "_checksum", replaced)
+    assert engine.read_converted(folder.name) is None
+    monkeypatch.setattr(engine, "_checksum", real)
+    assert list(engine.cache_folder().iterdir()) == [folder]
+    assert engine.read_converted(folder.name) is not None
+    (folder / "checksum").write_text("wrong")
+    assert engine.read_converted(folder.name) is None
+    assert not list(engine.cache_folder().iterdir())

@@ -1,0 +1,380 @@
+"""What processes and threads share: locks, what happens at a fork, and file locks.
+
+A forked child has one thread, a copy of the one that forked, and everything else as
+it was at that moment: locks that other threads held, pools of threads that are gone,
+open databases. So every lock of the package is made here and renewed in a child, and
+modules say here what a child must drop.
+
+The thread that forked cannot compute with torch any more if it did so before: OpenMP
+keeps a pool of threads for each thread, and waits for ever for those that were not
+copied. A thread that was started after the fork has a pool of its own, and computes the
+same bits at the same speed: :func:`fork_safe` runs functions there.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack
+from contextvars import copy_context
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
+
+import joblib
+import sklearn
+from joblib.parallel import get_active_backend
+
+try:
+    import fcntl
+except ImportError:  # Windows, where processes may compute the same at once
+    fcntl = None  # type: ignore[assignment]
+
+F = TypeVar("F", bound=Callable)
+
+# Locks ------------------------------------------------------------------------------
+
+_locks: weakref.WeakSet = weakref.WeakSet()
+
+
+def _renewed(lock):
+    """The same lock, which nobody holds in a forked child."""
+    _locks.add(lock)
+    return lock
+
+
+def Lock():
+    """A lock that one thread at a time holds."""
+    return _renewed(threading.Lock())
+
+
+def RLock():
+    """A lock that its thread may take again."""
+    return _renewed(threading.RLock())
+
+
+def Condition():
+    """A lock whose threads can wait for each other."""
+    return _renewed(threading.Condition())
+
+
+# Fork -------------------------------------------------------------------------------
+
+FORK_SECONDS = 2  # how long a fork waits for those in the middle of a change
+
+_pauses: list[Callable[[], AbstractContextManager]] = []
+_in_child: list[Callable[[], None]] = []
+_paused: dict[int, ExitStack] = {}  # of the threads that are forking now
+_survivor: int | None = None  # in a forked process, the thread that forked
+
+
+def during_fork(pause: F) -> F:
+    """Decorate what gives a context to fork in, which is entered within seconds."""
+    _pauses.append(pause)
+    return pause
+
+
+def after_fork(function: F) -> F:
+    """Decorate what every forked child must call, once all locks are renewed."""
+    _in_child.append(function)
+    return function
+
+
+def leave_to_parent(thing: Any) -> None:
+    """Never destroy what has threads or locks of a parent process, not even at exit."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _before() -> None:
+    stack = _paused[threading.get_ident()] = ExitStack()
+    for pause in _pauses:
+        stack.enter_context(pause())
+
+
+def _after() -> None:
+    _paused.pop(threading.get_ident()).close()
+
+
+def _after_in_child() -> None:
+    global _survivor, _helper
+    _after()
+    _paused.clear()
+    for lock in _locks:
+        lock._at_fork_reinit()
+    _survivor, _helper = threading.get_ident(), None
+    for function in _in_child:
+        function()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before, after_in_parent=_after, after_in_child=_after_in_child
+    )
+
+
+# A thread that computes -------------------------------------------------------------
+
+
+class _Helper(threading.Thread):
+    """Computes what the thread that survived a fork cannot.
+
+    Attributes
+    ----------
+    asked_from : frame or None
+        Where that thread waits meanwhile, for warnings.
+    """
+
+    def __init__(self):
+        super().__init__(name="skdeepfeat-torch", daemon=True)
+        self.asked_from = None
+        self._jobs: SimpleQueue = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        """Do one job after the other."""
+        with contextlib.suppress(BaseException):  # of `end` that comes between jobs
+            while self._do(self._jobs.get()):
+                pass
+
+    def _do(self, job) -> bool:
+        """Do a job, and let go of all that belongs to it."""
+        if job is None:
+            return False
+        function, future, settings, self.asked_from = job
+        del job
+        try:
+            with settings.applied():
+                future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+            del future  # which the traceback of its error would keep
+        self.asked_from = None
+        return True
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """The result of a function, or its error; an interrupt reaches it as well."""
+        future: Future = Future()
+        frame = sys._getframe(1)
+        in_context = functools.partial(copy_context().run, function)
+        self._jobs.put((in_context, future, Settings.of_this_thread(), frame))
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():
+                self._end(sys.exc_info()[0])
+            if not future.done():
+                raise
+            return future.result()
+        finally:
+            del future, frame
+
+    def _end(self, error) -> None:
+        """Raise this error in the running job, and wait for its end."""
+        global _helper
+        _helper = None
+        thread, kind = ctypes.c_ulong(self.ident or 0), ctypes.py_object(error)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, kind)
+        self._jobs.put(None)
+        self.join()
+
+
+_helper: _Helper | None = None
+
+
+def fork_safe(function: F) -> F:
+    """Decorate a function that computes with torch, so that forked processes may.
+
+    There, the thread that forked lets another thread compute, and waits for it.
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        global _helper
+        if threading.get_ident() != _survivor:
+            return function(*args, **kwargs)
+        _helper = _helper or _Helper()
+        return _helper.call(functools.partial(function, *args, **kwargs))
+
+    return cast(F, run)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What libraries keep for each thread, so that another one works alike.
+
+    Parameters
+    ----------
+    backend, n_jobs
+        Of ``joblib.parallel_config``.
+    config : dict
+        Of scikit-learn.
+    n_threads : int or None
+        Of torch; None if it is not imported.
+    """
+
+    backend: Any
+    n_jobs: Any
+    config: dict[str, Any]
+    n_threads: int | None
+
+    @classmethod
+    def of_this_thread(cls) -> "Settings":
+        """The settings here and now."""
+        backend, n_jobs = get_active_backend()
+        return cls(backend, n_jobs, sklearn.get_config(), _n_threads())
+
+    @contextlib.contextmanager
+    def applied(self):
+        """A context in which this thread has them."""
+        _limit_threads(self.n_threads)
+        with (
+            joblib.parallel_config(self.backend, n_jobs=self.n_jobs),
+            sklearn.config_context(**self.config),
+        ):
+            yield
+
+
+def _n_threads() -> int | None:
+    """How many threads torch takes in this thread, if it is there."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
+
+
+def _limit_threads(n: int | None) -> None:
+    """Let this thread take as many as the one that it computes for."""
+    if n != _n_threads():
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(n, "openmp")  # holds for the calling thread
+
+
+# Between processes ------------------------------------------------------------------
+
+_turns: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path
+_turns_lock = Lock()
+
+
+class FileLock:
+    """A file that one process at a time holds, and in it one thread.
+
+    It is a record lock: the system takes it back when the process ends, however that
+    happens, and children do not inherit it. It is also lost when the process opens
+    and closes the file in another way, so nobody does.
+
+    Parameters
+    ----------
+    path : path
+        Made if it is not there.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._file: int | None = None
+        with _turns_lock:
+            self._turn = _turns.setdefault(os.path.realpath(path), Lock())
+
+    def try_acquire(self) -> bool:
+        """Take the lock unless somebody has it, and note in the file who does."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
+            with contextlib.suppress(OSError):  # of a full disk: it is held anyway
+                os.ftruncate(self._file, 0)
+                os.write(self._file, f"{who()}\n".encode())
+        except BlockingIOError:
+            return False
+        finally:
+            if self._file is None:
+                self._turn.release()
+        return True
+
+    def acquire(self, say: Callable[[float], None] = lambda seconds: None) -> None:
+        """Wait for the lock; `say` is called every now and then meanwhile."""
+        wait_until(self.try_acquire, say)
+
+    def is_free(self) -> bool:
+        """Whether nobody holds the lock, or there is no such file."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            os.close(_open_locked(self.path, os.O_RDWR))
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            self._turn.release()
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+            self._turn.release()
+
+    def drop(self) -> None:
+        """In a forked child: the lock stayed with the parent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    __enter__ = acquire
+
+    def __exit__(self, *exception):
+        self.release()
+
+    @property
+    def held_since(self) -> float:
+        """When whoever holds the lock took it, in seconds since the epoch."""
+        try:
+            return os.stat(self.path).st_mtime
+        except OSError:
+            return time.time()
+
+    @property
+    def holder(self) -> str:
+        """Who holds the lock, as well as it can be known."""
+        if not self._turn.acquire(blocking=False):
+            return "another thread of this process"
+        try:
+            with open(self.path) as file:
+                return file.readline().strip() or "another process"
+        except OSError:
+            return "another process"
+        finally:
+            self._turn.release()
+
+
+def _open_locked(path, flags: int) -> int:
+    """A file that holds the lock; BlockingIOError if another process has it."""
+    file = os.open(path, flags, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def who() -> str:
+    """This process, for those who wait for it."""
+    return f"process {os.getpid()} on {socket.gethostname()!r}"
+
+
+def wait_until(is_done: Callable[[], Any], say: Callable[[float], None]) -> None:
+    """Ask again and again; `say` is given the seconds that this has taken."""
+    started, pause = time.monotonic(), 0.005
+    while not is_done():
+        time.sleep(pause)
+        pause = min(0.1, 1.5 * pause)
+        say(time.monotonic() - started)
