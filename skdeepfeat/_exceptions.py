@@ -22,8 +22,12 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 
 import sys
 import warnings
+from collections.abc import Iterator
+from types import FrameType
 
-BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}  # us and the user's line
+# Packages between us and the user's line, and those below a thread.
+BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}
+BETWEEN |= {"concurrent", "threading", "multiprocessing"}
 
 
 class ImageError(ValueError):
@@ -43,9 +47,9 @@ class ImageError(ValueError):
         super().__init__(row, source, reason)
         self.row, self.source, self.reason = row, source, reason
 
-    def at(self, row):
+    def at(self, row, source):
         """The same trouble in another row."""
-        return ImageError(row, self.source, self.reason)
+        return ImageError(row, source, self.reason)
 
     def __str__(self):
         return f"row {self.row} ({self.source}): {self.reason}"
@@ -92,12 +96,16 @@ class StoreWarning(FeatureWarning):
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code that led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back and _package_of(frame) in BETWEEN:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    """Warn at the line of the user's code that led here; in a thread, at ours."""
+    packages = list(_packages())
+    ours = len(packages) - packages[::-1].index(packages[0])  # the outermost
+    users = (level for level, name in enumerate(packages, 1) if name not in BETWEEN)
+    warnings.warn(message, category, stacklevel=next(users, ours))
 
 
-def _package_of(frame) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+def _packages() -> Iterator[str]:
+    """The package of each frame, from that of `warn_user` outwards."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame:
+        yield frame.f_globals.get("__name__", "").partition(".")[0]
+        frame = frame.f_back

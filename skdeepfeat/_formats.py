@@ -31,6 +31,7 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
 FOREIGN = "is no image in a format that is read ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
+LONGEST_PATH = 4096
 
 # How files begin: (offset, bytes, name), of formats that are read and of others.
 READ_STARTS: tuple[tuple[int, bytes, str], ...] = (
@@ -111,6 +112,15 @@ def begins_like(data, starts) -> str | None:
     return next(matches, None)
 
 
+def is_encoded(head: bytes) -> bool:
+    """Whether these first bytes surely are those of a file in a format that is read."""
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return True
+    if head.startswith(b"BM"):  # two letters alone may be two pixels
+        return head[6:10] == bytes(4)
+    return begins_like(head, READ_STARTS) is not None
+
+
 def is_tiff(data) -> bool:
     """Whether bytes are a TIFF, whatever Pillow says of it."""
     return begins_like(data, READ_STARTS) == "TIFF"
@@ -127,6 +137,8 @@ def refusal(data) -> str:
     line = bytes(data[:40]).strip().split(b"\n")[0].strip()
     if name is None and line and line.isascii() and line.decode().isprintable():
         name = f"text, {line.decode()!r}"
+    if name is not None and len(data) < LONGEST_PATH and is_image_name(bytes(data)):
+        name += "; pass a path as str, for instance X.asstr() of an h5py column"
     return f"{reason}; it looks like {name}" if name else reason
 
 
