@@ -32,6 +32,10 @@ DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
 FOREIGN = "is no image in a format that is read ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
 LONGEST_PATH = 4096
+NAME = (
+    "holds no image but the name of one; pass a path as str, for instance X.asstr() of "
+    "an h5py column"
+)
 
 # How files begin: (offset, bytes, name), of formats that are read and of others.
 READ_STARTS: tuple[tuple[int, bytes, str], ...] = (
@@ -132,13 +136,13 @@ def refusal(data) -> str:
         return DAMAGED.format("HEIF") if "HEIF" in Image.OPEN else _without_heif()
     if name := begins_like(data, READ_STARTS):
         return DAMAGED.format(name)
+    if len(data) < LONGEST_PATH and is_image_name(bytes(data)):
+        return NAME
     reason = FOREIGN.format(", ".join(FORMATS[name] for name in readable_formats()))
     name = begins_like(data, FOREIGN_STARTS)
     line = bytes(data[:40]).strip().split(b"\n")[0].strip()
     if name is None and line and line.isascii() and line.decode().isprintable():
         name = f"text, {line.decode()!r}"
-    if name is not None and len(data) < LONGEST_PATH and is_image_name(bytes(data)):
-        name += "; pass a path as str, for instance X.asstr() of an h5py column"
     return f"{reason}; it looks like {name}" if name else reason
 
 

@@ -271,7 +271,8 @@ class Lazy:
         self.is_ragged = getattr(getattr(sequence, "dtype", None), "kind", "") == "O"
 
     def __len__(self):
-        return len(self._sequence)
+        is_sized = hasattr(self._sequence, "__len__")  # which arrays of zarr are not
+        return len(self._sequence) if is_sized else self._sequence.shape[0]
 
     def read(self, start: int, stop: int) -> list:
         """What stands in some rows."""
@@ -413,8 +414,10 @@ def _makes_rows(X) -> bool:
     """Whether this is a sequence that need not be in memory."""
     if _is_query(X):
         return False
-    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    has_length = hasattr(X, "__len__") or len(getattr(X, "shape", ())) > 0
+    is_sequence = has_length and hasattr(X, "__getitem__")
     in_memory = isinstance(X, IN_MEMORY) or is_tensor(X) or _is_frame(X)
+    in_memory |= sparse.issparse(X)
     in_memory |= any(_can(X, name) for name in ("to_pylist", "to_numpy"))
     is_flat = len(getattr(X, "shape", ())) == 2 or _can(X, "column_names")
     return is_sequence and not in_memory and not is_flat
