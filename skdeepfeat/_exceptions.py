@@ -47,9 +47,9 @@ class ImageError(ValueError):
         super().__init__(row, source, reason)
         self.row, self.source, self.reason = row, source, reason
 
-    def at(self, row, source):
-        """The same trouble in another row."""
-        return ImageError(row, source, self.reason)
+    def at(self, row, source=None):
+        """The same trouble in another row, which may be called otherwise."""
+        return ImageError(row, source or self.source, self.reason)
 
     def __str__(self):
         return f"row {self.row} ({self.source}): {self.reason}"

@@ -175,6 +175,7 @@ class Window:
     def forget(self) -> None:
         """Let go of what is held."""
         self._hashed.clear()
+        self._errors.clear()
 
     def expect(self, row: int) -> None:
         """Let the system begin to read the file of a row that is asked for soon."""
