@@ -2,8 +2,9 @@
 
 import base64
 import contextlib
+import io
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -11,14 +12,28 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from ._decoding import CHANNELS, Pixels, open_array, open_bytes, open_pil, settle
+from ._decoding import (
+    CHANNELS,
+    Pixels,
+    check_numbers,
+    open_array,
+    open_bytes,
+    open_pil,
+    settle,
+    white_of_file,
+)
 from ._digests import digest, digest_bytes, learn_digest, recall_digest
 from ._exceptions import ImageError
-from ._formats import FOREIGN_STARTS, begins_like
+from ._formats import FOREIGN_STARTS, begins_like, is_encoded
 from ._processes import fork_safe
-from ._references import File, Reference, refer
+from ._references import File, Reference, refer, without_secrets
 
 LONGEST_NAME = 200  # in messages
+STANDARD = bytes.maketrans(b"-_", b"+/")  # alphabet of base64, of that for URLs
+MASKED = (
+    "must not be a masked array, whose mask no network can see; fill it, for instance "
+    "with image.filled(0)"
+)
 ALLOWED = (
     "a path, a URL, encoded bytes, a binary file, a PIL image, a (h, w) or "
     "(h, w, channels) array, or a (channels, h, w) tensor"
@@ -70,22 +85,36 @@ def is_tensor(cell) -> bool:
 
 def as_array(cell) -> np.ndarray:
     """A (channels, h, w) or (h, w) tensor as an (h, w[, channels]) array."""
-    tensor, shape = cell.detach().cpu(), tuple(cell.shape)
+    tensor, shape = cell.detach().cpu().resolve_neg(), tuple(cell.shape)
     if len(shape) == 3 and shape[0] not in (1, 2, 3, 4):
         hint = "; pass image.permute(2, 0, 1)" if shape[2] in CHANNELS else ""
         raise ValueError(
             "an image tensor must have the shape (h, w) or (channels, h, w) with 1 to "
             f"4 channels, got {shape}{hint}"
         )
-    if is_bfloat16(tensor):
+    if is_short_float(tensor):
         tensor = fork_safe(tensor.float)()
     array = tensor.numpy()
     return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
 
 
-def is_bfloat16(tensor) -> bool:
-    """Whether numpy has no dtype for the numbers of a tensor."""
-    return "bfloat16" in str(tensor.dtype)
+def is_short_float(tensor) -> bool:
+    """Whether numpy has no dtype for the floats of a tensor."""
+    return str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8"))
+
+
+def is_encoded_array(cell) -> bool:
+    """Whether this is the content of a file as an array, as cv2.imencode gives it."""
+    is_column = isinstance(cell, np.ndarray) and cell.shape[1:] in ((), (1,))
+    return is_column and cell.dtype == np.uint8 and is_encoded(cell[:16].tobytes())
+
+
+def take_array(cell: np.ndarray, protocols) -> np.ndarray:
+    """An array of pixels, all of which are numbers."""
+    if isinstance(cell, np.ma.MaskedArray):
+        raise ValueError(MASKED)
+    check_numbers(cell)
+    return cell
 
 
 def digest_array(array) -> bytes:
@@ -97,7 +126,9 @@ def digest_pil(image) -> bytes:
     """Key of the very pixels that are computed; of 8 bits, that of their array."""
     settled = settle(image)
     if isinstance(settled, Image.Image):
-        return digest_array(np.asarray(settled))
+        key = digest_array(np.asarray(settled))
+        # The file of such an image decides whether it may have a range of values.
+        return key if white_of_file(image) <= 255 else digest("reduced", key)
     alpha = b"" if settled.alpha is None else settled.alpha
     about = f"white {settled.white}, inverted {settled.inverted}"
     return digest("samples", about, settled.values, alpha)
@@ -116,17 +147,27 @@ def read_data_uri(cell: str, protocols) -> bytes:
     if not comma:
         raise ValueError('a "data:" URI must have a comma before its data')
     content = unquote_to_bytes(data)
-    return base64.b64decode(content) if header.endswith(";base64") else content
+    is_base64 = header.lower().rpartition(";")[2].strip() == "base64"
+    return decode_base64(content) if is_base64 else content
+
+
+def decode_base64(content: bytes) -> bytes:
+    """Bytes of base64 in either alphabet, with or without padding and line breaks."""
+    digits = b"".join(content.split()).rstrip(b"=").translate(STANDARD)
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError('the base64 of this "data:" URI is damaged') from error
 
 
 def read_file_object(cell, protocols) -> bytes:
     """All bytes of a binary file, which is left where it was."""
+    if isinstance(cell.read(0), str):
+        raise ValueError("the file is open as text; open it with mode 'rb'")
     place = cell.tell()
     cell.seek(0)
     content = cell.read()
     cell.seek(place)
-    if isinstance(content, str):
-        raise ValueError("the file is open as text; open it with mode 'rb'")
     return content
 
 
@@ -142,7 +183,8 @@ CELL_KINDS = (
     CellKind(
         "path",
         lambda c: isinstance(c, (str, os.PathLike)),
-        lambda c: shortened(str(os.fsdecode(c))),  # never numpy's own kind of str
+        # Never numpy's own kind of str.
+        lambda c: shortened(without_secrets(str(os.fsdecode(c)))),
         digest_bytes,
         open_bytes,
         refer,
@@ -150,9 +192,18 @@ CELL_KINDS = (
     CellKind(
         "bytes",
         lambda c: isinstance(c, (bytes, bytearray, memoryview)),
-        lambda c: f"{len(c)} bytes",
+        lambda c: f"{memoryview(c).nbytes} bytes",
         digest_bytes,
         open_bytes,
+        lambda c, protocols: c.tobytes() if isinstance(c, memoryview) else c,
+    ),
+    CellKind(
+        "encoded array",
+        is_encoded_array,
+        lambda c: f"array of {c.size} bytes",
+        digest_bytes,
+        open_bytes,
+        lambda c, protocols: c.tobytes(),
     ),
     CellKind(
         "file object",
@@ -175,6 +226,7 @@ CELL_KINDS = (
         lambda c: f"array of shape {c.shape}, {c.dtype}",
         digest_array,
         open_array,
+        take_array,
     ),
     CellKind(
         "tensor",
@@ -186,15 +238,32 @@ CELL_KINDS = (
 )
 
 
-def unwrap(cell):
-    """The image inside {"bytes": ..., "path": ...}, as data sets keep undecoded.
+# What holds an image: how it is recognised, and how the image is taken out.
+WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    # What data sets keep undecoded.
+    (
+        lambda c: isinstance(c, dict) and c.keys() <= {"bytes", "path"},
+        lambda c: c.get("path") if c.get("bytes") is None else c["bytes"],
+    ),
+    # A cell of an array of strings in a file.
+    (lambda c: isinstance(c, np.ndarray) and c.ndim == 0, lambda c: c.item()),
+    (lambda c: isinstance(c, memoryview) and c.ndim > 1, np.asarray),
+    # The content of a file, as torchvision.io.read_file gives it.
+    (
+        lambda c: is_tensor(c) and c.ndim == 1 and str(c.dtype) == "torch.uint8",
+        lambda c: c.cpu().numpy(),
+    ),
+    # An upload, as web frameworks hand it over.
+    (
+        lambda c: hasattr(getattr(c, "file", None), "seek") and not hasattr(c, "tell"),
+        lambda c: c.file,
+    ),
+)
 
-    Or the file inside an upload, as web frameworks hand it over.
-    """
-    if isinstance(cell, dict) and cell.keys() <= {"bytes", "path"}:
-        return cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    file = getattr(cell, "file", None)
-    return file if hasattr(file, "seek") and not hasattr(cell, "tell") else cell
+
+def unwrap(cell):
+    """What a cell stands for, where it is only a wrapping."""
+    return next((take(cell) for is_one, take in WRAPPED if is_one(cell)), cell)
 
 
 def kind_of(cell) -> CellKind | None:
@@ -228,14 +297,14 @@ class Cell:
     @classmethod
     def of(cls, row: int, value, protocols: Collection[str]) -> "Cell":
         """What stands in a row of X; raises ImageError if it is no image."""
-        value = unwrap(value)
-        if is_missing(value):
-            raise ImageError(row, "missing", "there is no image in this row")
-        kind = kind_of(value)
-        if kind is None:
-            what = type(value).__name__
-            raise ImageError(row, what, f"no image; a row must be {ALLOWED}")
-        source = kind.describe(value)
+        with row_errors(row, type(value).__name__):
+            value = unwrap(value)
+            if is_missing(value):
+                raise ImageError(row, "missing", "there is no image in this row")
+            kind = kind_of(value)
+            if kind is None:
+                raise ValueError(f"no image; a row must be {ALLOWED}")
+            source = kind.describe(value)
         with row_errors(row, source):
             return cls(row, kind, kind.take(value, protocols), source)
 
@@ -321,11 +390,22 @@ def row_errors(row: int, source: str):
     except (ImageError, MemoryError):
         raise
     except Exception as error:
-        raise ImageError(row, source, reason_of(error)) from error
+        repeats = any(str(e) != without_secrets(str(e)) for e in _causes(error))
+        reason = reason_of(error)
+        raise ImageError(row, source, reason) from (None if repeats else error)
 
 
-# What an exception while reading means, the first match counts.
-REASONS: tuple[tuple[type[Exception], str], ...] = (
+# What an exception while reading means; the first that it is, or is caused by, counts.
+# Classes of packages that may be missing are named.
+REASONS: tuple[tuple[type[Exception] | str, str], ...] = (
+    ("ClientPayloadError", "the server sent less than it announced"),
+    ("BadHttpMessage", "the server's answer is not valid HTTP"),
+    ("TooManyRedirects", "the server redirects without end"),
+    ("NonHttpUrlRedirectClientError", "the server redirects to what is no HTTP"),
+    ("ClientResponseError", "the server answered {0.status}"),
+    ("TimeoutError", "the server did not answer in time"),
+    ("ClientConnectionError", "there is no connection to the server"),
+    (io.UnsupportedOperation, "the file cannot be read from its start; pass its bytes"),
     (FileNotFoundError, "there is no such file"),
     (IsADirectoryError, "is a folder; load_image_folder(path) lists the images in it"),
     (PermissionError, "the file may not be read by this user"),
@@ -342,10 +422,25 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and (looks := _looks_of_name(error.filename)):
         return f"is no path; it looks like {looks}"
     for kind, reason in REASONS:
-        if isinstance(error, kind):
-            return reason
+        if found := next((e for e in _causes(error) if _is_a(e, kind)), None):
+            return reason.format(found)
     words = error.strerror if isinstance(error, OSError) else None  # without the name
-    return shortened(words or str(error) or type(error).__name__)
+    return shortened(without_secrets(words or str(error) or type(error).__name__))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what fsspec ("not found") and aiohttp hide behind it."""
+    yield error
+    hides = isinstance(error, FileNotFoundError) or "aiohttp" in type(error).__module__
+    if hides and error.__cause__ is not None:
+        yield from _causes(error.__cause__)
+
+
+def _is_a(error: BaseException, kind: type[Exception] | str) -> bool:
+    """Whether an exception is of a class, or of one of this name."""
+    if isinstance(kind, str):
+        return any(base.__name__ == kind for base in type(error).__mro__)
+    return isinstance(error, kind)
 
 
 def _looks_of_name(name) -> str | None:

@@ -15,12 +15,15 @@ from PIL import Image
 from ._depth import HEAD, white_of
 from ._formats import open_image
 from ._orientation import upright
-from ._samples import DEEP_GREY, Samples, grey_samples, samples_of
+from ._samples import DEEP_GREY, Samples, grey_samples, is_misread, samples_of
 
 CHANNELS = (1, 3, 4)
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 
+STEPS = {2: 85, 4: 17}  # between grey values of so many bits, in 8 bits
+
+MISREAD = "is of a TIFF that Pillow does not read as its header says; pass the path"
 CLOSED = (
     "the file of this PIL image was closed before its pixels were read; call "
     "image.load() before it is closed, or pass the path"
@@ -63,7 +66,8 @@ def open_bytes(data, value_range=None, enough=None, reserve=_no_limit) -> Pixels
         return _open_samples(samples, value_range)
     if enough is not None and image.format in ("JPEG", "MPO"):
         image.draft(None, (enough, enough))
-    return open_pil(image)
+    _load(image)
+    return Pixels(_as_rgb(_of_eight_bits(image, data)))
 
 
 def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
@@ -72,21 +76,27 @@ def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
     settled = settle(image)
     if isinstance(settled, Samples):
         return _open_samples(settled, value_range)
-    if value_range is not None and (white := _white_of_file(image)) > 255:
+    if value_range is not None and (white := white_of_file(image)) > 255:
         raise ValueError(CUT.format(white))
     return Pixels(_as_rgb(settled))
 
 
 def settle(image) -> Image.Image | Samples:
-    """What is computed of a PIL image: upright "L" or "RGB", or more than 8 bits.
-
-    Transparent pixels show white. The orientation is read after the pixels: some
-    formats are turned while they load.
-    """
+    """What is computed of a PIL image: upright "L" or "RGB", or more than 8 bits."""
     _load(image)
+    if is_misread(image):
+        raise ValueError(MISREAD)
     if image.mode in DEEP_GREY:
         return grey_samples(image)
-    image = upright(image)
+    return _of_eight_bits(image, _head_of(image))
+
+
+def _of_eight_bits(image, head) -> Image.Image:
+    """A loaded PIL image as upright "L" or "RGB"; transparent pixels show white.
+
+    The orientation is read after the pixels: some formats are turned while they load.
+    """
+    image = upright(_with_scaled_transparency(image, head))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -95,8 +105,25 @@ def settle(image) -> Image.Image | Samples:
     return image if image.mode == "L" else _as_rgb(image)
 
 
+def _with_scaled_transparency(image, head):
+    """A grey PNG of 2 or 4 bits, of which Pillow scales all but the transparent value.
+
+    Where the file is gone, it has the fewest bits that its values fit in.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or image.mode != "L" or not isinstance(value, int):
+        return image
+    values = np.asarray(image)
+    fits = (n for n in STEPS if value < 2**n and not (values % STEPS[n]).any())
+    image = image.copy()
+    image.info["transparency"] *= STEPS.get(head[24] if head else next(fits, 8), 1)
+    return image
+
+
 def _load(image) -> None:
     """Decode a PIL image, or say that it is too late for that."""
+    if 0 in image.size:
+        raise ValueError(f"has no pixels, its size is {image.width} x {image.height}")
     try:
         image.load()
     except (AssertionError, AttributeError, ValueError) as error:
@@ -111,12 +138,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _white_of_file(image) -> int:
-    """The largest sample of the file that a PIL image was opened from, if known."""
-    head = b""
+def _head_of(image) -> bytes:
+    """The first bytes of the file that a PIL image was opened from, if known."""
     if path := getattr(image, "filename", ""):
         with contextlib.suppress(OSError, TypeError), open(path, "rb") as file:
-            head = file.read(HEAD)
+            return file.read(HEAD)
+    return b""
+
+
+def white_of_file(image) -> int:
+    """The largest sample of the file that a PIL image was opened from, if known."""
+    head = _head_of(image)
     return white_of(image, head) if head or hasattr(image, "tag_v2") else 255
 
 
@@ -124,8 +156,7 @@ def open_array(array, value_range=None, enough=None, reserve=_no_limit) -> Pixel
     """An (h, w[, channels]) array; how it is scaled depends on its dtype alone."""
     array = _with_channels(array)
     reserve(array.shape[1::-1])
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"pixels must be real numbers, got dtype {array.dtype}")
+    check_numbers(array)
     eight_bit = _as_eight_bit(array) if value_range in (None, EIGHT_BIT) else None
     if eight_bit is not None:
         return open_pil(_pil_of(eight_bit))
@@ -134,6 +165,13 @@ def open_array(array, value_range=None, enough=None, reserve=_no_limit) -> Pixel
     if array.shape[2] in (2, 4):
         scaled = _on_white(scaled[:, :, :-1], scaled[:, :, -1:])
     return Pixels(_with_three(scaled), is_in_range(array, value_range))
+
+
+def check_numbers(array) -> None:
+    """Refuse an array that does not hold real numbers."""
+    if array.dtype.kind not in "biuf":
+        hint = "; cast them, as image.astype(np.uint8)" if array.dtype.hasobject else ""
+        raise ValueError(f"pixels must be real numbers, got dtype {array.dtype}{hint}")
 
 
 def _open_samples(samples: Samples, value_range) -> Pixels:
@@ -195,6 +233,8 @@ def _with_channels(array):
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or array.size == 0:
         planar = array.ndim == 3 and array.shape[0] in CHANNELS
         hint = "; pass image.transpose(1, 2, 0)" if planar else ""
+        if array.ndim == 1:
+            hint = "; pass encoded bytes as image.tobytes(), flat rows with image_shape"
         raise ValueError(
             f"an image array must have the shape (h, w) or (h, w, channels) with 1 to "
             f"4 channels and no side of 0, got {array.shape}{hint}"

@@ -23,8 +23,12 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 import sys
 import threading
 import warnings
+from types import FrameType
 
-BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}  # us and the user's line
+# Packages between us and the user's line, and those below a thread.
+OURS = __package__
+BETWEEN = {OURS, "sklearn", "joblib", "contextlib"}
+BETWEEN |= {"concurrent", "threading", "multiprocessing"}
 
 
 class ImageError(ValueError):
@@ -44,9 +48,9 @@ class ImageError(ValueError):
         super().__init__(row, source, reason)
         self.row, self.source, self.reason = row, source, reason
 
-    def at(self, row):
-        """The same trouble in another row."""
-        return ImageError(row, self.source, self.reason)
+    def at(self, row, source=None):
+        """The same trouble in another row, which may be called otherwise."""
+        return ImageError(row, source or self.source, self.reason)
 
     def __str__(self):
         return f"row {self.row} ({self.source}): {self.reason}"
@@ -93,11 +97,8 @@ class StoreWarning(FeatureWarning):
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code that led here."""
-    # A thread may compute for another one, which waits for it.
-    frame = getattr(threading.current_thread(), "asked_from", None) or sys._getframe()
-    while frame.f_back and _package_of(frame) in BETWEEN:
-        frame = frame.f_back
+    """Warn at the line of the user's code that led here; in a thread, at ours."""
+    frame = _users_frame()
     names = frame.f_globals
     warnings.warn_explicit(
         message,
@@ -109,5 +110,17 @@ def warn_user(message: str, category: type[Warning]) -> None:
     )
 
 
-def _package_of(frame) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+def _users_frame() -> FrameType:
+    """The innermost frame that is the user's, or else the outermost of ours."""
+    # A thread may compute for another one, which waits for it.
+    asked_from = getattr(threading.current_thread(), "asked_from", None)
+    frame: FrameType | None = asked_from or sys._getframe(1)
+    ours = frame
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in BETWEEN:
+            return frame
+        ours = frame if package == OURS else ours
+        frame = frame.f_back
+    assert ours is not None
+    return ours

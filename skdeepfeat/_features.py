@@ -194,8 +194,9 @@ class PretrainedCNNFeatures(
 
     Notes
     -----
-    The same image gives the same features, bit for bit, whatever else is in X, as
-    long as the setting stays; across batch sizes they agree to about 1e-6.
+    At one setting and one batch shape the same image gives the same features, bit for
+    bit, whatever else is in X. Across batch sizes, and between a single row, which is
+    computed alone, and several, they agree to about 1e-6.
 
     Pickles and clones carry parameters, never weights, and networks are shared by
     all estimators of a process.

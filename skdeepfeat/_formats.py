@@ -31,6 +31,11 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
 FOREIGN = "is no image in a format that is read ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
+LONGEST_PATH = 4096
+NAME = (
+    "holds no image but the name of one; pass a path as str, for instance X.asstr() of "
+    "an h5py column"
+)
 
 # How files begin: (offset, bytes, name), of formats that are read and of others.
 READ_STARTS: tuple[tuple[int, bytes, str], ...] = (
@@ -111,6 +116,15 @@ def begins_like(data, starts) -> str | None:
     return next(matches, None)
 
 
+def is_encoded(head: bytes) -> bool:
+    """Whether these first bytes surely are those of a file in a format that is read."""
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return True
+    if head.startswith(b"BM"):  # two letters alone may be two pixels
+        return head[6:10] == bytes(4)
+    return begins_like(head, READ_STARTS) is not None
+
+
 def is_tiff(data) -> bool:
     """Whether bytes are a TIFF, whatever Pillow says of it."""
     return begins_like(data, READ_STARTS) == "TIFF"
@@ -122,6 +136,8 @@ def refusal(data) -> str:
         return DAMAGED.format("HEIF") if "HEIF" in Image.OPEN else _without_heif()
     if name := begins_like(data, READ_STARTS):
         return DAMAGED.format(name)
+    if len(data) < LONGEST_PATH and is_image_name(bytes(data)):
+        return NAME
     reason = FOREIGN.format(", ".join(FORMATS[name] for name in readable_formats()))
     name = begins_like(data, FOREIGN_STARTS)
     line = bytes(data[:40]).strip().split(b"\n")[0].strip()

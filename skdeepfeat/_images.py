@@ -8,8 +8,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,9 @@ from scipy import sparse
 from ._cells import (
     Cell,
     Hashed,
-    is_bfloat16,
+    is_encoded_array,
     is_missing,
+    is_short_float,
     is_tensor,
     kind_of,
     row_errors,
@@ -119,6 +119,9 @@ class Window:
         self.keys: dict[int, bytes | ImageError] = {}
         self.files: list[tuple[str, str, bytes]] = []
         self._hashed: dict[int, Hashed] = {}
+        self._rows_of: dict[bytes, list[int]] = {}
+        self._same_as: dict[int, list[int]] = {}  # rows of its content, itself too
+        self._errors: dict[int, ImageError] = {}  # of rows that could not be read
         self._rescaled, self._n_bytes = rescaled, 0
 
     @property
@@ -143,19 +146,36 @@ class Window:
             self.keys[row] = found
             return
         tagged = self._rescaled and found.cell.kind.name == "pil"
-        self.keys[row] = digest("pil", found.key) if tagged else found.key
+        key = digest("pil", found.key) if tagged else found.key
+        self.keys[row] = key
+        self._same_as[row] = self._rows_of.setdefault(key, [])
+        self._same_as[row].append(row)
         self._hashed[row] = found
         self._n_bytes += found.cell.n_bytes
         if found.file is not None:
             self.files.append(found.file)
 
     def read(self, row: int) -> Cell:
-        """The image of a row with its content; raises ImageError."""
-        return self._hashed[row].read()
+        """The image of a row with its content; raises ImageError.
+
+        The content comes from another row of the same content if it must.
+        """
+        source = self._hashed[row].cell.source
+        for other in sorted(self._same_as[row], key=lambda r: r != row):
+            try:
+                return replace(self._hashed[other].read(), row=row, source=source)
+            except ImageError as error:
+                self._errors[other] = error
+        raise self._errors[row]
+
+    def error_of(self, row: int, error: ImageError) -> ImageError:
+        """The error of a row whose content has this error in another row."""
+        return self._errors.get(row) or error.at(row, self._hashed[row].cell.source)
 
     def forget(self) -> None:
         """Let go of what is held."""
         self._hashed.clear()
+        self._errors.clear()
 
     def expect(self, row: int) -> None:
         """Let the system begin to read the file of a row that is asked for soon."""
@@ -248,9 +268,12 @@ class Lazy:
         self._sequence = sequence
         self._first: list = []
         self.name = f"row of a {type(sequence).__name__}"
+        # Rows of different lengths, as h5py keeps encoded images.
+        self.is_ragged = getattr(getattr(sequence, "dtype", None), "kind", "") == "O"
 
     def __len__(self):
-        return len(self._sequence)
+        is_sized = hasattr(self._sequence, "__len__")  # which arrays of zarr are not
+        return len(self._sequence) if is_sized else self._sequence.shape[0]
 
     def read(self, start: int, stop: int) -> list:
         """What stands in some rows."""
@@ -317,16 +340,24 @@ LAZY = (Lazy, LazyArray)
 WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     # A frame or Series of narwhals.
     (lambda X: _can(X, "to_native") and not _is_query(X), lambda X: X.to_native()),
+    # Images of several sizes in one tensor.
+    (lambda X: is_tensor(X) and X.is_nested, lambda X: list(X.unbind())),
     # Flat rows that numpy has no dtype for; images are cast one by one.
     (
-        lambda X: is_tensor(X) and X.ndim == 2 and is_bfloat16(X),
+        lambda X: is_tensor(X) and X.ndim == 2 and is_short_float(X),
         lambda X: fork_safe(X.float)(),
     ),
+    (lambda X: isinstance(X, memoryview) and X.ndim > 1, np.asarray),
 )
 
 
 def unwrap_container(X):
     """What X stands for, where it is only a view or another spelling of it."""
+    if _is_closed(X):
+        raise ValueError(
+            f"X must be open. The file of this {type(X).__name__} is closed; call this "
+            "before it is, for instance inside its 'with' block."
+        )
     return next((take(X) for is_one, take in WRAPPED if is_one(X)), X)
 
 
@@ -337,7 +368,7 @@ def is_table(X) -> bool:
     own validation says what is wrong with it.
     """
     if isinstance(X, LAZY):
-        return isinstance(X, Lazy) and _are_numbers([X.first()])
+        return isinstance(X, Lazy) and not X.is_ragged and _are_numbers([X.first()])
     if sparse.issparse(X):
         return True
     if _is_query(X):
@@ -348,11 +379,13 @@ def is_table(X) -> bool:
         return len(X.shape) <= 2
     if is_tensor(X):
         return X.ndim == 2
-    if isinstance(X, (str, bytes, bytearray, Path, Image.Image)):
+    if isinstance(X, SINGLE):
         return False
     if not hasattr(X, "__len__") or not hasattr(X, "__getitem__"):
         return hasattr(X, "__array__") or not hasattr(X, "__iter__")
     if isinstance(X, Mapping):
+        return False
+    if isinstance(X, np.ndarray) and X.ndim == 0:
         return False
     if isinstance(X, np.ndarray) and X.ndim == 2:
         one_column = X.shape[1] == 1
@@ -385,8 +418,10 @@ def _makes_rows(X) -> bool:
     """Whether this is a sequence that need not be in memory."""
     if _is_query(X):
         return False
-    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__")
+    has_length = hasattr(X, "__len__") or len(getattr(X, "shape", ())) > 0
+    is_sequence = has_length and hasattr(X, "__getitem__")
     in_memory = isinstance(X, IN_MEMORY) or is_tensor(X) or _is_frame(X)
+    in_memory |= sparse.issparse(X)
     in_memory |= any(_can(X, name) for name in ("to_pylist", "to_numpy"))
     is_flat = len(getattr(X, "shape", ())) == 2 or _can(X, "column_names")
     return is_sequence and not in_memory and not is_flat
@@ -419,7 +454,8 @@ def _is_numeric_array(X) -> bool:
     return kind in "biufc" and has_axes
 
 
-IN_MEMORY = (list, tuple, Mapping, str, bytes, bytearray, Image.Image, np.ndarray)
+SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+IN_MEMORY = (list, tuple, Mapping, np.ndarray, *SINGLE)
 
 
 def _is_number(cell) -> bool:
@@ -428,16 +464,24 @@ def _is_number(cell) -> bool:
 
 def _is_row_of_numbers(cell) -> bool:
     if isinstance(cell, np.ndarray):
-        return cell.ndim <= 1 and cell.dtype.kind in "biufc"
+        is_flat = cell.ndim <= 1 and not is_encoded_array(cell)
+        return is_flat and cell.dtype.kind in "biufc"
     return isinstance(cell, (list, tuple)) and len(cell) > 0 and _is_number(cell[0])
-
-
-SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 
 
 def _is_file(X) -> bool:
     """Whether this is an opened file."""
     return hasattr(X, "read") and not hasattr(X, "__getitem__")
+
+
+def _is_scalar(X) -> bool:
+    """Whether this is an array without an axis, which holds one thing."""
+    return isinstance(X, np.ndarray) and X.ndim == 0
+
+
+def _is_closed(X) -> bool:
+    """Whether the file of an h5py data set is closed."""
+    return _can(X, "id") and not getattr(X.id, "valid", True)
 
 
 # What of an object that is no sequence is one, the first that it has: of a Bunch, of a
@@ -447,7 +491,7 @@ INSIDE = (("data", "X.data"), ("dataset", "X.dataset"), ("__iter__", "list(X)"))
 # What is no sequence of images: how it is recognised, and what to type instead.
 REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
     (
-        lambda X: isinstance(X, SINGLE) or _is_file(X),
+        lambda X: isinstance(X, SINGLE) or _is_file(X) or _is_scalar(X),
         lambda X: (
             f"X must be a sequence of images. Got one {type(X).__name__} instead; pass "
             "[X] for a single image, or load_image_folder(X).data for a folder."

@@ -9,9 +9,9 @@ import re
 import stat
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
-from ._digests import state_of_file
+from ._digests import digest, state_of_file
 
 SCHEMES = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]+)(?=://|::)")
 
@@ -23,6 +23,23 @@ VERSIONS = re.compile(
     re.IGNORECASE,
 )
 WEAK = "W/"
+
+# What may be a secret in a URL: a user with a password, and what is behind "?".
+USER, QUERY = re.compile(r"(?<=://)[^/?#\s]*@"), re.compile(r"(://[^\s?]*\?)[^\s'\"]*")
+
+FOREIGN_HOST = (
+    "names a file on the host {!r}; file:// URIs of this machine have three slashes, "
+    "as pathlib.Path(path).resolve().as_uri() writes them"
+)
+UNQUOTED = (
+    "has a query or a fragment, and names of files have none; write %3F for a question "
+    "mark and %23 for a hash, as pathlib.Path(path).resolve().as_uri() does"
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text in which URLs have neither users nor queries."""
+    return QUERY.sub(r"\1...", USER.sub("", text))
 
 
 class File:
@@ -66,7 +83,9 @@ class Remote:
     """
 
     def __init__(self, url: str):
-        self.name = url
+        self._url, shown = url, without_secrets(url)
+        # The name is remembered in the store, which is no place for a password.
+        self.name = url if shown == url else f"{shown} {digest(url).hex()}"
 
     def _file_system(self) -> tuple[Any, str]:
         try:
@@ -76,7 +95,7 @@ class Remote:
                 "URLs are opened by fsspec, which is not installed. Type: pip install "
                 "'skdeepfeat[remote]'"
             ) from None
-        return url_to_fs(self.name, use_listings_cache=False)
+        return url_to_fs(self._url, use_listings_cache=False)
 
     def state(self) -> str | None:
         """What changes with its content, None where the server says nothing of it."""
@@ -103,15 +122,29 @@ Reference = File | Remote
 
 def refer(cell, protocols: Collection[str]) -> Reference:
     """The file or URL of a path, or of a string; refuses schemes not in `protocols`."""
-    schemes = SCHEMES.findall(cell) if isinstance(cell, str) and "://" in cell else []
+    if not isinstance(cell, str) or "://" not in cell:
+        return File(cell)
+    cell = SCHEMES.sub(lambda match: match[0].lower(), cell)
+    schemes = SCHEMES.findall(cell)
     if not schemes:
         return File(cell)
     if schemes == ["file"]:
-        return File(unquote(urlsplit(cell).path))
-    refused = [s for s in schemes if s.lower() not in {*protocols, "file"}]
+        return File(_path_of_uri(cell))
+    allowed = {"file", *(protocol.lower() for protocol in protocols)}
+    refused = [scheme for scheme in schemes if scheme not in allowed]
     if refused:
         raise ValueError(
             f"URLs of {refused[0]!r} are not opened unless you allow it; type "
             f"protocols={(*protocols, *refused)!r}"
         )
     return Remote(cell)
+
+
+def _path_of_uri(uri: str) -> str:
+    """The path of a file:// URI, which must be on this machine and nothing more."""
+    host, _, path = uri.removeprefix("file://").partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise ValueError(FOREIGN_HOST.format(host))
+    if "?" in path or "#" in path:
+        raise ValueError(UNQUOTED)
+    return os.fsdecode(unquote_to_bytes(f"/{path}"))

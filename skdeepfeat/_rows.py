@@ -73,6 +73,7 @@ class Rows:
             self._find(window)
             self._n_begun += len(window.keys)
             yield window
+            self._repeat(window)
             window.forget()
 
     def _recall(self, names: list[str]) -> None:
@@ -82,13 +83,14 @@ class Rows:
 
     def _find(self, window: Window) -> None:
         """Tell the distinct rows by their content."""
-        self._key_of = {}
+        self._key_of, self._same_as = {}, []
         for row, key in window.keys.items():
             if isinstance(key, ImageError):
                 self._report.fail(key)
                 continue
-            first = self._first_of.setdefault(key, row)
-            if first == row:
+            first = self._first_of.get(key, row)
+            if first == row or first in self._report.failed:
+                self._first_of[key] = row
                 self._key_of[row] = key
             else:
                 self._same_as.append((row, first))
@@ -199,15 +201,18 @@ class Rows:
             StoreWarning,
         )
 
-    def finish(self) -> None:
+    def _repeat(self, window: Window) -> None:
         """Give rows of equal content the features, or the error, of the first."""
+        for row, first in self._same_as:
+            if error := self._report.failed.get(first):
+                self._report.fail(window.error_of(row, error))
+            elif self._out is not None:
+                self._out[row] = self._out[first]
+
+    def finish(self) -> None:
+        """Count the rows that were there already."""
         failed = self._report.failed
         n_failed = len(failed.keys() & set(self._first_of.values()))
         n_hits = len(self._first_of) - self.n_computed - n_failed
         asked = [column.fingerprint for column in self.plan.columns]
         self._table.count_hits(max(0, n_hits), asked)
-        for row, first in self._same_as:
-            if first in failed:
-                self._report.fail(failed[first].at(row))
-            elif self._out is not None:
-                self._out[row] = self._out[first]

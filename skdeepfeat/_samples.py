@@ -22,8 +22,8 @@ DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
 
 # Tags of TIFF, and some of their values.
-PHOTOMETRIC, PLANAR, KIND = 262, 284, 339
-WHITE_IS_ZERO, SEPARATE, UNSIGNED = 0, 2, 1
+PHOTOMETRIC, PLANAR, PREDICTOR, KIND = 262, 284, 317, 339
+WHITE_IS_ZERO, SEPARATE, OF_FLOATS, UNSIGNED, SIGNED = 0, 2, 3, 1, 2
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # alpha: none, multiplied in, apart
 COLOURS = {0: 1, 1: 1, 2: 3}  # photometric interpretation → number of channels
 
@@ -90,7 +90,7 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
     """
     if image is None and not is_tiff(data):
         raise ValueError(refusal(data))
-    if image is None:
+    if image is None or is_misread(image):
         return _samples_by_tifffile(data)
     if image.mode in DEEP_GREY:
         image.load()
@@ -98,14 +98,22 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
     white = white_of(image, data)
     if white <= 255:
         return None
-    if getattr(image, "tag_v2", {}).get(PLANAR) == SEPARATE:
-        return _samples_by_tifffile(data)
     samples = _colour_samples(image, data)
     if samples is None and image.format not in REDUCIBLE:
         raise ValueError(WRONG.format(white))
     if samples is None and value_range is not None:
         raise ValueError(REDUCED.format(white))
     return samples
+
+
+def is_misread(image: Any) -> bool:
+    """Whether Pillow makes other numbers of a TIFF than its header says."""
+    tags = getattr(image, "tag_v2", None) or {}
+    deep, kind = max(tags.get(BITS, (1,))) > 8, tags.get(KIND, (UNSIGNED,))[0]
+    in_planes = deep and image.mode not in DEEP_GREY and tags.get(PLANAR) == SEPARATE
+    signed = kind == SIGNED and not deep
+    swapped = tags.get(PREDICTOR) == OF_FLOATS and tags.prefix == b"MM"  # type: ignore
+    return in_planes or signed or swapped
 
 
 # Grey ---------------------------------------------------------------------------------
@@ -242,7 +250,7 @@ def _check_page(page) -> None:
     declared = n_extra == len(page.extrasamples) or n_colours == 3
     flat = n_colours and n_extra in (0, 1) and declared and page.imagedepth == 1
     numbers = page.dtype is not None and page.dtype.kind in "uif"
-    if not (flat and numbers and isinstance(bits, int) and bits > 8):
+    if not (flat and numbers and isinstance(bits, int) and bits >= 8):
         about = getattr(page.photometric, "name", page.photometric)
         raise ValueError(ODD_TIFF.format(about, page.samplesperpixel, bits))
     limit = Image.MAX_IMAGE_PIXELS

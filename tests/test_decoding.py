@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from skdeepfeat import FeatureStore, ImageError, PretrainedCNNFeatures
+from skdeepfeat import (
+    FeatureStore,
+    ImageError,
+    ImageWarning,
+    PretrainedCNNFeatures,
+)
 from skdeepfeat._backbones import InputSpec
 from skdeepfeat._batches import read_row
 from skdeepfeat._cells import digest_array, digest_pil
 from skdeepfeat._decoding import open_array, open_bytes, open_pil
 from skdeepfeat._formats import FORMATS, is_image_name, switches
 from skdeepfeat._images import read_images
-from skdeepfeat._training import read_pixels
+from skdeepfeat._pixels import read_pixels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 65536, (11, 14), dtype=np.uint16)
@@ -261,9 +266,8 @@ def test_floats_in_a_tiff_may_have_colours_and_alpha(dtype, array):
         (RGB, {"photometric": 1}),  # three samples that are not said to be colours
         (RGBA, {"photometric": 5, "planar": True}),
         (np.dstack([RGBA, RGBA]), {"t338": [0] * 5}),
-        (RGB.astype(np.int8), {}),
     ],
-    ids=["undeclared", "CMYK", "many", "signed bytes"],
+    ids=["undeclared", "CMYK", "many"],
 )
 def test_a_tiff_that_may_be_no_picture_is_refused_in_a_sentence(array, more):
     pytest.importorskip("tifffile")
@@ -438,6 +442,130 @@ def test_flags_of_pil_images_out_of_range(mode):
     assert not open_pil(image, (0, 4095)).in_range
     assert open_pil(image, (0, 5000)).in_range
     assert open_pil(image).in_range == (mode == "I;16")
+
+
+def big_endian_floats(values):
+    """A TIFF of floats whose bytes are differences, as GDAL may write it."""
+    tifffile = pytest.importorskip("tifffile")
+    buffer = io.BytesIO()
+    options = {"compression": "zlib", "predictor": 3, "byteorder": ">"}
+    tifffile.imwrite(buffer, values.astype(np.float32), **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_signed_bytes_in_a_tiff_are_as_in_an_array(channels):
+    pytest.importorskip("tifffile")
+    signed = RNG.integers(-128, 128, (11, 14, channels)).astype(np.int8)
+    array = signed[:, :, 0] if channels == 1 else signed
+    assert array.min() < 0
+    for value_range in (None, (-128, 127)):
+        expected = open_array(array, value_range).image
+        found = pixels(tiff_of(array), value_range)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_floats_of_a_big_endian_tiff_with_a_predictor_are_exact():
+    values = np.linspace(0.2, 0.8, 11 * 14, dtype=np.float32).reshape(11, 14)
+    found = pixels(big_endian_floats(values))
+    np.testing.assert_allclose(found[:, :, 0], values, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tiff_of(RGB, planar=True),
+        lambda: tiff_of(GREY.astype(np.int8)),
+        lambda: big_endian_floats(GREY / 65535),
+    ],
+    ids=["planes", "signed bytes", "swapped floats"],
+)
+def test_a_pil_image_of_a_tiff_that_pillow_misreads_is_refused(make, tmp_path):
+    (tmp_path / "a.tiff").write_bytes(make())
+    image = Image.open(tmp_path / "a.tiff")
+    open_bytes((tmp_path / "a.tiff").read_bytes())  # by tifffile
+    for _ in range(2):
+        with pytest.raises(ValueError, match="pass the path"):
+            open_pil(image)
+        with pytest.raises(ValueError, match="pass the path"):
+            digest_pil(image)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpegxl", "lerc"])
+@pytest.mark.parametrize("array", [GREY, RGB], ids=["grey", "rgb"])
+def test_bytes_in_a_tiff_are_read_in_any_compression(kind, array):
+    tifffile = pytest.importorskip("tifffile")
+    array, buffer = array.astype(np.uint8), io.BytesIO()
+    photometric = "rgb" if array.ndim == 3 else "minisblack"
+    try:
+        tifffile.imwrite(buffer, array, compression=kind, photometric=photometric)
+    except ValueError as error:
+        pytest.skip(f"the codec is not built: {error}")
+    expected = open_array(array).image
+    np.testing.assert_array_equal(pixels(buffer.getvalue()), np.asarray(expected))
+
+
+def small_png(values, bits, transparent):
+    """A grey PNG of few bits in which one value is transparent."""
+    each = values[:, :, None] >> np.arange(bits - 1, -1, -1) & 1
+    rows = np.packbits(each.reshape(len(values), -1).astype(np.uint8), axis=1)
+    h, w = values.shape
+    chunks = {
+        b"IHDR": struct.pack(">LLBBBBB", w, h, bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", transparent),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">L", len(data)) + name + data + struct.pack(">L", crc)
+        for name, data in chunks.items()
+        for crc in [zlib.crc32(name + data)]
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_few_bits_shows_white(bits, tmp_path):
+    top = 2**bits - 1
+    values = RNG.integers(0, top + 1, (11, 14))
+    values[0, 0] = transparent = 0 if bits == 1 else min(3, top - 1)
+    data = small_png(values, bits, transparent)
+    expected = np.where(values == transparent, 255, values * 255 // top)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    lazy = [Image.open(path), Image.open(io.BytesIO(data))]
+    keys = {digest_pil(image) for image in lazy}
+    found = [open_bytes(data).image, *(open_pil(image).image for image in lazy)]
+    for image in found:
+        np.testing.assert_array_equal(np.asarray(image)[:, :, 1], expected)
+    assert keys == {digest_array(np.asarray(found[0]))}
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16", "F"])
+def test_a_pil_image_without_pixels_is_refused(mode, size):
+    with pytest.raises(ImageError, match=r"row 0 .* has no pixels"):
+        PretrainedCNNFeatures("tiny").transform([Image.new(mode, size)])
+
+
+def test_a_lost_depth_is_an_error_of_that_row_alone(tmp_path):
+    (tmp_path / "deep.png").write_bytes(png(RGB))
+    rows = {
+        "opened": Image.open(tmp_path / "deep.png"),
+        "copied": Image.open(tmp_path / "deep.png").copy(),
+    }
+    for value_range in [(0, 4095), (0, 255)]:
+        for order in (["opened", "copied"], ["copied", "opened"]):
+            net = PretrainedCNNFeatures(
+                "tiny", value_range=value_range, on_error="nan", cache="memory"
+            )
+            with pytest.warns(ImageWarning, match="1 of 2"):
+                out = net.transform([rows[name] for name in order])
+            failed = [
+                name
+                for name, row in zip(order, out, strict=False)
+                if np.isnan(row).any()
+            ]
+            assert failed == ["opened"]
 
 
 @pytest.mark.parametrize("data", [png(RGB), png(LA), tiff_of(RGB)])
@@ -793,7 +921,7 @@ def test_training_reads_the_same_pixels(value_range):
     images = read_images(cells)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trained = read_pixels(images, [0, 1, 2, 3], spec, value_range, 1)
+        trained = read_pixels(images, [0, 1, 2, 3], spec, value_range, 1).pixels
     assert len(caught) == (value_range is not None)
     for row in range(4):
         found = read_row(images, row, spec, value_range)

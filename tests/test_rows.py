@@ -4,15 +4,19 @@ import base64
 import http.server
 import io
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import tiny_backbone, tiny_network
@@ -214,6 +218,200 @@ def test_open_files_on_disk(photos, photo_files):
         features().transform([text])
 
 
+def column(array):
+    return array[:, None]
+
+
+@pytest.mark.parametrize("shaped", [np.asarray, column, torch.from_numpy])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
+def test_encoded_images_in_arrays(photos, kind, shaped):
+    files = [encoded(photo, kind) for photo in photos]
+    rows = [shaped(np.frombuffer(bytearray(file), np.uint8)) for file in files]
+    if shaped is column:
+        rows = pd.Series(rows)
+    out = features(cache=None).transform(rows)
+    np.testing.assert_array_equal(out, features(cache=None).transform(files))
+
+
+def test_arrays_that_only_begin_like_a_file_are_pixels():
+    grey = np.random.default_rng(0).integers(0, 256, (40, 1), np.uint8)
+    grey[:2, 0] = list(b"BM")
+    assert np.isfinite(features().transform([grey])).all()
+    flat = np.full((3, 64), 66, np.uint8)
+    flat[:, 1] = 77
+    shaped = features(image_shape=(8, 8))
+    out = shaped.transform(list(flat))
+    np.testing.assert_array_equal(out, shaped.transform(flat))
+
+
+def test_flat_bytes_that_are_no_file_say_what_to_type(photos):
+    rows = [photos[0].ravel(), photos[1]]
+    with pytest.raises(ImageError, match=r"row 0 .*tobytes\(\).*image_shape"):
+        features().transform(rows)
+
+
+def test_columns_of_files_and_names_in_hdf5(photos, photo_files, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    expected = features().transform(photos)
+    with h5py.File(tmp_path / "photos.h5", "w") as file:
+        kind = h5py.vlen_dtype(np.uint8)
+        files = file.create_dataset("files", (6,), kind)
+        for row, photo in enumerate(photos):
+            files[row] = np.frombuffer(encoded(photo), np.uint8)
+        np.testing.assert_array_equal(features(cache=None).transform(files), expected)
+        files[2] = np.frombuffer(b"no image", np.uint8)
+        with pytest.raises(ImageError, match=r"row 2 .*tobytes"):
+            features().transform(files)
+        files[0] = np.frombuffer(b"no image", np.uint8)
+        with pytest.raises(ImageError, match=r"row 0 .*tobytes"):
+            features().transform(files)
+        names = file.create_dataset("names", data=photo_files)
+        with pytest.raises(ImageError, match=r"row 0 .*X\.asstr\(\)"):
+            features().transform(names)
+        out = features(cache=None).transform(names.asstr())
+        np.testing.assert_array_equal(out, expected)
+    for closed in (files, file):
+        with pytest.raises(ValueError, match="X must be open"):
+            features().transform(closed)
+
+
+def test_names_in_zarr(photos, photo_files):
+    zarr = pytest.importorskip("zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is no dtype of its specification yet
+        names = zarr.array(np.array(photo_files))
+    out = features(cache=None).transform(names)
+    np.testing.assert_array_equal(out, features().transform(photos))
+
+
+def test_memoryviews_of_pixels_and_of_any_numbers(photos):
+    expected = features().transform(photos)
+    stack = memoryview(photos)
+    np.testing.assert_array_equal(features(cache=None).transform(stack), expected)
+    file = encoded(photos[1], "BMP")
+    file += bytes(-len(file) % 4)
+    twice = np.repeat(np.frombuffer(encoded(photos[2]), np.uint8), 2)
+    rows = [memoryview(photos[0]), memoryview(file).cast("I"), memoryview(twice)[::2]]
+    np.testing.assert_array_equal(features(cache=None).transform(rows), expected[:3])
+
+
+def test_tensors_that_numpy_does_not_know(photos):
+    planes = torch.from_numpy(np.moveaxis(photos, -1, 1).copy())
+    expected = features().transform(photos)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it is a prototype
+        nested = torch.nested.nested_tensor([*planes])
+    np.testing.assert_array_equal(features(cache=None).transform(nested), expected)
+    floats = planes[0].float() / 255
+    zeros = torch.zeros_like(floats)
+    negative = torch.complex(zeros, -floats).conj().imag
+    assert negative.is_neg()
+    small = planes[0].div(255).to(torch.float8_e4m3fn)
+    rows = [negative, floats, small, small.float()]
+    out = features(cache=None).transform(rows)
+    np.testing.assert_array_equal(out[[0, 2]], out[[1, 3]])
+
+
+@pytest.mark.parametrize("X", ["photo.png", "", b"photo"])
+def test_an_array_without_axes_is_a_single_image(X):
+    with pytest.raises(ValueError, match=r"one ndarray .* pass \[X\]"):
+        features().transform(np.array(X))
+
+
+class Hostile:
+    """A path that has none."""
+
+    def __fspath__(self):
+        raise RuntimeError("the mount is gone")
+
+
+class HalfClosed(io.BytesIO):
+    """A file that does not even say its name."""
+
+    @property
+    def name(self):
+        raise OSError("the handle is stale")
+
+
+class Stream(io.RawIOBase):
+    """What can be read once, from where it is."""
+
+    def read(self, n=-1):
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (Hostile(), "the mount is gone"),
+        (HalfClosed(), "the handle is stale"),
+        (Stream(), "cannot be read from its start; pass its bytes"),
+        (np.ma.masked_array(np.zeros((8, 8), np.uint8), True), "a masked array"),
+        (np.zeros((8, 8, 3), object), r"real numbers, got dtype object; .*astype"),
+    ],
+)
+def test_a_strange_cell_is_an_error_of_its_row(photos, cell, reason):
+    with pytest.raises(ImageError, match=rf"row 1 \(.*\): .*{reason}"):
+        features().transform([photos[0], cell])
+    with pytest.warns(ImageWarning, match="1 of 2"):
+        out = features(on_error="nan").transform([photos[0], cell])
+    assert np.isnan(out[1]).all() and np.isfinite(out[0]).all()
+
+
+def test_a_binary_file_that_is_open_as_text(photo_files):
+    with (
+        open(photo_files[0], encoding="utf-8") as text,
+        pytest.raises(ImageError, match="mode 'rb'"),
+    ):
+        features().transform([text])
+
+
+def test_file_uris_name_the_very_file(photos, tmp_path):
+    names = ["a#b.png", "a?b.png", "a%20b.png", "a;b.png", "ü b.png", "a\nb.png"]
+    for name, photo in zip(names, photos, strict=True):
+        (tmp_path / name).write_bytes(encoded(photo))
+    (tmp_path / "a").write_bytes(encoded(photos[0]))
+    (tmp_path / "ab.png").write_bytes(encoded(photos[0]))
+    uris = [(tmp_path / name).as_uri() for name in names]
+    expected = features().transform(photos)
+    np.testing.assert_array_equal(features(cache=None).transform(uris), expected)
+    other = [f"FILE://localhost{tmp_path}/ü b.png", f"file://{tmp_path}/a\nb.png"]
+    out = features(cache=None).transform(other)
+    np.testing.assert_array_equal(out, expected[4:])
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("file://{}/a#b.png", "%23"),
+        ("file://{}/a?b.png", "%3F"),
+        ("file://otherhost{}/a", "host 'otherhost'"),
+        ("file://a", "three slashes"),
+    ],
+)
+def test_file_uris_of_something_else_are_refused(photos, tmp_path, uri, reason):
+    (tmp_path / "a").write_bytes(encoded(photos[0]))
+    with pytest.raises(ImageError, match=reason):
+        features().transform([uri.format(tmp_path)])
+
+
+def test_base64_of_any_spelling(photos):
+    content = encoded(photos[0])
+    plain, safe = base64.b64encode(content), base64.urlsafe_b64encode(content)
+    assert plain != safe
+    lines = "\n".join(textwrap.wrap(plain.decode(), 60))
+    uris = [
+        f"DATA:image/png;BASE64,{plain.decode()}",
+        f"data:image/png;name=x; base64,{safe.decode()}",
+        f"data:;base64,{plain.decode().rstrip('=')}",
+        f"data:;base64,{lines}",
+    ]
+    out = features(cache=None).transform(uris)
+    np.testing.assert_array_equal(out, features().transform(photos[[0] * 4]))
+    with pytest.raises(ImageError, match='base64 of this "data:" URI is damaged'):
+        features().transform([uris[0].replace("+", " ")])
+
+
 def test_file_and_data_uris(photos, photo_files):
     uris = [Path(path).as_uri() for path in photo_files[:3]]
     assert uris[0].startswith("file:///") and "%20" in uris[0]
@@ -327,15 +525,17 @@ def server():
 
         def do_GET(self):
             self.server.asked.append(self.path)
-            content = self.answer()
+            content = self.answer(self.server.broken)
             if content is not None:
                 self.wfile.write(content)
 
-        def answer(self):
+        def answer(self, statuses=()):
             content = self.server.content.get(self.path)
-            self.send_response(200 if content is not None else 404)
-            self.send_header("Content-Length", str(len(content or b"")))
-            for header in self.server.headers.get(self.path, {}).items():
+            status = 200 if content is not None else 404
+            status = {**self.server.statuses, **dict(statuses)}.get(self.path, status)
+            headers = {"Content-Length": str(len(content or b""))}
+            self.send_response(status)
+            for header in {**headers, **self.server.headers.get(self.path, {})}.items():
                 self.send_header(*header)
             self.end_headers()
             return content
@@ -345,6 +545,7 @@ def server():
 
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.content, made.headers, made.asked = {}, {}, []
+    made.statuses, made.broken = {}, {}  # by path; of GET alone
     made.url = f"http://127.0.0.1:{made.server_port}"
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
@@ -418,6 +619,139 @@ def test_a_failed_read_names_its_url(photos, server, aiohttp):
     assert server.asked.count("/a.png") == 1
 
 
+def test_a_row_that_cannot_be_read_again_takes_the_content_of_an_equal_one(
+    photos, server, aiohttp
+):
+    content = encoded(photos[0])
+    url = f"{server.url}/a.png"
+    server.content, server.headers = {"/a.png": content}, {"/a.png": {"ETag": '"1"'}}
+    remote = features(protocols=("http",), on_error="nan", cache=None)
+    expected = remote.transform([url])
+    server.broken = {"/a.png": 500}
+    for rows in ([url, content], [content, url], [url, url, content, url]):
+        out = remote.transform(rows)
+        np.testing.assert_array_equal(out, np.repeat(expected, len(rows), 0))
+        assert remote.errors_ == [] and remote.stats_["n_computed"] == 1
+
+
+def test_equal_rows_that_cannot_be_read_have_errors_of_their_own(
+    photos, server, aiohttp, tmp_path
+):
+    content, headers = encoded(photos[0]), {"ETag": '"1"'}
+    urls = [f"{server.url}/{name}.png" for name in "ab"]
+    server.content = {"/a.png": content, "/b.png": content}
+    server.headers = {"/a.png": headers, "/b.png": headers}
+    remote = features(protocols=("http",), on_error="nan", cache=None)
+    remote.transform(urls)
+    server.broken = {"/a.png": 500, "/b.png": 503}
+    with pytest.warns(ImageWarning, match="2 of 2"):
+        remote.transform(urls)
+    assert remote.errors_ == [
+        (0, urls[0], "the server answered 500"),
+        (1, urls[1], "the server answered 503"),
+    ]
+    (tmp_path / "damaged.png").write_bytes(content[:100])
+    rows = [tmp_path / "damaged.png", content[:100]]
+    with pytest.warns(ImageWarning, match="2 of 2"):
+        remote.transform(rows)
+    sources = [source for _, source, _ in remote.errors_]
+    assert sources == [str(rows[0]), "100 bytes"]
+
+
+def test_a_row_of_a_later_window_is_tried_where_an_equal_one_failed(
+    photos, server, aiohttp, monkeypatch
+):
+    monkeypatch.setattr("skdeepfeat._images.ROWS_HELD", 1)
+    monkeypatch.setattr("skdeepfeat._images.Held.at_once", 1)
+    content, url = encoded(photos[0]), f"{server.url}/a.png"
+    server.content, server.headers = {"/a.png": content}, {"/a.png": {"ETag": '"1"'}}
+    remote = features(protocols=("http",), on_error="nan", cache=None)
+    expected = remote.transform([url])
+    server.broken = {"/a.png": 500}
+    with pytest.warns(ImageWarning, match="1 of 3"):
+        out = remote.transform([url, content, content])
+    assert np.isnan(out[0]).all()
+    np.testing.assert_array_equal(out[1:], expected[[0, 0]])
+
+
+@pytest.mark.parametrize("call", ["transform", "store"])
+def test_passwords_and_tokens_in_urls_are_kept_secret(
+    photos, server, aiohttp, tmp_path, call
+):
+    url = server.url.replace("http://", "http://user:s3cr3t@") + "/a.png?sig=t0ken"
+    shown = f"{server.url}/a.png?..."
+    if call == "store":
+        server.content = {"/a.png?sig=t0ken": encoded(photos[0])}
+        server.headers = {"/a.png?sig=t0ken": {"ETag": '"1"'}}
+        features(protocols=("http",), cache=tmp_path).transform([url])
+        stored = b"".join(path.read_bytes() for path in tmp_path.glob("*.sqlite*"))
+        assert b"s3cr3t" not in stored and b"t0ken" not in stored
+        assert shown.encode() in stored
+        return
+    for path, statuses in [("403", {"/a.png?sig=t0ken": 403}), ("404", {})]:
+        server.statuses = statuses
+        remote = features(protocols=("http",), on_error="nan")
+        with pytest.warns(ImageWarning) as caught:
+            remote.transform([url])
+        assert remote.errors_ == [(0, shown, f"the server answered {path}")]
+        assert shown in str(caught[0].message)
+        with pytest.raises(ImageError) as raised:
+            features(protocols=("http",)).transform([url])
+        text = "".join(traceback.format_exception(raised.value))
+        assert "s3cr3t" not in text + str(caught[0].message)
+        assert "t0ken" not in text + str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"status": 403}, "the server answered 403"),
+        ({"status": 500}, "the server answered 500"),
+        ({"status": 302, "Location": "/a.png"}, "redirects without end"),
+        ({"status": 302, "Location": "file:///etc/hostname"}, "to what is no HTTP"),
+        ({"status": 200, "Content-Length": "9999"}, "sent less than it announced"),
+    ],
+)
+def test_what_a_server_answers_is_said(photos, server, aiohttp, answer, reason):
+    server.content = {"/a.png": encoded(photos[0])}
+    server.statuses = {"/a.png": answer.pop("status")}
+    server.headers = {"/a.png": answer}
+    with pytest.raises(ImageError, match=rf"/a\.png\): .*{reason}") as caught:
+        features(protocols=("http",)).transform([f"{server.url}/a.png"])
+    assert len(str(caught.value)) < 120
+
+
+def test_a_server_that_is_not_there_or_speaks_no_http(aiohttp):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.png"
+        with pytest.raises(ImageError, match="there is no connection to the server"):
+            features(protocols=("http",)).transform([url])
+        listener.listen()
+
+        def answer():
+            for _ in range(2):
+                connection = listener.accept()[0]
+                connection.recv(10_000)
+                connection.sendall(b"220 mail.example ESMTP ready\r\n\r\n" * 50)
+                connection.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(ImageError, match="is not valid HTTP"):
+            features(protocols=("http",)).transform([url])
+        thread.join(10)
+
+
+def test_schemes_may_be_written_in_capitals(photos, server, aiohttp):
+    server.content = {"/a.png": encoded(photos[0])}
+    url = server.url.replace("http", "HTTP") + "/a.png"
+    expected = features().transform(photos[:1])
+    for allowed in ("http", "HTTP"):
+        out = features(protocols=(allowed,), cache=None).transform([url])
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_any_file_system_of_fsspec(photos):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
@@ -468,6 +802,23 @@ def test_values_out_of_range_warn_in_every_call_at_the_users_line(
     assert warned_of_range(store.warm, [blob]) == [__file__]
     assert warned_of_range(store.fit_transform, [blob, photos[0]]) == [__file__]
     assert warned_of_range(store.transform, [photos[0]]) == []
+
+
+def test_warnings_in_a_pool_of_threads_point_at_code_of_this_package(photos):
+    rows = photos.astype(np.float32)
+    with ThreadPoolExecutor(1) as pool:
+
+        def transform(X):
+            pool.submit(features().transform, X).result()
+
+        (filename,) = warned_of_range(transform, rows)
+    assert Path(filename).name == "_features.py"
+    with ThreadPoolExecutor(1) as pool:
+
+        def nested(X):
+            pool.submit(lambda: features().transform(X)).result()
+
+        assert warned_of_range(nested, rows) == [__file__]
 
 
 def test_a_later_process_warns_of_stored_values_out_of_range(photos, tmp_path):
