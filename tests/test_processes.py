@@ -642,9 +642,21 @@ def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
     device, two_gpus, monkeypatch
 ):
     monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    assert resolve_device(device) == "cuda:0"
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match="spawn"):
         resolve_device(device)
+
+
+def test_a_forked_process_goes_on_without_a_gpu_as_its_parent_did(monkeypatch):
+    """A driver alone is no GPU, and torch looks for none after a fork."""
+    monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        resolve_device("cuda")
 
 
 # Threads ----------------------------------------------------------------------------
