@@ -122,18 +122,25 @@ def _has_driver() -> bool:
     return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVERS))
 
 
+_n_found: int | None = None  # GPUs, when this process or its parent last looked
+
+
 def _n_gpus() -> int:
     """How many torch can use; an error where a fork has cut it off from them."""
     import torch
 
-    if torch.cuda._is_in_bad_fork():
+    global _n_found
+    if torch.cuda._is_in_bad_fork():  # where nobody can look any more
+        if _n_found == 0:
+            return 0
         raise RuntimeError(
             "This process was forked from one that had used a GPU, and CUDA does not "
             "survive a fork. Start workers in another way, for instance with "
             "multiprocessing.get_context('spawn') or joblib's backend 'loky', or set "
             "device='cpu'."
         )
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    _n_found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return _n_found
 
 
 unconvertible: set[bytes] = set()  # what could not be converted in this process

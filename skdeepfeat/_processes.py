@@ -139,7 +139,7 @@ class _Helper(threading.Thread):
 
     def run(self) -> None:
         """Do one job after the other."""
-        with contextlib.suppress(BaseException):  # of `end` that comes between jobs
+        with contextlib.suppress(BaseException):  # of `_end`, between jobs
             while self._do(self._jobs.get()):
                 pass
 
@@ -151,10 +151,12 @@ class _Helper(threading.Thread):
         del job
         try:
             with settings.applied():
-                future.set_result(function())
+                result = function()
         except BaseException as error:
             future.set_exception(error)
             del future  # which the traceback of its error would keep
+        else:
+            future.set_result(result)
         self.asked_from = None
         return True
 
@@ -166,14 +168,15 @@ class _Helper(threading.Thread):
         self._jobs.put((in_context, future, Settings.of_this_thread(), frame))
         try:
             return future.result()
-        except BaseException:
-            if not future.done():
-                self._end(sys.exc_info()[0])
+        except BaseException as error:
+            if future.done():
+                raise
+            self._end(type(error))
             if not future.done():
                 raise
-            return future.result()
         finally:
-            del future, frame
+            del frame
+        return future.result()
 
     def _end(self, error) -> None:
         """Raise this error in the running job, and wait for its end."""
@@ -199,7 +202,8 @@ def fork_safe(function: F) -> F:
         global _helper
         if threading.get_ident() != _survivor:
             return function(*args, **kwargs)
-        _helper = _helper or _Helper()
+        if _helper is None or not _helper.is_alive():
+            _helper = _Helper()
         return _helper.call(functools.partial(function, *args, **kwargs))
 
     return cast(F, run)

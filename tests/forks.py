@@ -1,6 +1,8 @@
 """Computes in a process, forks it in every way, and prints what the children found.
 
 Usage: python forks.py {torch,converted,read,tuned} folder
+
+"prepare" forks nothing, and leaves converted networks for a later process to read.
 """
 
 import faulthandler
@@ -120,11 +122,12 @@ def check(model, way, known, expected, new):
 def main(kind, folder):
     warnings.simplefilter("error")
     X, found = images(), []
+    ways = () if kind == "prepare" else WAYS
     caches = (None, FeatureStore(name="forks"), FeatureStore(Path(folder) / "store"))
     for cache in caches:
         model, known = make_model(kind, cache), next(X)
         expected = model.transform(known)
-        for way in WAYS:
+        for way in ways:
             case = check(model, way, known, expected, next(X))
             place = "none" if cache is None else "folder" if cache.path else "memory"
             found.append({"cache": place, **case})

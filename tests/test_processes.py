@@ -93,8 +93,7 @@ def run(code, *arguments):
 @pytest.mark.parametrize("kind", ["torch", "converted", "read", "tuned"])
 def test_children_compute_what_their_parent_does_and_nothing_twice(kind, tmp_path):
     if kind == "read":
-        code = "from forks import *; make_model('read', None).transform(next(images()))"
-        output_of(start("-c", code), 60)
+        output_of(start(HERE / "forks.py", "prepare", tmp_path / "before"), 60)
     found = json.loads(output_of(start(HERE / "forks.py", kind, tmp_path), 120))
     assert len(found) == 12
     engine = "torch" if kind in ("torch", "tuned") else "openvino"
@@ -229,7 +228,8 @@ def test_no_lock_is_held_in_a_child():
     assert run("""
         import tempfile
         from skdeepfeat import Backbone, clear_caches, register_backbone
-        from skdeepfeat import _processes
+        from skdeepfeat import _disk, _processes, _store
+        _disk.FORK_SECONDS = _store.FORK_SECONDS = 0.1
         folder = tempfile.mkdtemp()
         stores = None, FeatureStore(), FeatureStore(folder)
         models = [
@@ -375,7 +375,7 @@ def test_an_interrupt_ends_a_computation_in_a_child():
         features.transform(X)
         many = np.concatenate([X] * 400)
         def later():
-            threading.Timer(2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
             return time.monotonic()
         def child():
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -642,9 +642,21 @@ def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
     device, two_gpus, monkeypatch
 ):
     monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    assert resolve_device(device) == "cuda:0"
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match="spawn"):
         resolve_device(device)
+
+
+def test_a_forked_process_goes_on_without_a_gpu_as_its_parent_did(monkeypatch):
+    """A driver alone is no GPU, and torch looks for none after a fork."""
+    monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(ValueError, match="no CUDA device"):
+        resolve_device("cuda")
 
 
 # Threads ----------------------------------------------------------------------------
