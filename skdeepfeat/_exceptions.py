@@ -21,6 +21,7 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 """
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -97,15 +98,29 @@ class StoreWarning(FeatureWarning):
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that led here; in a thread, at ours."""
-    packages = list(_packages())
-    ours = len(packages) - packages[::-1].index(packages[0])  # the outermost
-    users = (level for level, name in enumerate(packages, 1) if name not in BETWEEN)
-    warnings.warn(message, category, stacklevel=next(users, ours))
+    # A thread may compute for another one, which waits for it.
+    frame = getattr(threading.current_thread(), "asked_from", None) or sys._getframe()
+    frames = list(_outwards(frame))
+    ours = [frame for frame in frames if _package_of(frame) == "skdeepfeat"]
+    users = (frame for frame in frames if _package_of(frame) not in BETWEEN)
+    frame = next(users, ours[-1])
+    names = frame.f_globals
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        names.get("__name__"),
+        names.setdefault("__warningregistry__", {}),
+    )
 
 
-def _packages() -> Iterator[str]:
-    """The package of each frame, from that of `warn_user` outwards."""
-    frame: FrameType | None = sys._getframe(1)
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it."""
     while frame:
-        yield frame.f_globals.get("__name__", "").partition(".")[0]
+        yield frame
         frame = frame.f_back
+
+
+def _package_of(frame) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]
