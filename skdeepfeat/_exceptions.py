@@ -23,11 +23,11 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 
 # Packages between us and the user's line, and those below a thread.
-OURS = __package__
-BETWEEN = {OURS, "sklearn", "joblib", "contextlib"}
+BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}
 BETWEEN |= {"concurrent", "threading", "multiprocessing"}
 
 
@@ -98,7 +98,12 @@ class StoreWarning(FeatureWarning):
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that led here; in a thread, at ours."""
-    frame = _users_frame()
+    # A thread may compute for another one, which waits for it.
+    frame = getattr(threading.current_thread(), "asked_from", None) or sys._getframe()
+    frames = list(_outwards(frame))
+    ours = [frame for frame in frames if _package_of(frame) == "skdeepfeat"]
+    users = (frame for frame in frames if _package_of(frame) not in BETWEEN)
+    frame = next(users, ours[-1])
     names = frame.f_globals
     warnings.warn_explicit(
         message,
@@ -110,17 +115,12 @@ def warn_user(message: str, category: type[Warning]) -> None:
     )
 
 
-def _users_frame() -> FrameType:
-    """The innermost frame that is the user's, or else the outermost of ours."""
-    # A thread may compute for another one, which waits for it.
-    asked_from = getattr(threading.current_thread(), "asked_from", None)
-    frame: FrameType | None = asked_from or sys._getframe(1)
-    ours = frame
-    while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in BETWEEN:
-            return frame
-        ours = frame if package == OURS else ours
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that called it."""
+    while frame:
+        yield frame
         frame = frame.f_back
-    assert ours is not None
-    return ours
+
+
+def _package_of(frame) -> str:
+    return frame.f_globals.get("__name__", "").partition(".")[0]
