@@ -21,11 +21,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._averages import with_averages
 from ._backbones import Backbone, Layer, WeightsSource, resolve_weights
+from ._evidence import Watcher, check_rows, copied, measuring, same, two_images
 from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
-from ._networks import Network, build_network, skeleton_of
+from ._networks import Network, build_network, skeleton_of, trial_network
 from ._torch_winograd import WinogradConv2d, suits
-from ._tracing import ENDS, calls_its_class, trace
+from ._tracing import (
+    ENDS,
+    NotTraceable,
+    calls_its_class,
+    make_out_of_place,
+    trace,
+    without_inplace,
+)
 
 INPUT_OF = ".input"
 RETURNED = "returned"  # what a network returns that fx cannot trace
@@ -51,29 +59,97 @@ class Traced:
     values : bytes
         Digest of the tensors that its builder gave it and no file holds.
     graph : fx.Graph or None
-        None if fx cannot trace it.
+        None if fx cannot trace it, or traces something else than it computes.
     named : dict of str to fx.Node
         Its steps.
+    checked : bool
+        Whether the graph is known to compute what the network computes.
     """
 
     skeleton: nn.Module
     values: bytes
     graph: fx.Graph | None = None
     named: dict[str, fx.Node] = field(default_factory=dict)
+    checked: bool = False
 
 
 def traced(backbone: Backbone, image_size: int) -> Traced:
     """The network of a backbone, traced once; only some depend on an input size."""
 
-    def make():
-        skeleton, values = skeleton_of(backbone, image_size)
+    size = image_size if backbone.size_option else None
+    return backbone.memo.get(
+        ("traced", size), lambda: _trace(backbone, size or backbone.input.image_size)
+    )
+
+
+def _trace(backbone: Backbone, image_size: int) -> Traced:
+    """Trace a network, with a trial run unless it is published."""
+    skeleton, values = skeleton_of(backbone, image_size)
+    published = backbone.published_name is not None
+    with measuring():
+        trial = None if published else run_once(backbone, image_size)
         try:
-            return Traced(skeleton, values, *trace(skeleton))
+            graph, named = _graph_of(
+                skeleton, trial or on_no_device(skeleton, image_size)
+            )
         except Exception:  # fx raises whatever the traced code raises
             return Traced(skeleton, values)
+    return Traced(skeleton, values, graph, named, published or trial is not None)
 
-    size = image_size if backbone.size_option else None
-    return backbone.memo.get(("traced", size), make)
+
+@dataclass
+class Trial:
+    """A network that ran, what it was given, and copies of the tensors it returned.
+
+    None were returned by a network on no device.
+    """
+
+    network: nn.Module
+    images: torch.Tensor
+    returned: list[torch.Tensor] | None
+
+
+def run_once(backbone: Backbone, image_size: int) -> Trial | None:
+    """Run a network with its weights; None if it cannot run here.
+
+    Raises a ValueError if it has no row of its own for each image.
+    """
+    network = trial_network(backbone, image_size)
+    images = two_images(backbone.input, image_size)
+    try:
+        returned = copied(network(images.clone()))
+    except Exception:  # whatever the network raises
+        return None
+    check_rows(backbone.name, network, images, returned)
+    return Trial(network, images, returned)
+
+
+def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
+    """The same of a network that is trusted: enough to see what overwrites what."""
+    images = torch.zeros(2, 3, image_size, image_size, device="meta")
+    return Trial(skeleton, images, None)
+
+
+def _graph_of(skeleton: nn.Module, trial: Trial):
+    """A graph and its steps: none overwrites the value of another one, and together
+    they compute what the network did."""
+    graph, named = trace(skeleton)
+    watcher = Watcher(_fill(skeleton, trial.network, graph))
+    watcher.run(trial.images.clone())
+    make_out_of_place(graph, skeleton, watcher.overwritten)
+    without_inplace(skeleton)
+    if trial.returned is not None:
+        _check_same(_fill(skeleton, trial.network, graph), trial)
+    return graph, named
+
+
+def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
+    """Compare a graph, run as it will be, with what its network returned."""
+    without_inplace(filled).to(memory_format=torch.channels_last)
+    watcher = Watcher(filled)
+    x = trial.images.contiguous(memory_format=torch.channels_last)
+    if not same(watcher.run(x), trial.returned) or watcher.overwritten:
+        raise NotTraceable("the graph computes something else")
 
 
 class Structure:
@@ -94,7 +170,7 @@ class Structure:
             found.graph,
             found.named,
         )
-        self.values = found.values
+        self.values, self.checked = found.values, found.checked
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
@@ -288,18 +364,22 @@ def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
 
 def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):
     """The module of a graph, with the network's own parts: nothing is copied."""
+    return without_inplace(_fill(structure.skeleton, network, graph))
+
+
+def _fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """The same, with modules that work in place if the network's do."""
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-    parts = {target: _part(structure, network, target) for target in used}
-    return fx.GraphModule(parts, graph)
+    return fx.GraphModule({t: _part(skeleton, network, t) for t in used}, graph)
 
 
-def _part(structure: Structure, network: nn.Module, target: str):
+def _part(skeleton: nn.Module, network: nn.Module, target: str):
     """A module, parameter or buffer of the network, or a constant where it runs."""
     find = operator.attrgetter(target)
     try:
         part = find(network)
     except AttributeError:  # tracing leaves its constants on the skeleton
-        part = find(structure.skeleton)
+        part = find(skeleton)
     if isinstance(part, nn.Module):
         return part
     like = next(network.parameters(), part)
@@ -310,7 +390,8 @@ class HookedNetwork:
     """Activations of a network that fx cannot trace.
 
     A private copy of the network is hooked, run under a lock, and left by an
-    exception once the last layer has answered.
+    exception once the last layer has answered. It runs in the memory format of its
+    author, which its code may rely on.
 
     Parameters
     ----------
@@ -324,7 +405,7 @@ class HookedNetwork:
         pass
 
     def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
-        self._network = copy.deepcopy(network)
+        self._network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self._lock = threading.Lock()
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
@@ -352,7 +433,7 @@ class HookedNetwork:
         with self._lock:
             self._seen.clear()
             try:
-                returned = self._network(x)
+                returned = self._network(x.contiguous())
                 if self._returned:
                     self._seen[RETURNED] = returned
             except self._Done:

@@ -2,38 +2,35 @@
 
 The traced graph says what is computed: its steps in order, the functions and modules
 that they call, with their settings and constants. Only what torch and torchvision
-publish, and what Python itself has, can be named; a step of any other kind, and a
-network that cannot be traced, is known by the object alone.
+publish, and what Python itself has, can be named; a network with a step of any other
+kind, or without a graph that computes the same, is known by the object and its code.
 """
 
 import sys
-from enum import Enum
+from collections import deque
+from collections.abc import Iterator
 from operator import attrgetter
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from torch import fx, nn
-from torch.overrides import resolve_name
 
 from ._activations import Structure, structure_of
-from ._backbones import Backbone, as_array
-from ._digests import Tagged, digest_fields
-from ._tracing import calls_its_class
+from ._backbones import Backbone, Identity, Skeleton
+from ._descriptions import (
+    PUBLISHERS,
+    Undescribable,
+    describe_module,
+    describe_tensor,
+    describe_value,
+    name_of_function,
+)
+from ._digests import digest_fields
+from ._networks import builder_of
+from ._tracing import HOOKS
 
-PUBLISHERS = {"torch", "torchvision", "operator", "math", "builtins"}
-PLAIN = {type(None), bool, int, float, complex, str, bytes}
-SAME_IN_WORDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-
-# What every module keeps for itself, and what modules keep of their own tensors.
-BOOKKEEPING = set(vars(nn.Module()))
-BOOKKEEPING |= {"_flat_weights", "_flat_weight_refs"}  # of torch's recurrent networks
-BOOKKEEPING -= {"training"}
-
-
-class Undescribable(TypeError):
-    """Something of a network has no name that means the same everywhere."""
+NOT_OWN = PUBLISHERS | sys.stdlib_module_names | {"numpy"}
+MOST_FUNCTIONS = 2000  # that are looked at
 
 
 def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bool]:
@@ -47,8 +44,17 @@ def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bo
         graph = digest_fields("graph", 1, described)
         return {**about, "graph": graph}, True
     except TypeError:  # also of values that have no digest
-        code = [_describe_class(kind) for kind in _classes_of(structure.skeleton)]
-        return {**about, "token": backbone.token, "code": code}, False
+        return {**about, "token": backbone.token}, False
+
+
+def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Identity:
+    """The identity of a network that nothing but its object and its code describe.
+
+    Its code is looked at again each time, because what is edited is what runs.
+    """
+    skeleton = structure_of(backbone, image_size).skeleton
+    about = {"network": known.digest, "code": describe_code(backbone, skeleton)}
+    return Identity(digest_fields("network as its code stands", 1, about), False)
 
 
 # The graph ---------------------------------------------------------------------------
@@ -56,8 +62,8 @@ def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bo
 
 def _describe_graph(structure: Structure) -> dict:
     """Steps, and the modules and tensors that they use."""
-    if structure.graph is None:
-        raise Undescribable("torch.fx cannot trace it")
+    if structure.graph is None or not structure.checked:
+        raise Undescribable("nobody knows what it computes")
     place = {node: i for i, node in enumerate(structure.graph.nodes)}
     steps = [_describe_step(structure, node, place) for node in structure.graph.nodes]
     used = [n for n in structure.graph.nodes if n.op in ("call_module", "get_attr")]
@@ -72,119 +78,116 @@ def _describe_step(structure: Structure, node: fx.Node, place: dict) -> list:
     """What a step does, and to which values."""
     target = node.target
     if node.op == "call_function":
-        target = _name_of_function(target)
-    given = [_describe_value(value, place) for value in (node.args, node.kwargs)]
+        target = name_of_function(target)
+    given = [describe_value(value, place) for value in (node.args, node.kwargs)]
     return [node.op, str(target), *given]
 
 
 def _describe_part(skeleton: nn.Module, target: str):
     """A module, or a tensor: by value unless it is one of the weights."""
     part = attrgetter(target)(skeleton)
-    return _describe_module(part) if isinstance(part, nn.Module) else _tensor(part)
-
-
-def _describe_module(module: nn.Module) -> dict:
-    """Class, settings, and the modules within; nobody looks into its code."""
-    kind, own = type(module), vars(module)
-    replaced = [name for name in own if callable(getattr(kind, name, None))]
-    if replaced or not calls_its_class(module):
-        raise Undescribable(f"{kind.__name__} has methods or hooks of its own")
-    settings = {k: v for k, v in own.items() if k not in BOOKKEEPING}
-    tensors = {**module._parameters, **module._buffers}
-    return {
-        "class": _name_in_module(kind),
-        "settings": _describe_value(settings),
-        "tensors": {k: v if v is None else _tensor(v) for k, v in tensors.items()},
-        "within": {k: v and _describe_module(v) for k, v in module._modules.items()},
-    }
-
-
-def _tensor(tensor: torch.Tensor) -> Tagged:
-    """Values where there are any; those of the weights are known besides."""
-    about: list[Any] = [str(tensor.dtype), list(tensor.shape)]
-    return Tagged("tensor", about if tensor.is_meta else [*about, as_array(tensor)])
-
-
-# Values ------------------------------------------------------------------------------
-
-
-def _describe_value(value, place=None):
-    """A constant or setting in plain terms, steps by their place in the graph."""
-    if type(value) in PLAIN or isinstance(value, (np.generic, np.ndarray)):
-        return value
-    for kinds, describe_one in KINDS:
-        if isinstance(value, kinds):
-            return describe_one(value, place)
-    if callable(value):
-        return Tagged("function", _name_of_function(value))
-    raise Undescribable(f"a {type(value).__name__}")
-
-
-def _describe_items(values, place) -> list:
-    return [_describe_value(value, place) for value in values]
-
-
-KINDS: tuple = (
-    (fx.Node, lambda v, place: Tagged("step", place[v])),
-    (torch.Tensor, lambda v, place: _tensor(v)),
-    (SAME_IN_WORDS, lambda v, place: Tagged("torch", str(v))),
-    (Enum, lambda v, place: Tagged("enum", [_name_in_module(type(v)), v.name])),
-    (
-        slice,
-        lambda v, place: Tagged(
-            "slice", _describe_items((v.start, v.stop, v.step), place)
-        ),
-    ),
-    (type(...), lambda v, place: Tagged("ellipsis", None)),
-    (range, lambda v, place: Tagged("range", [v.start, v.stop, v.step])),
-    (tuple, lambda v, place: tuple(_describe_items(v, place))),
-    (list, _describe_items),
-    ((set, frozenset), lambda v, place: frozenset(_describe_items(v, place))),
-    (dict, lambda v, place: dict(_describe_items(v.items(), place))),
-)
-
-
-# Names -------------------------------------------------------------------------------
-
-
-def _name_of_function(function) -> str:
-    """The public name of a function of torch, torchvision or Python."""
-    try:
-        return resolve_name(function) or _name_in_module(function)
-    except TypeError as error:  # of what cannot be hashed
-        raise Undescribable(str(error)) from error
-
-
-def _name_in_module(thing) -> str:
-    """Module and name of a class or function, if looking there finds it again."""
-    module = str(getattr(thing, "__module__", "")).removeprefix("_")  # as in _operator
-    name = str(getattr(thing, "__qualname__", "<unnamed>"))
-    try:
-        found = attrgetter(name)(sys.modules[module])
-    except (AttributeError, KeyError):
-        found = None
-    if found is not thing or module.partition(".")[0] not in PUBLISHERS:
-        raise Undescribable(f"{module}.{name}")
-    return f"{module}.{name}"
+    describe_one = describe_module if isinstance(part, nn.Module) else describe_tensor
+    return describe_one(part)
 
 
 # Code --------------------------------------------------------------------------------
 
 
+def describe_code(backbone: Backbone, skeleton: nn.Module) -> list:
+    """The functions of the user's own that a network may call, and what they read.
+
+    Names are looked up where a function would find them, as far as they are written in
+    it; what is reached in other ways is not seen.
+    """
+    waiting: deque[Any] = deque(_classes_of(skeleton))
+    waiting += [value for module in skeleton.modules() for value in _called_by(module)]
+    if not isinstance(backbone.build, Skeleton):
+        waiting.append(builder_of(backbone))
+    found: list[list] = []
+    seen: set[int] = set()
+    while waiting and len(seen) < MOST_FUNCTIONS:
+        thing = _function_behind(waiting.popleft())
+        if id(thing) not in seen and _is_own(thing):
+            seen.add(id(thing))
+            values = _values_of(thing)
+            found.append([thing.__qualname__, *(_in_words(value) for value in values)])
+            waiting += values
+    return found
+
+
 def _classes_of(skeleton: nn.Module) -> list[type]:
-    """The classes of the user's own that modules are of, in order of use."""
-    kinds = [base for m in skeleton.modules() for base in type(m).__mro__]
-    return [
-        kind
-        for kind in dict.fromkeys(kinds)
-        if kind.__module__.partition(".")[0] not in PUBLISHERS
-    ]
+    """The classes that modules are of, in order of use."""
+    kinds = (base for m in skeleton.modules() for base in type(m).__mro__)
+    return list(dict.fromkeys(kinds))
 
 
-def _describe_class(kind: type) -> list:
-    """The code of the methods of a class."""
-    methods = [(k, v) for k, v in vars(kind).items() if isinstance(v, FunctionType)]
-    return [[name, _describe_code(method.__code__)] for name, method in methods]
+def _called_by(module: nn.Module) -> list:
+    """What a module keeps that may be a function: attributes, and hooks."""
+    own = vars(module)
+    hooks = [hook for place in HOOKS for hook in own[place].values()]
+    return [*(v for k, v in own.items() if k not in HOOKS), *hooks]
+
+
+def _function_behind(thing):
+    """The function of a method, property or partial."""
+    for name in ("__func__", "fget", "func"):
+        thing = getattr(thing, name, None) or thing
+    return thing
+
+
+def _is_own(thing) -> bool:
+    """Whether this is a function or class, and neither torch's nor Python's."""
+    root = str(getattr(thing, "__module__", "")).partition(".")[0]
+    return isinstance(thing, (FunctionType, type)) and root not in NOT_OWN
+
+
+def _values_of(thing) -> list:
+    """What a function or class is made of: its code, and all that its names mean."""
+    if isinstance(thing, type):
+        return list(vars(thing).values())
+    cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
+    given = (thing.__defaults__, thing.__kwdefaults__)
+    return [thing.__code__, *given, *cells, *_globals_of(thing)]
+
+
+def _is_full(cell) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # its function has not come so far
+        return False
+    return True
+
+
+def _globals_of(function: FunctionType) -> list:
+    """What the names in the code of a function mean, there or in modules it names."""
+    names = list(_names_in(function.__code__))
+    places = [function.__globals__]
+    named = [function.__globals__.get(name) for name in names]
+    places += [vars(value) for value in named if _is_own_module(value)]
+    return [place[name] for place in places for name in names if name in place]
+
+
+def _is_own_module(value) -> bool:
+    root = getattr(value, "__name__", "").partition(".")[0]
+    return isinstance(value, ModuleType) and root not in NOT_OWN
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Names of globals and attributes, also in functions within."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _in_words(value) -> Any:
+    """Code and plain values as they are; of anything else, what it is."""
+    if isinstance(value, CodeType):
+        return _describe_code(value)
+    try:
+        return digest_fields("value", 1, {"value": describe_value(value)})
+    except TypeError:
+        return type(value).__qualname__
 
 
 def _describe_code(code: CodeType) -> list:
