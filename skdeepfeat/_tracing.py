@@ -137,8 +137,8 @@ def make_out_of_place(
     """Let the steps that overwrite earlier values give new ones.
 
     What is computed later from an overwritten value is computed from the result of the
-    step instead, so the network means the same. `overwritten` holds, for each such
-    step, the earlier ones whose whole value it overwrites; None if it overwrites a part.
+    step instead, so the network means the same. `overwritten` has for each such
+    step the earlier ones whose whole value it overwrites, None where that is a part.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     now: dict[fx.Node, fx.Node] = {}  # where the value of a step is, once overwritten
