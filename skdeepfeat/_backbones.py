@@ -444,6 +444,14 @@ def _copy_of(net):
         ) from error
 
 
+def builder_of(backbone: Backbone) -> Callable[..., Any]:
+    """The record's builder, imported when it is a name."""
+    if not isinstance(backbone.build, str):
+        return backbone.build
+    module, _, function = backbone.build.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _check_build(build) -> None:
     """Refuse a builder that other processes would not find."""
     known = isinstance(build, (str, Skeleton))

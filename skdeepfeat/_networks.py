@@ -5,11 +5,9 @@ need no gradients.
 """
 
 import functools
-import importlib
 import re
 import threading
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,6 +26,7 @@ from ._backbones import (
     Weights,
     WeightsSource,
     as_array,
+    builder_of,
     digest_tensors,
 )
 from ._descriptions import describe_settings
@@ -144,14 +143,6 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
         # torchvision announces a future default of GoogLeNet's initialisation.
         warnings.filterwarnings("ignore", category=FutureWarning)
         return build(**options)
-
-
-def builder_of(backbone: Backbone) -> Callable[..., nn.Module]:
-    """The record's builder, imported when it is a name."""
-    if not isinstance(backbone.build, str):
-        return backbone.build
-    module, _, function = backbone.build.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:

@@ -21,8 +21,8 @@ LINES = [
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
     {"_descriptions", "_evidence", "_smallnets", "_skeletons", "_averages"},
-    {"_networks"},
-    {"_batches", "_store", "_plan", "_inputs"},
+    {"_networks", "_code"},
+    {"_batches", "_store", "_plan", "_inputs", "_traced"},
     {"_device", "_activations", "_report"},
     {"_engine"},
     {"_torch_engine", "_layers", "_identity", "_rows"},
@@ -36,7 +36,7 @@ LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
 HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
 HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
-HEAVY |= {"_torch_winograd", "_descriptions", "_evidence"}
+HEAVY |= {"_torch_winograd", "_descriptions", "_evidence", "_code", "_traced"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_layers", "_activations"),
