@@ -11,7 +11,6 @@ import copy
 import functools
 import math
 import operator
-from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
@@ -22,10 +21,11 @@ from ._averages import with_averages
 from ._backbones import Backbone, Layer, WeightsSource, resolve_weights
 from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
-from ._networks import Network, build_network, skeleton_of
+from ._networks import Network, build_network
 from ._processes import Lock, fork_safe
 from ._torch_winograd import WinogradConv2d, suits
-from ._tracing import ENDS, calls_its_class, trace
+from ._traced import fill, traced
+from ._tracing import ENDS, calls_its_class, without_inplace
 
 INPUT_OF = ".input"
 RETURNED = "returned"  # what a network returns that fx cannot trace
@@ -35,45 +35,6 @@ MAKES_NEW = (nn.Conv2d, WinogradConv2d, nn.BatchNorm2d, nn.Linear)
 SUMS = (operator.add, torch.add)
 
 # Structure ---------------------------------------------------------------------------
-
-
-@dataclass
-class Traced:
-    """A network without its weights, as fx saw it the one time that it looked.
-
-    What a network of the user's own is known by and what runs are made of the same
-    graph, so code that is edited in between cannot make them differ.
-
-    Parameters
-    ----------
-    skeleton : torch.nn.Module
-        On no device, with the constants that tracing leaves on it.
-    values : bytes
-        Digest of the tensors that its builder gave it and no file holds.
-    graph : fx.Graph or None
-        None if fx cannot trace it.
-    named : dict of str to fx.Node
-        Its steps.
-    """
-
-    skeleton: nn.Module
-    values: bytes
-    graph: fx.Graph | None = None
-    named: dict[str, fx.Node] = field(default_factory=dict)
-
-
-def traced(backbone: Backbone, image_size: int) -> Traced:
-    """The network of a backbone, traced once; only some depend on an input size."""
-
-    def make():
-        skeleton, values = skeleton_of(backbone, image_size)
-        try:
-            return Traced(skeleton, values, *trace(skeleton))
-        except Exception:  # fx raises whatever the traced code raises
-            return Traced(skeleton, values)
-
-    size = image_size if backbone.size_option else None
-    return backbone.memo.get(("traced", size), make)
 
 
 class Structure:
@@ -94,7 +55,7 @@ class Structure:
             found.graph,
             found.named,
         )
-        self.values = found.values
+        self.values, self.checked = found.values, found.checked
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
@@ -289,29 +250,15 @@ def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
 
 def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):
     """The module of a graph, with the network's own parts: nothing is copied."""
-    used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-    parts = {target: _part(structure, network, target) for target in used}
-    return fx.GraphModule(parts, graph)
-
-
-def _part(structure: Structure, network: nn.Module, target: str):
-    """A module, parameter or buffer of the network, or a constant where it runs."""
-    find = operator.attrgetter(target)
-    try:
-        part = find(network)
-    except AttributeError:  # tracing leaves its constants on the skeleton
-        part = find(structure.skeleton)
-    if isinstance(part, nn.Module):
-        return part
-    like = next(network.parameters(), part)
-    return part.to(like.device, like.dtype if part.is_floating_point() else part.dtype)
+    return without_inplace(fill(structure.skeleton, network, graph))
 
 
 class HookedNetwork:
     """Activations of a network that fx cannot trace.
 
     A private copy of the network is hooked, run under a lock, and left by an
-    exception once the last layer has answered.
+    exception once the last layer has answered. It runs in the memory format of its
+    author, which its code may rely on.
 
     Parameters
     ----------
@@ -325,7 +272,7 @@ class HookedNetwork:
         pass
 
     def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
-        self._network = copy.deepcopy(network)
+        self._network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
         self._lock = Lock()
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
@@ -353,7 +300,7 @@ class HookedNetwork:
         with self._lock:
             self._seen.clear()
             try:
-                returned = self._network(x)
+                returned = self._network(x.contiguous())
                 if self._returned:
                     self._seen[RETURNED] = returned
             except self._Done:

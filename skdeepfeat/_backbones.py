@@ -14,6 +14,7 @@ import importlib
 import json
 import re
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -267,7 +268,13 @@ class Backbone:
     def identity_at(self, image_size: int) -> Identity:
         """What the network is known by; only some are built for an input size."""
         size = image_size if self.size_option else None
-        return self.memo.get(("identity", size), lambda: self._identify(image_size))
+        found = self.memo.get(("identity", size), lambda: self._identify(image_size))
+        if not found.lasting:
+            found = _with_torch("_identity:as_code_stands", self, image_size, found)
+        if hooks := _hooks_of_all_modules():
+            about = {"network": found.digest, "hooks": hooks}
+            found = Identity(digest_fields("network under hooks", 1, about), False)
+        return found
 
     def _identify(self, image_size: int) -> Identity:
         about: dict[str, Any] = {
@@ -371,7 +378,7 @@ class Backbone:
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(copy.deepcopy(net).to("meta").eval()),
+            build=Skeleton(_copy_of(net).to("meta").eval()),
             input=InputSpec(image_size, None, mean=mean, std=std),
             head=head,
             arrays=arrays,
@@ -417,6 +424,34 @@ def _with_torch(name: str, *args):
     module, _, function = name.partition(":")
     found = importlib.import_module(f".{module}", __package__)
     return getattr(found, function)(*args)
+
+
+def _hooks_of_all_modules() -> list[list]:
+    """Hooks that this process has put on every module there is, by their numbers."""
+    torch = sys.modules.get("torch.nn.modules.module")
+    places = ("_global_forward_pre_hooks", "_global_forward_hooks")
+    found = [[place, *getattr(torch, place, ())] for place in places]
+    return [hooks for hooks in found if len(hooks) > 1]
+
+
+def _copy_of(net):
+    """A deep copy of a network, or a TypeError that says why there is none."""
+    try:
+        return copy.deepcopy(net)
+    except Exception as error:  # whatever copying an attribute raises
+        raise TypeError(
+            "Backbone.from_module copies the network, and something in this "
+            f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
+            "network, for instance as a global of its module."
+        ) from error
+
+
+def builder_of(backbone: Backbone) -> Callable[..., Any]:
+    """The record's builder, imported when it is a name."""
+    if not isinstance(backbone.build, str):
+        return backbone.build
+    module, _, function = backbone.build.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def _check_build(build) -> None:

@@ -1,11 +1,10 @@
 """Record + weights → a network, built once and shared by all estimators.
 
-Networks live in one bounded table for the whole process. They are in ``eval`` mode,
-need no gradients, and have no in-place step: a value read from the middle of one
-is the value that was computed there.
+Networks live in one bounded table for the whole process. They are in ``eval`` mode and
+need no gradients.
 """
 
-import importlib
+import functools
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -26,9 +25,11 @@ from ._backbones import (
     Weights,
     WeightsSource,
     as_array,
+    builder_of,
     digest_tensors,
 )
-from ._digests import sha256_file
+from ._descriptions import describe_settings
+from ._digests import digest_fields, sha256_file
 from ._exceptions import WeightsError
 from ._processes import Lock
 from ._shared import SharedTable
@@ -155,22 +156,16 @@ def build_network(source: WeightsSource) -> Network:
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
         network = _fill(module, state, source)
-    for module in network.module.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
     network.module.eval().requires_grad_(False)
     return network
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
-    """Call the record's builder, importing it when it is a name.
+    """Call the record's builder.
 
     `official` networks are built as published weights expect them.
     """
-    build = backbone.build
-    if isinstance(build, str):
-        module, _, function = build.partition(":")
-        build = getattr(importlib.import_module(module), function)
+    build = builder_of(backbone)
     options = dict(backbone.options) if official else {}
     if backbone.size_option:
         options[backbone.size_option] = image_size
@@ -186,6 +181,15 @@ def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
     network = _without_initialisation(backbone, image_size)
     values = values_as_before(backbone, image_size, None, network)
     return network.to("meta").eval(), values
+
+
+def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
+    """The network that a graph is compared with: built alike, with numbers in it."""
+    if backbone.arrays is not None:
+        source = WeightsSource(backbone, backbone.input, embedded=True)
+        return build_network(source).module
+    build = functools.partial(call_builder, backbone, image_size, official=True)
+    return _with_seed(0, build).eval().requires_grad_(False)
 
 
 def _without_initialisation(backbone: Backbone, image_size: int) -> nn.Module:
@@ -225,13 +229,23 @@ def seeded_values(source: WeightsSource) -> bytes:
 def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> bytes:
     """Digest of the values that a builder gives and no file replaces.
 
-    Raises an error if they are others than when this was first asked: what is known
-    of the network then does not hold any more.
+    Raises an error if they, or the settings of modules, are others than when this was
+    first asked: what is known of the network then does not hold any more.
     """
     if not backbone.is_own or isinstance(backbone.build, Skeleton):
         return b""
+    size = image_size if backbone.size_option else None
+    # Published weights have options of their own.
+    options = seed is None and bool(backbone.options)
+    settings = digest_fields("settings", 1, describe_settings(network))
+    _check_as_before(backbone, ("settings", size, options), settings)
     found = _values(network, seed)
-    name = "values", image_size if backbone.size_option else None, seed
+    _check_as_before(backbone, ("values", size, seed), found)
+    return found
+
+
+def _check_as_before(backbone: Backbone, name: tuple, found: bytes) -> None:
+    """Remember a digest, or compare it with the one that is remembered."""
     if backbone.memo.get(name, lambda: found) != found:
         raise WeightsError(
             f"The builder {backbone.build!r} of backbone {backbone.name!r} gives "
@@ -239,7 +253,6 @@ def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> byt
             "that torch.manual_seed does not control. Make a new Backbone after a "
             "change, and seed all that it draws."
         )
-    return found
 
 
 def _values(network: nn.Module, seed: int | None) -> bytes:

@@ -1,8 +1,8 @@
 """Network → the graph of its steps, each with a name.
 
 fx runs the code of a network on stand-ins and records what happens to them. Steps that
-would overwrite an earlier value are made to give a new one, so that any value may be
-read from the graph.
+are seen to overwrite an earlier value are made to give a new one, so that any value may
+be read from the graph.
 """
 
 import inspect
@@ -12,42 +12,34 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from ._processes import Lock
 
 ENDS = ("placeholder", "output")  # of a graph, which are no steps
-
-# In-place arithmetic → the same without changing what an earlier layer returned.
-OUT_OF_PLACE: dict[Any, Callable] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-    operator.itruediv: operator.truediv,
-    torch.relu_: torch.relu,
-}
-
 
 # Where a module keeps what is called before and after its forward.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class NotTraceable(RuntimeError):
-    """A call of the network does more than the forward of its class."""
+    """The graph of the network would not compute what the network computes."""
 
 
 def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of a network in which no step works in place, and its named steps."""
+    """The graph of a network as its code says, and its named steps."""
     if not calls_its_class(net):  # fx would look at the class alone
         raise NotTraceable(f"the call of {type(net).__name__} was changed")
     tracer = Tracer()
     with Tracer.trace_lock:
         graph = tracer.trace(net)
-    _remove_inplace_steps(graph, net)
+    if tracer.refused:
+        raise NotTraceable("the code goes on where a value cannot be known")
+    _allow_any_memory_format(graph)
     inside = {n: step for step, n in tracer.name_of.items() if step.op not in ENDS}
     return graph, inside
 
@@ -88,6 +80,12 @@ class Tracer(fx.Tracer):
         self._count: Counter[str] = Counter()
         self._taken: set[str] = set()
         self.name_of: dict[fx.Node, str] = {}
+        self.refused = False
+
+    def to_bool(self, obj):
+        """Refuse to say whether a value is true, also to code that would not mind."""
+        self.refused = True
+        return super().to_bool(obj)
 
     def is_leaf_module(self, m, module_qualified_name):
         """Whether a module is one step."""
@@ -120,37 +118,74 @@ class Tracer(fx.Tracer):
         return proxy
 
 
-def _remove_inplace_steps(graph: fx.Graph, net: nn.Module) -> None:
-    """Replace steps that would overwrite the value of an earlier layer.
+# Rewriting ---------------------------------------------------------------------------
 
-    What was computed later from the overwritten value is computed from the result of
-    the step instead, so the network means the same.
+
+def _allow_any_memory_format(graph: fx.Graph) -> None:
+    """Views of other shapes are copies where the memory format demands it.
+
+    The network itself may run in another format than its author's.
+    """
+    for view, reshape in (("view", "reshape"), ("view_as", "reshape_as")):
+        for node in graph.find_nodes(op="call_method", target=view):
+            given = (*node.args, *node.kwargs.values())
+            if not any(isinstance(value, torch.dtype) for value in given):
+                node.target = reshape
+
+
+def make_out_of_place(
+    graph: fx.Graph, net: nn.Module, overwritten: Mapping[fx.Node, list | None]
+) -> None:
+    """Let the steps that overwrite earlier values give new ones.
+
+    What is computed later from an overwritten value is computed from the result of the
+    step instead, so the network means the same. `overwritten` has for each such
+    step the earlier ones whose whole value it overwrites, None where that is a part.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if not _make_out_of_place(node, net) or not node.all_input_nodes:
-            continue
-        place = order[node]
-        node.all_input_nodes[0].replace_all_uses_with(
-            node, delete_user_cb=lambda user, place=place: order[user] > place
-        )
+    now: dict[fx.Node, fx.Node] = {}  # where the value of a step is, once overwritten
+    for node, before in overwritten.items():
+        if before is None or not _make_out_of_place(node, net):
+            raise NotTraceable(f"{node} overwrites what it does not return")
+        for step in {now.get(step, step) for step in before}:
+            step.replace_all_uses_with(
+                node, delete_user_cb=lambda user, node=node: order[user] > order[node]
+            )
+        now |= dict.fromkeys(before, node)
+
+
+def without_inplace(net: nn.Module) -> nn.Module:
+    """Switch off what modules do in place."""
+    for module in net.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    return net
 
 
 def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
-    """Rewrite a step that works in place; says whether it did."""
-    if node.op == "call_module":
+    """Rewrite a step that works in place; says whether that can be done."""
+    if node.op == "call_module":  # see `without_inplace`
         return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
-        name = str(node.target)
-        if name.endswith("_") and not name.endswith("__"):
-            node.target = name.removesuffix("_")
-            return True
-    if node.op == "call_function":
-        if node.target in OUT_OF_PLACE:
-            node.target = OUT_OF_PLACE[node.target]
-            return True
-        return _pass_inplace_false(node)
-    return False
+        node.target = str(node.target).removesuffix("_")
+        return hasattr(torch.Tensor, node.target)
+    if twin := _twin_of(node.target):
+        node.target = twin
+        return True
+    return _pass_inplace_false(node)
+
+
+def _twin_of(function) -> Callable | None:
+    """The function that gives a new value: torch.add of torch.add_, for instance."""
+    name = getattr(function, "__name__", "")
+    for place, twin in (
+        (operator, name.removeprefix("i")),
+        (torch, name.removesuffix("_")),
+        (F, name.removesuffix("_")),
+    ):
+        if twin != name and getattr(place, name, None) is function:
+            return getattr(place, twin, None)
+    return None
 
 
 def _pass_inplace_false(node: fx.Node) -> bool:

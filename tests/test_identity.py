@@ -1045,12 +1045,10 @@ def test_a_memo_is_asked_once_and_forgotten_with_the_caches():
 
 
 def test_a_network_is_traced_once(monkeypatch, X):
-    from skdeepfeat import _activations
+    from skdeepfeat import _traced
 
-    traced, trace = [], _activations.trace
-    monkeypatch.setattr(
-        _activations, "trace", lambda n: (traced.append(1), trace(n))[1]
-    )
+    traced, trace = [], _traced.trace
+    monkeypatch.setattr(_traced, "trace", lambda n: (traced.append(1), trace(n))[1])
     backbone = backbone_of(seeded(Net()))
     assert backbone.lasting and Structure(backbone, 16).traceable
     features(backbone).fit(X).transform(X)

@@ -21,8 +21,10 @@ LINES = [
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
     | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
-    {"_networks", "_smallnets", "_skeletons", "_averages", "_arithmetic"},
-    {"_batches", "_store", "_plan", "_inputs", "_augmentation"},
+    {"_descriptions", "_evidence", "_smallnets", "_skeletons", "_averages"}
+    | {"_arithmetic"},
+    {"_networks", "_code"},
+    {"_batches", "_store", "_plan", "_inputs", "_traced", "_augmentation"},
     {"_device", "_activations", "_report"},
     {"_engine"},
     {"_torch_engine", "_layers", "_identity", "_rows"},
@@ -37,6 +39,7 @@ TORCH = {"torch", "torchvision", "safetensors.torch"}
 HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
 HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
 HEAVY |= {"_torch_winograd", "_augmentation", "_pixels", "_arithmetic"}
+HEAVY |= {"_descriptions", "_evidence", "_code", "_traced"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {
     ("_layers", "_activations"),
