@@ -1064,7 +1064,7 @@ def test_tuned_weights_are_not_kept_alive(images):
         alive.append(weakref.ref(clf.to_backbone()))
     clear_caches()
     gc.collect()
-    assert [ref() is not None for ref in alive] == [False, False, True]
+    assert not any(ref() for ref in alive)
 
 
 def test_one_image_at_a_time_does_no_harm(images):
