@@ -161,12 +161,15 @@ def decode_base64(content: bytes) -> bytes:
 
 def read_file_object(cell, protocols) -> bytes:
     """All bytes of a binary file, which is left where it was."""
-    if isinstance(cell.read(0), str):
-        raise ValueError("the file is open as text; open it with mode 'rb'")
     place = cell.tell()
     cell.seek(0)
-    content = cell.read()
+    try:
+        content = cell.read()
+    except UnicodeDecodeError:
+        content = "binary"
     cell.seek(place)
+    if isinstance(content, str):
+        raise ValueError("the file is open as text; open it with mode 'rb'")
     return content
 
 
