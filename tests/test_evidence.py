@@ -180,6 +180,10 @@ def in_bfloat16(self, x):
         return self.c(x).float()
 
 
+def first(net):
+    return next(net.parameters())
+
+
 def with_relu(self, x):
     return self.relu(self.c(x))
 
@@ -203,8 +207,8 @@ LOST = {  # there is no graph that computes the same: the network runs as it is
     "hasattr": lambda s, x: s.c(x.logits if hasattr(x, "logits") else x),
     "try": catching,
     "try in vain": catching_what_does_not_happen,
-    "device": lambda s, x: s.c(x) * (1 if s.c.weight.device.type == "meta" else s.v),
-    "is_meta": lambda s, x: s.c(x) * (1 if s.c.weight.is_meta else s.v),
+    "device": lambda s, x: s.c(x) * (s.v if first(s).device.type == "cpu" else 1),
+    "is_meta": lambda s, x: s.c(x) * (1 if first(s).is_meta else s.v),
     "autocast": in_bfloat16,
 }
 KEPT = {  # the graph is rewritten
