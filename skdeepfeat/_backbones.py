@@ -221,9 +221,9 @@ class Backbone:
     -----
     A published network is known by its name. Any other is known by what it computes:
     the steps that torch.fx traces, with their constants and settings, and its
-    tensors. What cannot be described that way (code that torch.fx cannot trace, hooks,
-    functions that are wrapped as a step) is known by the object alone, unless you
-    give a `version`.
+    tensors. What cannot be described that way (code that torch.fx cannot trace or
+    traces wrongly, hooks, functions that are wrapped as a step) is known by the object
+    and its code as it stands, unless you give a `version`.
 
     Examples
     --------
@@ -366,6 +366,17 @@ class Backbone:
         -------
         backbone : Backbone
             It pickles with its weights as arrays.
+
+        Raises
+        ------
+        ValueError
+            If the features of an image depend on the other images of a batch, or are
+            different in every call.
+
+        Notes
+        -----
+        The network is run on two images of noise, and so are the steps that torch.fx
+        traces. If they return different values, the network runs as it is, untraced.
         """
         kinds = [base.__name__ for base in type(net).__mro__]
         if "Module" not in kinds or "ScriptModule" in kinds:

@@ -7,7 +7,6 @@ be read from the graph.
 
 import inspect
 import math
-import operator
 import re
 import sys
 import threading
@@ -178,13 +177,10 @@ def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
 def _twin_of(function) -> Callable | None:
     """The function that gives a new value: torch.add of torch.add_, for instance."""
     name = getattr(function, "__name__", "")
-    for place, twin in (
-        (operator, name.removeprefix("i")),
-        (torch, name.removesuffix("_")),
-        (F, name.removesuffix("_")),
-    ):
-        if twin != name and getattr(place, name, None) is function:
-            return getattr(place, twin, None)
+    if name.endswith("_"):
+        for place in (torch, F):
+            if getattr(place, name, None) is function:
+                return getattr(place, name.removesuffix("_"), None)
     return None
 
 
