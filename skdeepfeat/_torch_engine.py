@@ -97,9 +97,11 @@ class TorchNetwork:
     @torch.inference_mode()
     def start(self, pixels: torch.Tensor):
         """Compute, or tell a GPU to compute and to send the rows."""
-        with arithmetic(self._precision, self._device.type):
+        kind = self._device.type
+        # The precision is ours: that of a caller's own autocast is none of the row's.
+        with arithmetic(self._precision, kind), torch.autocast(kind, enabled=False):
             rows = self._network(pixels)
-        if self._device.type == "cpu":
+        if kind == "cpu":
             return rows, None
         sent = [row.to("cpu", non_blocking=True) for row in rows]
         return sent, torch.cuda.current_stream(self._device).record_event()

@@ -502,6 +502,13 @@ def test_what_cannot_be_described_is_kept_in_memory_unless_it_is_named(
     assert again.stats_["n_computed"] == 0
 
 
+def test_rows_made_under_autocast_are_the_same(photos):
+    expected = features(cache=None).transform(photos)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = features().transform(photos)
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_rows_made_by_lenient_decoding_are_not_served_to_others(photos, monkeypatch):
     cut = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     cut = cut[: len(cut) // 2]
