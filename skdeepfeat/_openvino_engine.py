@@ -168,7 +168,11 @@ def convert(pooled: PooledLayers, name: str):
     size = pooled.source.input.image_size
     example = torch.from_numpy(example_pixels(EXAMPLES, size))
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", enabled=False),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # of the tracer, about fixed sizes
             model = translate(network, example)
             expected = [rows.numpy() for rows in network(example)]
