@@ -134,11 +134,14 @@ class Rows:
         So no image goes through the network more than twice, in whatever order its
         layers are asked for. A single row is not worth it.
         """
-        if len(self.missing) < 2 or not self.plan.others:
-            return
-        keys = [self._key_of[row] for row in self.missing]
-        if self._table.has_any([c.fingerprint for c in self.plan.aliased], keys):
+        if self._saves_a_pass([self._key_of[row] for row in self.missing]):
             self.plan = self.plan.widened()
+
+    def _saves_a_pass(self, keys) -> bool:
+        """Whether these rows are here at a depth, and not all depths are computed."""
+        if len(self.missing) < 2 or not self.plan.others:
+            return False
+        return self._table.has_any([c.fingerprint for c in self.plan.aliased], keys)
 
     def claim(self) -> Iterator[int]:
         """Rows to compute here: missing ones that nobody else computes meanwhile."""
@@ -154,6 +157,8 @@ class Rows:
             self._refused |= {
                 row: self._key_of[row] for i, row in enumerate(some) if i not in granted
             }
+            if self._saves_a_pass([keys[i] for i in granted]):
+                return  # somebody has computed them meanwhile: decide again
             yield from (row for i, row in enumerate(some) if i in granted)
 
     def write(self, computed: Computed) -> None:

@@ -31,6 +31,7 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     StoreWarning,
 )
+from skdeepfeat._store import MemoryTable
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1.0.dev0"
 
@@ -951,6 +952,21 @@ def test_a_single_row_computes_only_what_is_asked(photos):
     features(layer="block4", cache=store).transform(photos[:1])
     assert "tiny penultimate none" not in store.info()["layers"]
     assert len(store.info()["layers"]) == 4  # block1 to block4
+
+
+def test_all_depths_are_stored_if_another_worker_was_faster(photos, monkeypatch):
+    store = FeatureStore(name="faster")
+    real = MemoryTable.claim
+
+    def late(self, *arguments):
+        monkeypatch.setattr(MemoryTable, "claim", real)
+        features(layer="block1", cache=store).transform(photos)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(MemoryTable, "claim", late)
+    features(layer="block4", cache=store).transform(photos)
+    features(layer="penultimate", cache=store).transform(photos)
+    assert store.info()["misses"] == 2 * len(photos)
 
 
 def test_workers_side_by_side_keep_the_bound(photos, tmp_path):
