@@ -14,7 +14,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_backbone
+from conftest import count_images, tiny_backbone
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
@@ -25,7 +25,6 @@ from sklearn.preprocessing import StandardScaler
 import skdeepfeat._activations
 import skdeepfeat._features
 import skdeepfeat._networks
-import skdeepfeat._traced
 from skdeepfeat import (
     Backbone,
     FeatureStore,
@@ -45,31 +44,8 @@ HEADS = [KNeighborsClassifier(k) for k in (1, 3, 5, 7, 9)] + [GaussianNB()]
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """Number of images that reached a first convolution, in a list of one.
-
-    Shapes are found without images, and graphs are compared with images of noise.
-    """
-    forward, seen, lock = torch.nn.Conv2d.forward, [0], threading.Lock()
-    comparing = threading.local()
-
-    def counted(self, x):
-        if self.in_channels == 3 and not x.is_meta and not vars(comparing):
-            with lock:
-                seen[0] += len(x)
-        return forward(self, x)
-
-    try_out = skdeepfeat._traced._try_out
-
-    def uncounted(*args):
-        comparing.now = True
-        try:
-            return try_out(*args)
-        finally:
-            del comparing.now
-
-    monkeypatch.setattr(skdeepfeat._traced, "_try_out", uncounted)
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
-    return seen
+    """Number of images that reached a first convolution, in a list of one."""
+    return count_images(monkeypatch)
 
 
 @pytest.fixture
@@ -320,7 +296,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
     code = """
         import sys, time
         import skdeepfeat._torch_engine as engine
-        from conftest import tiny_backbone
+        from conftest import count_images, tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
 
         def stuck(self, pixels):
@@ -523,7 +499,7 @@ def test_transform_to_goes_on_after_a_kill(files, tmp_path):
     code = """
         import sys, time
         import skdeepfeat._torch_engine as engine
-        from conftest import tiny_backbone
+        from conftest import count_images, tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
         forward, n = engine.TorchNetwork.start, [0]
 
