@@ -126,6 +126,9 @@ def test_each_convolution_is_told_how_to_round(precision):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch sees no CUDA device here"
+)
 def test_a_gpu_rounds_only_when_asked():
     net, x = network().cuda(), torch.rand(8, 3, 16, 16, device="cuda")
 

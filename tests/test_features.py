@@ -582,7 +582,7 @@ def test_nan_in_flat_rows_follows_on_error(photos):
 
 
 def test_errors_before_any_call():
-    with pytest.raises(AttributeError, match="not transformed"):
+    with pytest.raises(AttributeError, match="not computed anything"):
         _ = features().errors_
 
 
