@@ -74,9 +74,7 @@ _refused = SharedTable(256)
 
 def refused_sizes(pooled: PooledLayers, device: str, precision: str) -> list[int]:
     """The list that all calls share, so that the next one begins below its sizes."""
-    source = pooled.source
-    network = source.identity.digest, pooled.weights_key, source.input.image_size
-    return _refused.get((network, pooled.layers, device, precision), list)
+    return _refused.get((pooled.digest, device, precision), list)
 
 
 class Engine:

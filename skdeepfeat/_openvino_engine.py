@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._digests import changed_fields, digest, digest_fields, digest_file
+from ._digests import digest, digest_fields, digest_file
 from ._exceptions import ConversionError
 from ._plan import PooledLayers
 from ._processes import after_fork, leave_to_parent
@@ -138,14 +138,7 @@ def compile_for_cpu(model, precision: str, hint="LATENCY"):
 
 def fingerprint(pooled: PooledLayers) -> str:
     """Name of a converted network: what it is made of."""
-    layers = [[layer.node, layer.layout, how] for layer, how in pooled.layers]
-    about = {
-        "openvino": version("openvino"),
-        "network": pooled.source.identity.digest,
-        "weights": pooled.weights_key,
-        "input": changed_fields(pooled.source.input),
-        "layers": layers,
-    }
+    about = {"openvino": version("openvino"), "computed": pooled.digest}
     return digest_fields("conversion", CONVERSION, about).hex()
 
 
