@@ -23,7 +23,6 @@ from ._exceptions import WeightsError
 from ._layouts import ENLARGED, stride_of
 from ._networks import Network, build_network
 from ._processes import Lock, fork_safe
-from ._torch_winograd import WinogradConv2d, suits
 from ._traced import fill, traced
 from ._tracing import ENDS, calls_its_class, without_inplace
 
@@ -31,7 +30,7 @@ INPUT_OF = ".input"
 RETURNED = "returned"  # what a network returns that fx cannot trace
 
 # Modules that give a new tensor, which is no view of another.
-MAKES_NEW = (nn.Conv2d, WinogradConv2d, nn.BatchNorm2d, nn.Linear)
+MAKES_NEW = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 SUMS = (operator.add, torch.add)
 
 # Structure ---------------------------------------------------------------------------
@@ -361,8 +360,6 @@ def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ..
             _check_head(cut, network.absent, source)  # before names change
             if isinstance(cut, fx.GraphModule):
                 fold_batch_norms(cut, network.substitutes, structure.aliased_modules)
-                if network.winograd:
-                    multiply_less(cut, network.substitutes)
                 if network.rounded:
                     round_off(cut, network.substitutes, *network.rounded)
                 overwrite_in_place(cut)
@@ -422,15 +419,6 @@ def _rounded(part, device: str, dtype):
     if isinstance(part, nn.Module):
         return copy.deepcopy(part).to(device, dtype)
     return part.to(device, dtype if part.is_floating_point() else part.dtype)
-
-
-def multiply_less(cut: fx.GraphModule, made: dict) -> None:
-    """Replace convolutions by ones that need fewer multiplications."""
-    for node in [n for n in cut.graph.nodes if n.op == "call_module"]:
-        module = _module_of(cut, node)
-        if _is_plain(module, nn.Conv2d) and suits(module):
-            _replace(cut, node, node, made, WinogradConv2d, module)
-    _tidy(cut)
 
 
 def _replace(cut: fx.GraphModule, first, last, made: dict, make, *modules) -> None:

@@ -75,8 +75,6 @@ class Network:
         Cut networks by layer, which live as long as this one.
     substitutes : dict
         Modules that compute the same in less time, by those that they stand for.
-    winograd : bool
-        Whether convolutions may be such, in fewer multiplications.
     rounded : tuple (device, dtype) or None
         Where and in which type of numbers cut networks run, if not in this one.
     """
@@ -85,7 +83,6 @@ class Network:
     absent: frozenset[str] = frozenset()
     cuts: dict[tuple, Any] = field(default_factory=dict)
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
-    winograd: bool = False
     rounded: tuple[str, torch.dtype] | None = None
     lock: Any = field(default_factory=Lock)
 
@@ -130,7 +127,6 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
         network, dtype = build_network(source), PRECISIONS[precision]
         if dtype is torch.float32:
             network.module.to(device=device)
-            network.winograd = torch.device(device).type == "cpu"
         else:  # batch norms are taken in first, and then all is rounded once
             network.rounded = device, dtype
         network.module.to(memory_format=torch.channels_last)

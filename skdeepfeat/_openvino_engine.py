@@ -43,7 +43,6 @@ with _unreported():
     import openvino
     import openvino.frontend
 
-    from ._openvino_winograd import multiply_less
 
 CONVERSION = 2  # raise it when the same network is converted to another one
 # Of the largest feature, between a converted network and torch.
@@ -113,8 +112,6 @@ def compiled(pooled: PooledLayers, precision: str, n: int):
         model, expected = read_converted(name) or convert(pooled, name)
         size = pooled.source.input.image_size
         model.reshape([n, size, size, 3])
-        if precision == "float32":
-            multiply_less(model)
         # Of several batches each core takes one, so that none waits for another.
         hint = "LATENCY" if n == 1 else "THROUGHPUT"
         network = compile_for_cpu(model, PRECISIONS[precision], hint)

@@ -20,7 +20,8 @@ from skdeepfeat._activations import (
 )
 from skdeepfeat._backbones import resolve_backbone, resolve_weights
 from skdeepfeat._inputs import resolve_source
-from skdeepfeat._networks import build_network
+from skdeepfeat._networks import build_network, get_network
+from skdeepfeat._plan import weights_key
 from skdeepfeat._smallnets import mini
 from skdeepfeat._tracing import Tracer
 
@@ -163,6 +164,30 @@ def test_convolutions_take_in_the_batch_norms_after_them(name):
         found = run(x)[node]
         expected = bind(structure_of(backbone, 64), network.module, (node,))(x)[node]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "hooked",
+    [
+        lambda conv: conv.register_forward_hook(lambda module, args, out: out * 2),
+        lambda conv: conv.register_forward_pre_hook(lambda module, args: args[0] / 2),
+    ],
+    ids=["after", "before"],
+)
+@pytest.mark.parametrize("normed", [True, False])
+def test_convolutions_with_hooks_stay(hooked, normed):
+    """A hook may give something else than the convolution."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 3))
+    if normed:
+        net.append(torch.nn.BatchNorm2d(4))
+    hooked(net[1])
+    backbone = Backbone.from_module(net.eval(), image_size=8)
+    source = resolve_weights(backbone, "default", 0)
+    network = get_network(source, weights_key(source), "cpu", "float32")
+    node, x = str(len(net) - 1), torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        found = activations_of(network, source, (node,))(x)[node]
+        torch.testing.assert_close(found, network.module(x))
 
 
 def test_truncated_names_stand_for_the_last_node_within():

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,10 +12,16 @@ import sklearn
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils.fixes import parse_version
 
-from skdeepfeat import FeatureWarning, load_textures
+from skdeepfeat import (
+    FeatureWarning,
+    PretrainedCNNFeatures,
+    StoreWarning,
+    load_textures,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
-SKLEARN = {"0.1.0.dev0": "1.9.1"}  # which wrote the pickles of each version
+# The version of scikit-learn that wrote each set of pickles.
+SKLEARN = {"0.1.0.dev0": "1.9.1", "0.1.0.dev0-flat": "1.9.1"}
 FILES = sorted(GOLDEN.glob("*/*.pkl.gz"))
 
 
@@ -38,6 +45,24 @@ def test_saved_models_predict_what_they_did(file):
     np.testing.assert_allclose(model.predict_proba(X), expected, rtol=0, atol=1e-5)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_allclose(again.predict_proba(X), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", sorted(SKLEARN))
+def test_stores_of_earlier_versions_give_the_same_rows(version, tmp_path):
+    store = shutil.copytree(GOLDEN / version / "store", tmp_path / "store")
+    features = PretrainedCNNFeatures(engine="torch", cache=store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoreWarning)  # of a schema left alone
+        found = features.transform(load_textures().data[:4])
+    with np.load(GOLDEN / version / "expected.npz") as expected:
+        np.testing.assert_allclose(found, expected["store"], rtol=0, atol=1e-5)
+
+
+def test_the_store_of_the_flat_package_serves_its_rows(tmp_path):
+    store = shutil.copytree(GOLDEN / "0.1.0.dev0-flat" / "store", tmp_path / "store")
+    features = PretrainedCNNFeatures(engine="torch", cache=store)
+    features.transform(load_textures().data[:4])
+    assert features.stats_["n_computed"] == 0
 
 
 def test_a_check_that_cannot_be_made_is_told_once_and_made_from_then_on():

@@ -13,14 +13,14 @@ PACKAGE = Path(skdeepfeat.__file__).parent
 
 # Each line may import only from lines above it; siblings never import each other.
 LINES = [
-    {"_processes", "_exceptions", "_layouts", "_winograd", "_depth", "_formats"}
+    {"_processes", "_exceptions", "_layouts", "_depth", "_formats"}
     | {"_orientation", "_scratch"},
     {"_digests", "_shared", "_table", "_budget"},
     {"_samples", "_references"},
     {"_decoding"},
     {"_cells"},
     {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
-    | {"_progress", "_tracing", "_torch_winograd", "_openvino_winograd"},
+    | {"_progress", "_tracing"},
     {"_descriptions", "_evidence", "_smallnets", "_skeletons", "_averages"}
     | {"_arithmetic"},
     {"_networks", "_code"},
@@ -38,7 +38,7 @@ LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
 HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
 HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
-HEAVY |= {"_torch_winograd", "_augmentation", "_pixels", "_arithmetic"}
+HEAVY |= {"_augmentation", "_pixels", "_arithmetic"}
 HEAVY |= {"_descriptions", "_evidence", "_code", "_traced"}
 # Torch is needed there for one thing each, inside a function: (module, imported).
 LATE = {

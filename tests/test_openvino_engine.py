@@ -93,47 +93,22 @@ def test_the_order_of_asking_makes_no_other_network(photos, conversions):
     assert conversions == [1]
 
 
-@pytest.mark.parametrize(
-    ("precision", "times", "tolerance"), [("float32", 1, 1e-5), ("bfloat16", 0, 3e-2)]
-)
-def test_it_multiplies_less_in_single_precision(
-    precision, times, tolerance, monkeypatch
-):
-    rewritten, multiply_less = [], engine.multiply_less
-    monkeypatch.setattr(
-        engine, "multiply_less", lambda m: (rewritten.append(m), multiply_less(m))
-    )
-    wide = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 128, 1), torch.nn.Conv2d(128, 128, 3, padding=1)
-    )
-    photos = np.random.default_rng(0).integers(0, 256, (5, 56, 56, 3), np.uint8)
-    backbone = Backbone.from_module(wide.eval(), image_size=56)
-    asked = {"precision": precision, "batch_size": 4, "layer": "1"}
-    expected = features(backbone, engine="torch", **asked).transform(photos)
-    found = features(backbone, **asked).transform(photos)
-    assert relative_error(found, expected) < tolerance
-    assert len(rewritten) == times
-    for model in rewritten:
-        kinds = [step.get_type_name() for step in model.get_ordered_ops()]
-        assert kinds.count("Convolution") == 1  # that of one pixel
-
-
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_runs_is_compared_with_torch(n, photos, monkeypatch):
-    """Not only what was converted: it is rewritten for the batches to come."""
-    multiply_less = engine.multiply_less
+    """Not only what was converted: it is compiled for the batches to come."""
+    compile_for_cpu = engine.compile_for_cpu
 
-    def wrong(model):
-        multiply_less(model)
+    def wrong(model, *options):
         for step in model.get_ordered_ops():
             if step.get_type_name() == "Convolution":
                 kernels = step.input_value(1).get_node().data
                 step.input(1).replace_source_output(ops.constant(kernels * 2).output(0))
+        return compile_for_cpu(model, *options)
 
     expected = features("tiny", engine="torch").transform(photos[:n])
     features("tiny").transform(photos[:n])
     clear_caches()  # as in a process that finds it converted
-    monkeypatch.setattr(engine, "multiply_less", wrong)
+    monkeypatch.setattr(engine, "compile_for_cpu", wrong)
     with pytest.warns(EngineWarning, match="differ from torch's by"):
         found = features("tiny").transform(photos[:n])
     np.testing.assert_array_equal(found, expected)
