@@ -1,6 +1,8 @@
 """Deep features of images for scikit-learn, from frozen, pretrained networks."""
 
-from ._backbones import Backbone, list_backbones, register_backbone
+from ._backbones.inspector import inspected_by
+from ._backbones.records import Backbone
+from ._backbones.registry import list_backbones, register_backbone
 from ._datasets import load_image_folder, load_textures
 from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
 from ._exceptions import (
@@ -14,9 +16,9 @@ from ._exceptions import (
     WeightsError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
-from ._finetune import FineTunedClassifier
-from ._layers import list_layers
-from ._store import FeatureStore
+from ._finetuning.classifier import FineTunedClassifier
+from ._networks.layers import list_layers
+from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
 
 __version__ = "0.1.0.dev0"
@@ -44,5 +46,6 @@ __all__ = [
     "recommend_strategy",
     "register_backbone",
 ]
+inspected_by(f"{__name__}._networks.inspection")
 for _name in __all__:
     globals()[_name].__module__ = __name__

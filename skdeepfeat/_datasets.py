@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._exceptions import ImageWarning, warn_user
-from ._formats import is_image_name
+from ._images.formats import is_image_name
 
 
 def load_image_folder(root):

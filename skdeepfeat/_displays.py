@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ._layers import list_layers
+from ._networks.layers import list_layers
 
 
 class Display(ABC):

@@ -20,11 +20,19 @@
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
 
+import difflib
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
+
+
+def closest(name, known) -> str:
+    """A sentence with the most similar known name, or nothing."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
 
 # Packages between us and the user's line, and those below a thread.
 BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}

@@ -14,37 +14,40 @@ from sklearn.base import (
     TransformerMixin,
 )
 
-from ._backbones import Layer, WeightsSource
-from ._device import (
+from ._backbones.records import Backbone, Layer
+from ._backbones.weights import (
+    WeightsSource,
+    can_compare,
+    resolve_source,
+    saved_digest,
+    weights_key,
+    what_changed,
+)
+from ._caches import SharedTable
+from ._clock import Clock
+from ._digests import changed_fields, digest_fields
+from ._engines.base import PooledLayers
+from ._engines.devices import (
     device_class,
     resolve_devices,
     resolve_engine,
     resolve_threads,
     unconvertible,
 )
-from ._digests import changed_fields, digest_fields
-from ._engine import Engine
+from ._engines.running import Engine
 from ._exceptions import ConversionError, EngineWarning, WeightsError, warn_user
-from ._formats import switches
-from ._inputs import CONSTRAINTS, read_input, resolve_source, set_input_tags
-from ._layers import aliased_layers, resolve_layer, width_of
-from ._plan import (
-    Column,
-    Plan,
-    PooledLayers,
-    can_compare,
-    saved_digest,
-    weights_key,
-    what_changed,
-)
-from ._pooling import POOLINGS, check_size
-from ._progress import Clock, FitTask, progress_bar
-from ._report import Report, last_report
-from ._rows import Rows
-from ._shared import SharedTable
-from ._store import FeatureStore, clear_tables, open_table
+from ._images.formats import switches
+from ._images.input import read_input, set_input_tags
+from ._networks.layers import aliased_layers, resolve_layer, width_of
+from ._networks.pooling import POOLINGS, check_size
+from ._plan import Plan
+from ._report import FitTask, Report, last_report, progress_bar
+from ._store.base import Column
+from ._store.rows import Rows
+from ._store.stores import FeatureStore, clear_tables, open_table
 from ._validation import (
     CallbackSupportMixin,
+    HasBackbone,
     HasMethods,
     Interval,
     StrOptions,
@@ -218,9 +221,13 @@ class PretrainedCNNFeatures(
     )
 
     _parameter_constraints: dict = {
-        **CONSTRAINTS,
+        "backbone": [str, Backbone, HasBackbone()],
+        "weights": [str, HasMethods("__fspath__"), tuple, None],
         "layer": [str, Integral, tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
+        "image_shape": [tuple, list, None],
+        "value_range": [tuple, list, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "decode": [StrOptions({"exact", "fast"})],
         "batch_size": [
             Interval(Integral, 1, None, closed="left"),
@@ -231,9 +238,12 @@ class PretrainedCNNFeatures(
         "engine": [StrOptions({"auto", "torch", "openvino"})],
         "cache": [str, HasMethods("__fspath__"), FeatureStore, None],
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
+        "protocols": [tuple, list],
         "on_error": [StrOptions({"raise", "nan"})],
+        "n_jobs": [Integral, None],
         "output": [StrOptions({"numpy", "torch"})],
         "random_state": [Interval(Integral, 0, 2**63 - 1, closed="both")],
+        "verbose": ["verbose"],
     }
 
     def __init__(

@@ -8,8 +8,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Bunch
 
 from ._features import PretrainedCNNFeatures
-from ._finetune import FineTunedClassifier
-from ._layers import list_layers
+from ._finetuning.classifier import FineTunedClassifier
+from ._networks.layers import list_layers
 
 LARGE = 200  # images of the average class that can bear tuning a network
 

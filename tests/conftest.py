@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from skdeepfeat import Backbone, _traced, clear_caches, register_backbone
+from skdeepfeat import Backbone, clear_caches, register_backbone
+from skdeepfeat._networks import tracing
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -52,7 +53,7 @@ def count_images(monkeypatch):
     Shapes are found without images, and graphs are compared with images of noise.
     """
     forward, seen, lock = torch.nn.Conv2d.forward, [0], threading.Lock()
-    try_out, comparing = _traced._try_out, threading.local()
+    try_out, comparing = tracing._try_out, threading.local()
 
     def counted(self, x):
         if self.in_channels == 3 and not x.is_meta and not vars(comparing):
@@ -68,7 +69,7 @@ def count_images(monkeypatch):
             del comparing.now
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
-    monkeypatch.setattr(_traced, "_try_out", uncounted)
+    monkeypatch.setattr(tracing, "_try_out", uncounted)
     return seen
 
 
@@ -84,7 +85,7 @@ def empty_caches():
 @pytest.fixture(autouse=True)
 def torch_alone(monkeypatch, tmp_path):
     """What a plain installation does; what another engine keeps is kept here."""
-    monkeypatch.setattr("skdeepfeat._device._has_openvino", lambda: False)
+    monkeypatch.setattr("skdeepfeat._engines.devices._has_openvino", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

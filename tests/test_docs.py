@@ -13,14 +13,18 @@ import pytest
 import skdeepfeat
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(path.stem for path in Path(skdeepfeat.__file__).parent.glob("*.py"))
+PACKAGE = Path(skdeepfeat.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 EXAMPLES = sorted((ROOT / "examples").glob("plot_*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_docstrings(module):
-    name = "skdeepfeat" if module == "__init__" else f"skdeepfeat.{module}"
+    name = module.removesuffix(".__init__")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 

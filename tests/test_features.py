@@ -177,12 +177,12 @@ def test_grid_search_computes_each_image_once(photos, count_forwards):
 
 
 def test_threads_share_one_network_and_get_right_rows(photos, monkeypatch):
-    from skdeepfeat import _networks
+    from skdeepfeat._networks import sharing
 
     built = []
-    build = _networks.build_network
+    build = sharing.build_network
     monkeypatch.setattr(
-        _networks, "build_network", lambda s: (built.append(s), build(s))[1]
+        sharing, "build_network", lambda s: (built.append(s), build(s))[1]
     )
     expected = features().transform(photos)
     clear_caches()
@@ -603,9 +603,9 @@ def test_pickles_and_clones_are_light_and_share_the_network(photos, monkeypatch)
     assert (time.perf_counter() - started) / 100 < 0.01
     for one in clones:
         one.set_params(cache=None).transform(photos[:1])
-    from skdeepfeat import _networks
+    from skdeepfeat._networks import sharing
 
-    assert len(_networks.networks) == 1
+    assert len(sharing.networks) == 1
 
 
 def test_skops_round_trip(photos):
@@ -782,11 +782,11 @@ def test_unknown_names_come_with_a_suggestion(parameters, words, photos):
 
 
 def test_flatten_is_refused_above_its_limit(photos, monkeypatch):
-    from skdeepfeat import _pooling
+    from skdeepfeat._networks import pooling
 
     est = features(pooling="flatten", layer="block1")
     assert est.transform(photos).shape == (6, 6 * 8 * 8)
-    monkeypatch.setattr(_pooling, "FLATTEN_LIMIT", 9000)
+    monkeypatch.setattr(pooling, "FLATTEN_LIMIT", 9000)
     with pytest.raises(OutputTooLarge, match="9,216 bytes; the limit is 9,000"):
         est.transform(photos)
 

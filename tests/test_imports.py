@@ -10,81 +10,116 @@ import pytest
 import skdeepfeat
 
 PACKAGE = Path(skdeepfeat.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+)
 
-# Each line may import only from lines above it; siblings never import each other.
-LINES = [
-    {"_processes", "_exceptions", "_layouts", "_depth", "_formats"}
-    | {"_orientation", "_scratch"},
-    {"_digests", "_shared", "_table", "_budget"},
-    {"_samples", "_references"},
-    {"_decoding"},
-    {"_cells"},
-    {"_backbones", "_validation", "_images", "_pooling", "_disk", "_datasets"}
-    | {"_progress", "_tracing"},
-    {"_descriptions", "_evidence", "_smallnets", "_skeletons", "_averages"}
-    | {"_arithmetic"},
-    {"_networks", "_code"},
-    {"_batches", "_store", "_plan", "_inputs", "_traced", "_augmentation"},
-    {"_device", "_activations", "_report"},
-    {"_engine"},
-    {"_torch_engine", "_layers", "_identity", "_rows"},
-    {"_openvino_engine", "_features", "_parts", "_pixels"},
-    {"_training"},
-    {"_finetune"},
-    {"_strategy", "_displays"},
+# Rooms of the house, from what stands on everything to what stands on nothing. Each may
+# import only from rooms below it; rooms of one line never import each other.
+ROOMS = [
     {"__init__"},
+    {"_strategy", "_displays", "_datasets"},
+    {"_finetuning"},
+    {"_features"},
+    {"_plan"},
+    {"_report"},
+    {"_engines"},
+    {"_networks"},
+    {"_store"},
+    {"_backbones"},
+    {"_images"},
+    {"_validation", "_clock", "_caches"},
+    {"_digests"},
+    {"_processes", "_exceptions"},
 ]
-LINE_OF = {module: i for i, line in enumerate(LINES) for module in line}
+FLOOR_OF = {room: -floor for floor, rooms in enumerate(ROOMS) for room in rooms}
+
+# Modules that import torch at once; all others do so inside functions, if at all.
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-HEAVY = {"_networks", "_smallnets", "_skeletons", "_tracing", "_averages"}
-HEAVY |= {"_activations", "_identity", "_torch_engine", "_parts", "_training"}
-HEAVY |= {"_augmentation", "_pixels", "_arithmetic"}
-HEAVY |= {"_descriptions", "_evidence", "_code", "_traced"}
-# Torch is needed there for one thing each, inside a function: (module, imported).
-LATE = {
-    ("_layers", "_activations"),
-    ("_plan", "_networks"),
-    ("_features", "torch"),
-    ("_device", "torch"),
-    ("_openvino_engine", "torch"),
-    ("_openvino_engine", "_networks"),
-    ("_openvino_engine", "_torch_engine"),
-    ("_finetune", "_parts"),
-    ("_finetune", "_pixels"),
-    ("_finetune", "_training"),
+WITH_TORCH = {"_backbones.files", "_backbones.skeletons", "_engines.arithmetic"}
+WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
+WITH_TORCH |= {"_finetuning.parts", "_finetuning.training"}
+WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {
+    "_networks.__init__",
+    "_networks.layers",
+    "_networks.pooling",
 }
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def imports(module):
-    """(name, whether at module level) of everything that a module imports."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    top = set(tree.body)
+def imported(module: str):
+    """(full name, whether at module level) of each thing that a module imports."""
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    package = ["skdeepfeat", *module.split(".")[:-1]]
+    top = {id(node) for node in tree.body}
     for node in ast.walk(tree):
+        at_top = id(node) in top
         if isinstance(node, ast.ImportFrom):
-            yield node.module, node in top
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            yield from ((f"{base}.{alias.name}", at_top) for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from ((alias.name, node in top) for alias in node.names)
+            yield from ((alias.name, at_top) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from ((name, False) for name in named_in(node.value, package))
 
 
-def test_every_module_has_its_line():
-    assert sorted(LINE_OF) == MODULES
+def named_in(text: str, package: list[str]):
+    """The module that a string names in full, for import_module."""
+    name, _, _ = text.partition(":")
+    full = f"{'.'.join(package)}{name}" if name.startswith(".") else name
+    if full.removeprefix("skdeepfeat.") in MODULES and full.startswith("skdeepfeat."):
+        yield full
+
+
+def module_of(name: str) -> str | None:
+    """The module of the package in which a full name is found."""
+    first, *parts = name.split(".")
+    if first != "skdeepfeat":
+        return None
+    for end in range(len(parts), -1, -1):
+        for module in (parts[:end], [*parts[:end], "__init__"]):
+            if ".".join(module) in MODULES:
+                return ".".join(module)
+    return None
+
+
+def within(module: str):
+    """(module of the package, whether at module level) that a module imports."""
+    for name, at_top in imported(module):
+        found = module_of(name)
+        if found and found != module:
+            yield found, at_top
+
+
+def test_every_module_is_in_a_room():
+    assert {room_of(module) for module in MODULES} == FLOOR_OF.keys()
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module):
-    for name, _ in imports(module):
-        if name in LINE_OF:
-            assert LINE_OF[name] < LINE_OF[module], f"{module} imports {name}"
+def test_imports_run_downwards(module):
+    room = room_of(module)
+    for name, _ in within(module):
+        other = room_of(name)
+        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], name
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - HEAVY))
-def test_torch_is_imported_late_and_in_few_places(module):
-    heavy = TORCH | HEAVY
-    found = {(module, name) for name, _ in imports(module) if name in heavy}
-    assert found <= LATE
-    assert not any(at_top for name, at_top in imports(module) if name in heavy)
+def test_no_module_imports_itself_in_a_circle():
+    below = {module: {name for name, _ in within(module)} for module in MODULES}
+    while leaves := {module for module, names in below.items() if not names}:
+        below = {m: names - leaves for m, names in below.items() if m not in leaves}
+    assert not below
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - WITH_TORCH))
+def test_torch_is_imported_late(module):
+    for name, at_top in imported(module):
+        heavy = name.partition(".")[0] in TORCH or name.startswith("safetensors.torch")
+        assert not (at_top and (heavy or module_of(name) in WITH_TORCH)), name
 
 
 def test_importing_the_package_imports_no_torch():

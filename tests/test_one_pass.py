@@ -22,9 +22,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-import skdeepfeat._activations
 import skdeepfeat._features
-import skdeepfeat._networks
+import skdeepfeat._networks.building
+import skdeepfeat._networks.cutting
+import skdeepfeat._store.rows
 from skdeepfeat import (
     Backbone,
     FeatureStore,
@@ -283,7 +284,9 @@ def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypat
 
 
 def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
-    monkeypatch.setattr(skdeepfeat._rows, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(
+        skdeepfeat._store.rows, "names_of_gpus", lambda devices: ["gpu-0"]
+    )
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -295,7 +298,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
     """Whoever waits for it takes over its rows."""
     code = """
         import sys, time
-        import skdeepfeat._torch_engine as engine
+        import skdeepfeat._engines.torch as engine
         from conftest import count_images, tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
 
@@ -326,7 +329,9 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     """Who waits for the GPU finds the rows stored, and never starts it."""
-    monkeypatch.setattr(skdeepfeat._rows, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(
+        skdeepfeat._store.rows, "names_of_gpus", lambda devices: ["gpu-0"]
+    )
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
@@ -356,7 +361,7 @@ def patch_network(monkeypatch):
     def refuse(*arguments, **keywords):
         raise AssertionError("a network was built")
 
-    monkeypatch.setattr("skdeepfeat._torch_engine.get_network", refuse)
+    monkeypatch.setattr("skdeepfeat._engines.torch.get_network", refuse)
 
 
 def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
@@ -400,7 +405,7 @@ def test_a_changed_file_is_hashed_again(files, tmp_path):
 
 
 def test_a_file_that_changes_meanwhile_is_an_error(files, monkeypatch):
-    import skdeepfeat._images as images
+    import skdeepfeat._images.windows as images
 
     PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])  # hashed
     real = images.Window.read
@@ -498,7 +503,7 @@ def test_transform_to_a_file(files, tmp_path):
 def test_transform_to_goes_on_after_a_kill(files, tmp_path):
     code = """
         import sys, time
-        import skdeepfeat._torch_engine as engine
+        import skdeepfeat._engines.torch as engine
         from conftest import count_images, tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
         forward, n = engine.TorchNetwork.start, [0]
@@ -570,14 +575,14 @@ def test_columns_stand_in_the_order_of_asking(files):
 
 
 def test_the_order_of_asking_makes_no_other_network(files, monkeypatch):
-    cuts, bind = [], skdeepfeat._activations.bind
+    cuts, bind = [], skdeepfeat._networks.cutting.bind
 
     def counted(structure, network, nodes):
         if not next(network.parameters()).is_meta:
             cuts.append(nodes)
         return bind(structure, network, nodes)
 
-    monkeypatch.setattr("skdeepfeat._activations.bind", counted)
+    monkeypatch.setattr("skdeepfeat._networks.cutting.bind", counted)
     backbone = tiny_backbone()
     for layer in (("penultimate", "block2"), ("block2", "penultimate"), (1, 4)):
         features = PretrainedCNNFeatures(backbone, layer=layer, cache=None)

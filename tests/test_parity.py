@@ -131,7 +131,11 @@ def relative(found, expected):
 
 
 def test_registry_knows_every_weights_version_and_its_recipe():
-    text = resources.files("skdeepfeat").joinpath("_torchvision.json").read_text()
+    text = (
+        resources.files("skdeepfeat")
+        .joinpath("_backbones/torchvision.json")
+        .read_text()
+    )
     known = json.loads(text)
     for name in models.list_models(module=models):
         for version in models.get_model_weights(name):
@@ -146,8 +150,8 @@ def test_registry_knows_every_weights_version_and_its_recipe():
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "swin_t", "vit_b_16"])
 def test_layers_in_the_registry_are_what_the_network_has(name):
-    from skdeepfeat._activations import structure_of
-    from skdeepfeat._backbones import resolve_backbone
+    from skdeepfeat._backbones.registry import resolve_backbone
+    from skdeepfeat._networks.structure import structure_of
 
     backbone = resolve_backbone(name)
     structure = structure_of(backbone, backbone.input.image_size)

@@ -16,11 +16,11 @@ import pytest
 
 import skdeepfeat
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures
-from skdeepfeat._device import names_of_gpus, resolve_device, resolve_threads
-from skdeepfeat._disk import DiskTable
+from skdeepfeat._engines.devices import names_of_gpus, resolve_device, resolve_threads
 from skdeepfeat._exceptions import StoreWarning
 from skdeepfeat._processes import FileLock
-from skdeepfeat._table import new_call
+from skdeepfeat._store.disk import DiskTable
+from skdeepfeat._store.waiting import new_call
 
 HERE = Path(__file__).parent
 PACKAGE = Path(skdeepfeat.__file__).parent
@@ -228,8 +228,9 @@ def test_no_lock_is_held_in_a_child():
     assert run("""
         import tempfile
         from skdeepfeat import Backbone, clear_caches, register_backbone
-        from skdeepfeat import _disk, _processes, _store
-        _disk.FORK_SECONDS = _store.FORK_SECONDS = 0.1
+        from skdeepfeat import _processes
+        from skdeepfeat._store import disk, memory
+        disk.FORK_SECONDS = memory.FORK_SECONDS = 0.1
         folder = tempfile.mkdtemp()
         stores = None, FeatureStore(), FeatureStore(folder)
         models = [
@@ -405,7 +406,7 @@ MADE_ELSEWHERE = re.compile(
 )
 
 
-@pytest.mark.parametrize("module", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
 def test_locks_come_from_one_module(module):
     if module.stem != "_processes":
         assert not MADE_ELSEWHERE.search(module.read_text())
@@ -416,8 +417,8 @@ def test_locks_come_from_one_module(module):
 CLAIMS = """
     import ctypes
     from pathlib import Path
-    from skdeepfeat._disk import DiskTable
-    from skdeepfeat._table import new_call
+    from skdeepfeat._store.disk import DiskTable
+    from skdeepfeat._store.waiting import new_call
     table = DiskTable(Path(sys.argv[1]), 10**9)
     assert table.claim(new_call(), b"s", [b"k"], [b"a"]) == [0]
     with table.turn(lambda: ["gpu-0"]):
@@ -487,7 +488,7 @@ def test_a_file_lock_keeps_threads_and_processes_apart(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("skdeepfeat._table.PATIENCE", 0.2)
+    monkeypatch.setattr("skdeepfeat._store.waiting.PATIENCE", 0.2)
 
 
 def warnings_of(wait, finish):
@@ -529,7 +530,7 @@ def test_a_long_wait_names_the_process_and_the_rows(impatient, tmp_path, photo_f
     features = PretrainedCNNFeatures("tiny", cache=tmp_path / "store", engine="torch")
     code = """
         from conftest import tiny_backbone
-        from skdeepfeat._engine import Engine
+        from skdeepfeat._engines.running import Engine
         def run(self, *arguments):
             print("computing", flush=True)
             time.sleep(100)
@@ -641,7 +642,7 @@ def test_a_gpu_that_is_not_there_is_refused(two_gpus):
 def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
     device, two_gpus, monkeypatch
 ):
-    monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    monkeypatch.setattr("skdeepfeat._engines.devices._has_driver", lambda: True)
     assert resolve_device(device) == "cuda:0"
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     with pytest.raises(RuntimeError, match="spawn"):
@@ -650,7 +651,7 @@ def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
 
 def test_a_forked_process_goes_on_without_a_gpu_as_its_parent_did(monkeypatch):
     """A driver alone is no GPU, and torch looks for none after a fork."""
-    monkeypatch.setattr("skdeepfeat._device._has_driver", lambda: True)
+    monkeypatch.setattr("skdeepfeat._engines.devices._has_driver", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
@@ -667,7 +668,7 @@ def test_workers_without_processes_of_their_own_have_threads():
     assert (
         run("""
         import multiprocessing
-        from skdeepfeat._device import resolve_threads
+        from skdeepfeat._engines.devices import resolve_threads
         fork = multiprocessing.get_context("fork")
         queue = fork.SimpleQueue()
         worker = fork.Process(

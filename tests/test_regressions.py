@@ -26,8 +26,8 @@ from skdeepfeat import (
     WeightsError,
     list_layers,
 )
-from skdeepfeat._backbones import InputSpec
 from skdeepfeat._digests import digest_file
+from skdeepfeat._images.recipe import InputSpec
 
 
 def of_module(net, **parameters):

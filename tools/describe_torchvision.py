@@ -1,4 +1,4 @@
-"""Write skdeepfeat/_torchvision.json: what the registry knows of torchvision's models.
+"""Write _backbones/torchvision.json: what the registry knows of torchvision's models.
 
     python tools/describe_torchvision.py
 
@@ -21,14 +21,15 @@ from torchvision.models.feature_extraction import (
     get_graph_node_names,
 )
 
-from skdeepfeat._activations import layout_of, representative_node
-from skdeepfeat._averages import with_averages
-from skdeepfeat._backbones import Layer
-from skdeepfeat._layouts import ENLARGED, stride_of
-from skdeepfeat._networks import SkipInitialisation
-from skdeepfeat._tracing import trace
+from skdeepfeat._backbones.layouts import ENLARGED, stride_of
+from skdeepfeat._backbones.records import Layer
+from skdeepfeat._networks.averages import with_averages
+from skdeepfeat._networks.building import SkipInitialisation
+from skdeepfeat._networks.discovery import layout_of
+from skdeepfeat._networks.structure import representative_node
+from skdeepfeat._networks.tracer import trace
 
-OUTPUT = Path(__file__).parents[1] / "skdeepfeat" / "_torchvision.json"
+OUTPUT = Path(__file__).parents[1] / "skdeepfeat" / "_backbones" / "torchvision.json"
 
 
 def numbered(*names):

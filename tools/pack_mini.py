@@ -1,4 +1,4 @@
-"""Pack a trained trunk as skdeepfeat/_weights/mini.safetensors, with its manifest.
+"""Pack a trained trunk as _backbones/shipped/mini.safetensors, with its manifest.
 
 python examples/train_mini.py ... --out run
 python tools/pack_mini.py run/best.pth
@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from skdeepfeat._smallnets import mini
+from skdeepfeat._networks.smallnets import mini
 
 sys.path.insert(0, str(Path(__file__).parent))
 from describe_torchvision import FAMILIES, describe_layers
 
-FOLDER = Path(__file__).parents[1] / "skdeepfeat" / "_weights"
+FOLDER = Path(__file__).parents[1] / "skdeepfeat" / "_backbones" / "shipped"
 IMAGE_SIZE = 96
 INPUT = {
     "resize": round(IMAGE_SIZE * 256 / 224),
@@ -66,7 +66,7 @@ def main():
     record = {
         **ABOUT,
         "sha256": checksum,
-        "build": "skdeepfeat._smallnets:mini",
+        "build": "skdeepfeat._networks.smallnets:mini",
         "head": None,
         "default": "MINI_V1",
         "weights": {"MINI_V1": {"url": f"package:{file.name}", **INPUT}},

@@ -27,12 +27,12 @@ from PIL import Image
 from torchvision import models
 
 from skdeepfeat import PretrainedCNNFeatures, clear_caches, list_layers
-from skdeepfeat._batches import read_batches
-from skdeepfeat._engine import Engine
-from skdeepfeat._images import read_images
-from skdeepfeat._inputs import resolve_source
-from skdeepfeat._layers import resolve_layer
-from skdeepfeat._plan import PooledLayers, weights_key
+from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._engines.base import PooledLayers
+from skdeepfeat._engines.running import Engine
+from skdeepfeat._images.batches import read_batches
+from skdeepfeat._images.containers import read_images
+from skdeepfeat._networks.layers import resolve_layer
 
 ARCHITECTURE = {"mini": "squeezenet1_0"}  # where ours has another name
 PEERS = {"img2vec": "img2vec_pytorch", "embetter": "embetter", "timm": "timm"}

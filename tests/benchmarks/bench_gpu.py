@@ -37,13 +37,13 @@ from torchvision.transforms._presets import ImageClassification
 
 import skdeepfeat
 from skdeepfeat import PretrainedCNNFeatures, clear_caches
-from skdeepfeat._batches import read_batches
-from skdeepfeat._engine import Engine
-from skdeepfeat._images import read_images
-from skdeepfeat._inputs import resolve_source
-from skdeepfeat._layers import resolve_layer
-from skdeepfeat._networks import build_network
-from skdeepfeat._plan import PooledLayers, weights_key
+from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._engines.base import PooledLayers
+from skdeepfeat._engines.running import Engine
+from skdeepfeat._images.batches import read_batches
+from skdeepfeat._images.containers import read_images
+from skdeepfeat._networks.building import build_network
+from skdeepfeat._networks.layers import resolve_layer
 
 DTYPES = {
     "float32": torch.float32,

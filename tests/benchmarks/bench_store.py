@@ -25,8 +25,8 @@ from skdeepfeat import (
     clear_caches,
     load_image_folder,
 )
-from skdeepfeat._cells import digest_array
-from skdeepfeat._disk import DiskTable
+from skdeepfeat._images.cells import digest_array
+from skdeepfeat._store.disk import DiskTable
 
 
 class Column:

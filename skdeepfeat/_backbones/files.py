@@ -1,0 +1,90 @@
+"""Files of weights: read without running code, downloaded, checksums verified."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from .._digests import sha256_file
+from .._exceptions import WeightsError
+from .records import Weights
+
+# Reading ----------------------------------------------------------------------------
+
+
+def _verified(path: Path, weights: Weights) -> Path:
+    """The path of a published file, if its checksum is the one in its name."""
+    if not sha256_file(path).startswith(weights.sha256_prefix):
+        raise WeightsError(
+            f"{str(path)!r} is damaged or another file: its checksum does not begin "
+            f"with {weights.sha256_prefix!r}. Delete it to fetch it again, or pass its "
+            "path as weights=... if it is meant."
+        )
+    return path
+
+
+def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
+    """Entries of a .safetensors or .pth file; never runs code from it."""
+    if not path.is_file():
+        raise WeightsError.missing(path)
+    reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
+    try:
+        state = reader(path)
+    except (SafetensorError, RuntimeError, EOFError, BadZipFile) as e:
+        raise WeightsError(
+            f"{str(path)!r} cannot be read: it is damaged, cut off, or no file of "
+            f"weights at all ({path.stat().st_size:,} bytes). Fetch it again, or save "
+            "it with torch.save(net.state_dict(), path) or as .safetensors."
+        ) from e
+    except UnpicklingError as e:
+        raise WeightsError(
+            f"{str(path)!r} is not a file of plain weights, and nothing else is loaded "
+            "for safety. Save it with torch.save(net.state_dict(), path) or as "
+            ".safetensors."
+        ) from e
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise WeightsError(
+            f"{str(path)!r} holds no plain dictionary of tensors. Save the network's "
+            "own weights with torch.save(net.state_dict(), path)."
+        )
+    return state
+
+
+def _read_checkpoint(path: Path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def packaged(weights: Weights) -> Path:
+    """The file that ships with the package, its checksum verified."""
+    path = Path(__file__).parent / "shipped" / weights.filename
+    if not path.is_file() or sha256_file(path) != weights.sha256:
+        raise WeightsError(
+            f"{str(path)!r} is not the file that ships with skdeepfeat: it is missing "
+            "or changed. Install the package again."
+        )
+    return path
+
+
+def download(weights: Weights) -> Path:
+    """The published file in torch's own download folder, fetched when missing."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / weights.filename
+    if path.is_file():
+        return _verified(path, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(
+            weights.url, str(path), weights.sha256_prefix or None, progress=False
+        )
+    except (OSError, RuntimeError) as e:
+        raise WeightsError(
+            f"The weights {weights.name!r} are not on this machine and could not be "
+            f"fetched ({e}). Without a connection: copy {weights.filename!r} from "
+            f"{weights.url} to {str(folder)!r}, or pass its path as weights=..."
+        ) from e
+    return path

@@ -1,0 +1,70 @@
+"""A network without weights ⇄ plain descriptions, which any pickle or skops can hold.
+
+Tensors are taken out of a network before it is saved: the weights travel as arrays
+beside it, and all that is left to say of them is their names, shapes and types.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._backbones.tensors import as_array
+
+
+def take_out_tensors(module: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """A copy without tensors, and a description of each of them."""
+    bare = copy.deepcopy(module)
+    described: dict[int, dict[str, Any]] = {}
+    kept = []  # as long as their ids are in use
+    for path, part in bare.named_modules():
+        for place, table in _tables(part):
+            for name, tensor in list(table.items()):
+                if isinstance(tensor, torch.Tensor):
+                    kept.append(tensor)
+                    about = described.setdefault(id(tensor), _describe(tensor))
+                    about["places"].append([path, place, name])
+                    table[name] = None
+    return bare, list(described.values())
+
+
+def put_in_tensors(module: nn.Module, tensors: list[dict[str, Any]]) -> nn.Module:
+    """Undo it, in place; tensors that several places shared are shared again."""
+    for about in tensors:
+        tensor = _make(about)
+        for path, place, name in about["places"]:
+            dict(_tables(module.get_submodule(path)))[place][name] = tensor
+    return module
+
+
+def _tables(part: nn.Module) -> list[tuple[str, dict]]:
+    """Where a module keeps tensors: as weights, or as plain attributes."""
+    return [
+        ("_parameters", part._parameters),
+        ("_buffers", part._buffers),
+        ("attribute", vars(part)),
+    ]
+
+
+def _describe(tensor: torch.Tensor) -> dict[str, Any]:
+    """What it takes to make a tensor again; values only where it has any."""
+    return {
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "learns": tensor.requires_grad,
+        "parameter": isinstance(tensor, nn.Parameter),
+        "values": None if tensor.is_meta else as_array(tensor),
+        "places": [],
+    }
+
+
+def _make(about: dict[str, Any]) -> torch.Tensor:
+    dtype = getattr(torch, about["dtype"])
+    if about["values"] is None:
+        tensor = torch.empty(about["shape"], dtype=dtype, device="meta")
+    else:
+        tensor = torch.from_numpy(about["values"].copy()).to(dtype)
+    if about["parameter"]:
+        return nn.Parameter(tensor, requires_grad=about["learns"])
+    return tensor.requires_grad_(about["learns"])

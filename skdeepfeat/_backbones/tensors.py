@@ -1,0 +1,18 @@
+"""Tensors as arrays, and their digest; torch is not imported here."""
+
+import numpy as np
+
+from .._digests import digest_fields
+
+
+def digest_tensors(arrays) -> bytes:
+    """Digest of the names, shapes and values of tensors, given as arrays."""
+    return digest_fields("tensors", 1, arrays)
+
+
+def as_array(tensor) -> np.ndarray:
+    """A copy of a tensor as numpy, which has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    if "bfloat16" in str(tensor.dtype):
+        tensor = tensor.float()
+    return tensor.numpy().copy()

@@ -1,0 +1,118 @@
+"""Whether a GPU rounds to TF32, whatever the process is set to.
+
+A convolution is told so for each call. A multiplication of matrices knows the setting
+of the process alone, which is changed where it is not as asked for, and put back
+exactly. torch 2.9 and later have that setting twice: ``fp32_precision``, which is
+"none" where that of the backend holds, or else that of all backends; and an older one,
+which raises an error where it does not find its like there.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .._processes import Lock
+
+_one_at_a_time = Lock()
+
+CONVOLUTION = torch.ops.aten.convolution.default
+TOLD_HOW = torch.ops.aten._convolution.default  # the same, with four more arguments
+
+Part = tuple[str, str]  # a backend and an operation
+MULTIPLICATION = ("cuda", "matmul")
+BESIDE = ("mkldnn", "matmul")  # which the older setting changes too
+_read: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
+_write: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, kind: str) -> Iterator[None]:
+    """A context in which a GPU rounds to TF32 if that is asked for, and else never.
+
+    torch rounds in convolutions by default, so that features would differ from those
+    of a CPU by up to a thousandth.
+    """
+    if kind == "cpu" or precision in ("bfloat16", "float16"):  # nothing to round
+        yield
+        return
+    rounds = precision == "tf32"
+    with multiplications(rounds), Convolutions(rounds):
+        yield
+
+
+class Convolutions(TorchDispatchMode):
+    """A context in which the convolutions of this thread round or do not.
+
+    Parameters
+    ----------
+    rounds : bool
+    """
+
+    def __init__(self, rounds: bool):
+        super().__init__()
+        self._rounds = rounds
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Compute a step, which may be made of others."""
+        kwargs = kwargs or {}
+        if function is CONVOLUTION:
+            cudnn = torch.backends.cudnn
+            how = (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, self._rounds)
+            return TOLD_HOW(*args, *how, **kwargs)
+        with self:
+            made_of_others = function.decompose(*args, **kwargs)
+        if made_of_others is not NotImplemented:
+            return made_of_others
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def multiplications(rounds: bool) -> Iterator[None]:
+    """A context in which multiplications of matrices round or do not."""
+    with _one_at_a_time, contextlib.ExitStack() as undo:
+        if _rounds() != rounds:
+            _change(rounds, undo)
+        yield
+
+
+def _rounds() -> bool:
+    """Whether multiplications round now."""
+    if _read is None:
+        return torch.backends.cuda.matmul.allow_tf32
+    return _read(*MULTIPLICATION) == "tf32"
+
+
+def _change(rounds: bool, undo: contextlib.ExitStack) -> None:
+    """Change both settings, so that nobody who reads one meanwhile meets an error."""
+    for part in (MULTIPLICATION, BESIDE) if _read else ():
+        undo.callback(_write, part[0], part[1], own_precision(part))
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the two contradict each other already
+        _write(*MULTIPLICATION, "tf32" if rounds else "ieee")
+        return
+    undo.callback(torch.set_float32_matmul_precision, before)
+    torch.set_float32_matmul_precision("high" if rounds else "highest")
+
+
+def own_precision(part: Part) -> str:
+    """What was set for a part, which is "none" where that above it holds."""
+    holds, above = _read(*part), _above(part)
+    if above is None or holds == "none":
+        return holds
+    kept = own_precision(above)
+    _write(*above, "ieee" if holds == "tf32" else "tf32")
+    follows = _read(*part) != holds
+    _write(*above, kept)
+    return "none" if follows else holds
+
+
+def _above(part: Part) -> Part | None:
+    """Whose precision holds where a part has none of its own."""
+    backend, operation = part
+    if backend == "generic":
+        return None
+    return ("generic" if operation == "all" else backend), "all"

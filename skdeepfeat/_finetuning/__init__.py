@@ -1,0 +1,1 @@
+"""FineTunedClassifier: its data, the parts of its network, and its training."""

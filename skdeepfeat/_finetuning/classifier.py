@@ -1,0 +1,757 @@
+"""FineTunedClassifier: parameters, classes, and scores."""
+
+from dataclasses import fields, replace
+from numbers import Integral, Real
+
+import numpy as np
+from safetensors.numpy import save_file
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from .._backbones.records import Backbone
+from .._backbones.weights import (
+    WeightsSource,
+    can_compare,
+    resolve_source,
+    saved_digest,
+    weights_key,
+    what_changed,
+)
+from .._caches import Companions
+from .._exceptions import (
+    FeatureWarning,
+    ImageError,
+    ImageWarning,
+    WeightsError,
+    warn_user,
+)
+from .._features import PretrainedCNNFeatures
+from .._images.input import read_input, set_input_tags
+from .._processes import fork_safe
+from .._report import FitTask, hand_over, last_report
+from .._validation import (
+    CallbackSupportMixin,
+    Interval,
+    StrOptions,
+    check_image_shape,
+    check_labels,
+    check_value_range,
+    check_weights,
+    complete_state,
+    with_callbacks,
+)
+
+_tuned = Companions()  # classifier → Backbone
+
+# What the features that predictions rest on are computed with.
+NETWORK = ("backbone", "weights", "image_size")
+SHARED = (
+    *("image_shape", "value_range", "protocols", "on_error"),
+    *("device", "engine", "cache", "n_jobs"),
+)
+
+
+class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
+    """Classifier of images that trains a new head and the top of a pretrained network.
+
+    First the new head learns alone, on features of the untouched network that are
+    computed once (`head_epochs`). Then the top blocks are unfrozen and learn together
+    with the head (`epochs`), the lower the slower [1]_. Frozen blocks do not change by
+    a bit, neither their weights nor their statistics. Unfrozen batch norms learn too,
+    but keep the statistics of the pretraining if there was one.
+
+    Parameters
+    ----------
+    backbone : str or Backbone, default="mini"
+        The network, as in :class:`PretrainedCNNFeatures`.
+    weights : str, path, tuple, or None, default="default"
+        What to start from, as in :class:`PretrainedCNNFeatures`; None trains from
+        random weights, best with ``unfreeze="all"``.
+    unfreeze : int or str, default=1
+        What learns besides the head: a number of blocks from the top, 0 for the head
+        alone, "all", or the alias of the lowest layer that learns.
+    head_epochs : int, default=3
+        Epochs of the head alone. It learns from standardised features without
+        augmentation, so these epochs cost next to nothing.
+    epochs : int, default=10
+        Epochs of head and blocks together; with ``unfreeze=0`` more of the head.
+    learning_rate : float, default=1e-3
+        Highest rate of the head, reached after a quarter of the steps of AdamW. As
+        long as a head of one layer learns alone, it learns ten times as fast.
+    layer_decay : float, default=0.5
+        Ratio of the rates of a block and of what is above it. With ``weights=None``
+        there is nothing to preserve below, and all learn at the same rate.
+    weight_decay : float, default=0.01
+        Of AdamW; biases and norms are spared.
+    batch_size : int, default=32
+        Images per step, about: batches are made of nearly equal size.
+    augment : {"none", "light", "standard", "strong"} or callable, default="standard"
+        Random changes of the training images: mirrored and shifted ("light"), mirrored,
+        cropped and coloured ("standard"), or changed at random beyond that ("strong").
+        A callable takes one uint8 tensor (3, h, w) and returns another. With "none" the
+        frozen blocks are computed once.
+    label_smoothing : float, default=0.0
+        Share of each label that is spread over all classes.
+    dropout : float, default=0.0
+        Before the last layer of the new head.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of classes, as everywhere in scikit-learn.
+    early_stopping : bool, default=False
+        Hold images out, stop when their accuracy improves no more, and keep the best
+        epoch of each phase.
+    validation_fraction : float, default=0.1
+        Share of the images held out, stratified; only with `early_stopping`.
+    n_iter_no_change : int, default=5
+        Epochs to wait for an improvement; only with `early_stopping`.
+    warm_start : bool, default=False
+        Go on from the last fit, without training the head alone again.
+    image_shape, value_range, image_size : default=None
+        As in :class:`PretrainedCNNFeatures`.
+    protocols : tuple of str, default=()
+        As in :class:`PretrainedCNNFeatures`.
+    on_error : {"raise", "nan"}, default="raise"
+        What an unreadable image does: raise :class:`ImageError` with its row; or give
+        a row of nan in `predict_proba` and `decision_function`, and be left out in
+        `fit`, with one warning. `predict` has no label for it, and raises.
+    device : str, default="auto"
+        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
+    precision : {"float32", "bfloat16"}, default="float32"
+        Arithmetic of training, under autocast. Predictions are made in "float32".
+    engine : {"auto", "torch", "openvino"}, default="auto"
+        What runs the network in predictions, as in :class:`PretrainedCNNFeatures`.
+    cache : "memory", path, FeatureStore, or None, default="memory"
+        Where the features that predictions are made from are kept, as in
+        :class:`PretrainedCNNFeatures`.
+    n_jobs : int or None, default=None
+        Threads that decode images; None means all cores.
+    random_state : int, RandomState or None, default=None
+        Of shuffling, augmentation, dropout and new weights. The same seed gives the
+        same classifier, bit for bit, on a CPU.
+    verbose : int, default=0
+        Above 0, a line is printed for each epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels.
+    history_ : list of dict
+        One entry for each epoch: "phase" ("head" or "joint"), "epoch", "loss",
+        "accuracy" (of the training images, while they were learned), "learning_rate",
+        "seconds", and with `early_stopping` "validation_accuracy" and
+        "validation_loss".
+    n_iter_ : int
+        Number of epochs.
+    weights_ : dict of dict of str to ndarray
+        What was tuned, "tail" and "head", and the "scaling" of what enters the head,
+        for going on.
+    seed_ : int
+        What was drawn from `random_state`.
+    errors_ : list of tuple (int, str, str)
+        Row, source and reason of the images that the last prediction of this thread
+        could not read.
+    frozen_digest_ : str
+        Of the weights that training started from and their preprocessing,
+        hexadecimal.
+    n_features_in_ : int
+        Number of columns seen in `fit`; only for flat rows, data frames and named
+        Series.
+    feature_names_in_ : ndarray of shape (1,)
+        Name of the column seen in `fit`; only for data frames and named Series.
+
+    See Also
+    --------
+    PretrainedCNNFeatures : Features of a frozen network for any classifier.
+    recommend_strategy : Which of them suits some data.
+
+    Notes
+    -----
+    Pickles hold the tuned blocks and the head. The frozen rest comes from the same
+    place as in `fit`, and is refused if it has changed.
+
+    References
+    ----------
+    .. [1] Howard, Ruder, "Universal Language Model Fine-tuning for Text
+       Classification", 2018.
+
+    Examples
+    --------
+    >>> from skdeepfeat import FineTunedClassifier, load_textures
+    >>> textures = load_textures()
+    >>> X, y = textures.data[::8], textures.target[::8]
+    >>> clf = FineTunedClassifier(epochs=1, random_state=0).fit(X, y)
+    >>> clf.predict(X[:3]).shape
+    (3,)
+    """
+
+    _doc_link_module = "skdeepfeat"
+    _doc_link_template = (
+        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
+        "skdeepfeat.{estimator_name}.html"
+    )
+
+    _parameter_constraints: dict = {
+        "unfreeze": [Interval(Integral, 0, None, closed="left"), str],
+        "head_epochs": [Interval(Integral, 0, None, closed="left")],
+        "epochs": [Interval(Integral, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "augment": [StrOptions({"none", "light", "standard", "strong"}), callable],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        **{
+            name: PretrainedCNNFeatures._parameter_constraints[name]
+            for name in (*NETWORK, *SHARED, "verbose")
+        },
+        "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone="mini",
+        *,
+        weights="default",
+        unfreeze=1,
+        head_epochs=3,
+        epochs=10,
+        learning_rate=1e-3,
+        layer_decay=0.5,
+        weight_decay=1e-2,
+        batch_size=32,
+        augment="standard",
+        label_smoothing=0.0,
+        dropout=0.0,
+        class_weight=None,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        warm_start=False,
+        image_shape=None,
+        value_range=None,
+        image_size=None,
+        protocols=(),
+        on_error="raise",
+        device="auto",
+        precision="float32",
+        engine="auto",
+        cache="memory",
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.backbone = backbone
+        self.weights = weights
+        self.unfreeze = unfreeze
+        self.head_epochs = head_epochs
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.augment = augment
+        self.label_smoothing = label_smoothing
+        self.dropout = dropout
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.image_size = image_size
+        self.protocols = protocols
+        self.on_error = on_error
+        self.device = device
+        self.precision = precision
+        self.engine = engine
+        self.cache = cache
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks
+    def fit(self, X, y, sample_weight=None):
+        """Train on images and their labels.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in :class:`PretrainedCNNFeatures`.
+        y : array-like of shape (n_images,)
+            Labels of any kind, of at least two classes.
+        sample_weight : array-like of shape (n_images,), default=None
+            Weights of the images; those of weight 0 are left out.
+
+        Returns
+        -------
+        self : FineTunedClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ImageError
+            If images cannot be read; before anything is trained. With
+            ``on_error="nan"`` only if those were all images of a class.
+        OSError
+            If the decoded images do not fit in the folder for temporary files.
+        ValueError
+            If `y` has one class only, or `unfreeze` is deeper than the network.
+        """
+        going_on = self.warm_start and hasattr(self, "weights_")
+        with FitTask(self, X, "epoch") as task:
+            return self._train(X, y, sample_weight, None, going_on, task.step_done)
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train one epoch more on these images.
+
+        The first call trains the head first, as `fit` does; each call goes through a
+        cycle of learning rates of its own. Nothing is held out.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+        y : array-like of shape (n_images,)
+            Labels.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_images,), default=None
+            Weights of the images.
+
+        Returns
+        -------
+        self : FineTunedClassifier
+            The fitted classifier.
+        """
+        going_on = hasattr(self, "weights_")
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' is not known from the images of one call of "
+                "partial_fit. Give the weights as a dict."
+            )
+        if classes is None and not going_on:
+            raise ValueError(
+                "The first call of partial_fit needs all labels that will ever come; "
+                "type for instance classes=np.unique(y)."
+            )
+        return self._train(X, y, sample_weight, classes, going_on, epochs=1)
+
+    def predict(self, X):
+        """Labels of images.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        y : ndarray of shape (n_images,)
+            The most likely class of each image.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read, whatever `on_error` is.
+        """
+        try:
+            scores = self._scores(X, on_error="raise")
+        except ImageError as error:
+            raise self._without_label(error) from error.__cause__
+        return self.classes_[scores.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_images, n_classes), float32
+            In the order of `classes_`.
+        """
+        return softmax(self._scores(X), axis=1)
+
+    def decision_function(self, X):
+        """Scores of the classes before they become probabilities.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
+            For two classes, that of the second less that of the first.
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def as_features(self, layer="penultimate", **parameters):
+        """A transformer that gives features of the tuned network.
+
+        Parameters
+        ----------
+        layer : str, int or tuple, default="penultimate"
+            As in :class:`PretrainedCNNFeatures`.
+        **parameters
+            Its other parameters.
+
+        Returns
+        -------
+        features : PretrainedCNNFeatures
+            Its backbone is this classifier, frozen, which clones and pickles keep.
+        """
+        check_is_fitted(self)
+        kept = {name: getattr(self, name) for name in SHARED}
+        backbone = FrozenEstimator(self)
+        return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
+
+    @property
+    def errors_(self) -> list[tuple[int, str, str]]:
+        """Row, source and reason of what this thread's last call could not read."""
+        return last_report(self).errors
+
+    def to_backbone(self):
+        """The tuned network as a value, weights included.
+
+        Returns
+        -------
+        backbone : Backbone
+            Its layers are those of the original network, without "logits".
+        """
+        check_is_fitted(self)
+        return _tuned.get(self, self.weights_, self._make_backbone)
+
+    def save_weights(self, path):
+        """Write the whole tuned network to a file that `weights` can name.
+
+        Parameters
+        ----------
+        path : str or path
+            Must end in .safetensors, the format of the file.
+        """
+        if not str(path).endswith(".safetensors"):
+            raise ValueError(
+                "The 'path' parameter of save_weights must end in '.safetensors', the "
+                f"format that is written. Got {str(path)!r} instead."
+            )
+        save_file(dict(self.to_backbone().arrays), path)
+
+    def count_blocks(self):
+        """How many blocks the network has, the most that `unfreeze` can be.
+
+        Returns
+        -------
+        n_blocks : int
+            Groups of layers with weights of their own, below the head.
+        """
+        from .parts import cut_network
+
+        source, _ = self._source(0)
+        return len(cut_network(source, "all").blocks)
+
+    # Fit ----------------------------------------------------------------------------
+
+    def _train(
+        self, X, y, sample_weight, classes, going_on, stop=lambda: False, epochs=None
+    ):
+        """Everything that fit and partial_fit share."""
+        self._validate_params()
+        check_image_shape(self.image_shape)
+        images = read_input(
+            self, X, reset=not going_on, allow_nan=self.on_error == "nan"
+        )
+        y = check_labels(self, y)
+        check_consistent_length(images, y)
+        sample_weight = check_weights(sample_weight, len(y))
+        encoder = self._encoder(y, classes, going_on)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        first_seed = self.seed_ if going_on else seed
+        if going_on:  # other batches than before
+            seed = (first_seed + self.n_iter_) % 2**31
+        source, key = self._frozen_source() if going_on else self._source(seed)
+        self._frozen_features(first_seed).fit(images)  # its parameters must do later
+
+        from .parts import Fitted, cut_network
+        from .training import fine_tune
+
+        cut = cut_network(source, self.unfreeze)
+        is_part = epochs is not None
+        split_seed = first_seed if self.early_stopping and not is_part else None
+        data, held_out = self._read(
+            images, y, sample_weight, encoder, source, split_seed, is_part
+        )
+        previous = Fitted(**self.weights_) if going_on else None
+        fitted = fine_tune(
+            source,
+            key,
+            cut,
+            data,
+            held_out,
+            len(encoder.classes_),
+            self._recipe(seed, epochs),
+            previous,
+            lambda entry: self._tell(entry) or stop(),
+        )
+        self.classes_ = encoder.classes_
+        self.seed_ = first_seed
+        self.frozen_digest_ = saved_digest(source, by_values=True)
+        self._keep(fitted, going_on)
+        return self
+
+    @fork_safe
+    def _read(self, images, y, sample_weight, encoder, source, split_seed, is_part):
+        """Images to train on, and if there is a seed, others held out."""
+        from .data import Data, read_pixels
+
+        targets = encoder.transform(y)
+        weights = self._weights(targets, sample_weight, encoder)
+        used = np.flatnonzero(weights)
+        if split_seed is not None:  # before anything is decoded
+            self._split(targets[used], encoder.classes_, split_seed)
+        value_range = check_value_range(self.value_range)
+        read = read_pixels(
+            images, used.tolist(), source.input, value_range, self.n_jobs
+        )
+        if read.errors:
+            self._leave_out(read, targets[used], targets[read.rows], encoder, is_part)
+            kept = np.isin(np.arange(len(y)), read.rows)
+            weights = self._weights(targets, sample_weight * kept, encoder)
+        targets, weights = targets[read.rows], weights[read.rows]
+        data = Data.of(read.pixels, targets, weights)
+        if split_seed is None:
+            return data, None
+        train, held_out = self._split(targets, encoder.classes_, split_seed)
+        return data.at(train), data.at(held_out)
+
+    def _leave_out(self, read, used, kept, encoder, is_part) -> None:
+        """Warn of images that cannot be read, or refuse to go on without them."""
+        first, n_failed, n = read.errors[0], len(read.errors), len(used)
+        lost = np.setdiff1d(used, kept)
+        if self.on_error == "raise":
+            raise _all_errors(read.errors, n) from first.__cause__
+        if len(lost) and not (is_part and len(kept)):
+            names = encoder.classes_[lost[:5]].tolist()
+            reason = f"{first.reason}. No image of the classes {names} can be read"
+            raise ImageError(first.row, first.source, reason) from first.__cause__
+        warn_user(
+            f"{n_failed} of {n} images cannot be read and are left out. The first is "
+            f"{first}.",
+            ImageWarning,
+        )
+
+    def _keep(self, fitted, going_on) -> None:
+        """What training has left."""
+        names = ("tail", "head", "scaling")
+        self.weights_ = {name: getattr(fitted, name) for name in names}
+        earlier = vars(self)["history_"] if going_on else []
+        self.history_ = [*earlier, *fitted.history]
+        self.n_iter_ = len(self.history_)
+
+    def _weights(self, targets, sample_weight, encoder) -> np.ndarray:
+        """Weights of the images in the loss.
+
+        "balanced" gives all classes that have any the same weight in sum.
+        """
+        if self.class_weight == "balanced":
+            sums = np.bincount(targets, sample_weight)
+            return sample_weight / np.where(sums > 0, sums, 1)[targets]
+        classes = encoder.classes_
+        of_class = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        weights = of_class[targets] * sample_weight
+        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
+            raise ValueError(
+                f"The 'class_weight' parameter of {type(self).__name__} must leave "
+                "images with a weight above 0, and none below. Got "
+                f"{self.class_weight!r} instead."
+            )
+        return weights
+
+    def _encoder(self, y, classes, going_on) -> LabelEncoder:
+        """Labels to numbers; refuses one class, and strange ones when going on."""
+        known = self.classes_ if going_on else classes
+        if going_on and classes is not None and set(classes) != set(known):
+            raise ValueError(
+                f"classes={list(classes)} are not those of the first call of "
+                f"partial_fit, {list(known)}. Leave them out, or fit a new classifier."
+            )
+        encoder = LabelEncoder().fit(y if known is None else known)
+        if len(encoder.classes_) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs images of at least 2 classes. Got one "
+                f"class only, {encoder.classes_.tolist()[0]!r}."
+            )
+        strange = np.setdiff1d(y, encoder.classes_)
+        if len(strange):
+            raise ValueError(
+                f"y has the labels {strange[:5].tolist()}, which are not among the "
+                f"classes {encoder.classes_[:5].tolist()} of the first fit. Fit a new "
+                "classifier, or set warm_start=False."
+            )
+        return encoder
+
+    def _split(self, targets, classes, seed):
+        """Positions to train on, and to hold out for early stopping."""
+        rows = np.arange(len(targets))
+        n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
+        present, counts = np.unique(targets, return_counts=True)
+        if n_held_out < len(present) or counts.min() < 2:
+            rare = classes.tolist()[present[counts.argmin()]]
+            raise ValueError(
+                f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
+                f"which cannot show all {len(present)} classes (the rarest, {rare!r}, "
+                f"has {counts.min()} images). Raise validation_fraction="
+                f"{self.validation_fraction:g}, give more images, or set "
+                "early_stopping=False."
+            )
+        return train_test_split(
+            rows, test_size=n_held_out, stratify=targets, random_state=seed
+        )
+
+    def _recipe(self, seed, epochs):
+        """The parameters of training."""
+        from .training import Recipe
+
+        names = {field.name for field in fields(Recipe)} - {"seed"}
+        recipe = Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
+        return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+    def _tell(self, entry) -> None:
+        """Print a line about an epoch."""
+        if self.verbose:
+            seen = "validation_accuracy"
+            held_out = f", held out {entry[seen]:.3f}" if seen in entry else ""
+            print(
+                f"{entry['phase']:5} epoch {entry['epoch']}: loss {entry['loss']:.4f}, "
+                f"accuracy {entry['accuracy']:.3f}{held_out}, {entry['seconds']:.1f} s"
+            )
+
+    def _source(self, seed) -> tuple[WeightsSource, bytes]:
+        """What training starts from, and its digest."""
+        source = resolve_source(self.backbone, self.weights, seed, self.image_size)
+        return source, weights_key(source)
+
+    # Prediction ---------------------------------------------------------------------
+
+    def _scores(self, X, on_error=None) -> np.ndarray:
+        """Scores (n_images, n_classes) of the classes, float32; nan where an image
+        cannot be read."""
+        check_is_fitted(self)
+        on_error = on_error or self.on_error
+        images = read_input(self, X, reset=False, allow_nan=on_error == "nan")
+        source, _ = self._frozen_source()
+
+        from .parts import head_input, head_scores
+
+        end, inner = head_input(source)
+        features = self._tuned_features(layer=end.node, on_error=on_error)
+        rows = features.transform(images)
+        hand_over(features, self)
+        return head_scores(end, inner, self.weights_["head"], rows)
+
+    def _tuned_features(self, **parameters) -> PretrainedCNNFeatures:
+        """What enters the head."""
+        if not self.weights_["tail"]:  # nothing below the head was tuned
+            return self._frozen_features(self.seed_, **parameters)
+        return self.as_features(prefetch_layers=(), **parameters)
+
+    def _frozen_features(self, seed, **parameters) -> PretrainedCNNFeatures:
+        """Features of what training starts from."""
+        kept = {name: getattr(self, name) for name in SHARED}
+        kept |= {"weights": self.weights, "image_size": self.image_size}
+        kept |= {"random_state": seed, "prefetch_layers": ()}
+        return PretrainedCNNFeatures(self.backbone, **(kept | parameters))
+
+    def _without_label(self, error: ImageError) -> ImageError:
+        """The error of an image that `predict` cannot leave without a label."""
+        if self.on_error == "raise":
+            return error
+        reason = (
+            f"{error.reason}. predict has no label for it; predict_proba gives it a "
+            "row of nan and lists it in errors_"
+        )
+        return ImageError(error.row, error.source, reason)
+
+    def _frozen_source(self) -> tuple[WeightsSource, bytes]:
+        """What training started from; refuses weights that have changed since."""
+        source, key = self._source(self.seed_)
+        found = saved_digest(source, by_values=True)
+        if not can_compare(self.frozen_digest_):
+            self._accept(found)
+        if found != self.frozen_digest_:
+            raise WeightsError(
+                f"{what_changed(self.frozen_digest_, found, source)} changed since "
+                f"this {type(self).__name__} was fitted, so what was tuned does not "
+                "fit. Restore what it was, or fit again."
+            )
+        return source, key
+
+    def _accept(self, found: str) -> None:
+        """Take what there is for what training started from, and say so once."""
+        self.frozen_digest_ = found
+        warn_user(
+            f"This {type(self).__name__} was saved by another version of skdeepfeat, "
+            "which noted in another way what it was trained on. Whether the network "
+            "below what was tuned is still the same cannot be checked: compare some "
+            "predictions, and save it again to have it checked from now on.",
+            FeatureWarning,
+        )
+
+    def _make_backbone(self) -> Backbone:
+        """The network with what was tuned."""
+        from .parts import Fitted, layers_at_size, weights_of
+
+        source, key = self._frozen_source()
+        original = source.backbone
+        layers = layers_at_size(source)
+        classes = [layer.node for layer in layers if layer.alias == "logits"]
+        return replace(
+            original,
+            name=f"tuned {original.name}",
+            input=source.input,
+            weights=(),
+            layers=tuple(layer for layer in layers if layer.node not in classes),
+            arrays=weights_of(source, key, Fitted(**self.weights_)),
+        )
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "weights_")
+
+    def __setstate__(self, state):
+        super().__setstate__(complete_state(type(self), state))
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        set_input_tags(tags, self.image_shape)
+        return tags
+
+
+def _all_errors(errors: list[ImageError], n: int) -> ImageError:
+    """The first error, which says how many more there are."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    others = ", ".join(str(error.row) for error in errors[1:6])
+    reason = (
+        f"{first.reason}. {len(errors)} of {n} images cannot be read (also rows "
+        f"{others}{', ...' if len(errors) > 6 else ''}); nothing was trained"
+    )
+    return ImageError(first.row, first.source, reason)

@@ -1,0 +1,196 @@
+"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded by threads.
+
+torchvision's own decoder gives the same bytes and is faster by itself, but not together
+with PIL's resize, so there is one decoder. Batches always have the same shape; the last
+one is padded with zeros. Nothing here imports torch.
+"""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from .._clock import Clock
+from .._exceptions import ImageError
+from .._processes import after_fork
+from .budget import Budget
+from .cells import Cell, row_errors
+from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
+
+# Pixels that all threads decode at once; an image of more is decoded alone.
+decoded = Budget(2**27)
+after_fork(decoded.refill)
+
+BURST = 32  # images, at least, that are decoded where none is computed meanwhile
+
+
+# Rows → batches ---------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """One computed shape's worth of images.
+
+    Parameters
+    ----------
+    rows : list of int
+        Positions in X of the images that could be read, in order.
+    pixels : ndarray of shape (b, h, w, 3), uint8 or float32
+        Their pixels on the scale 0 to 255, then zeros up to the fixed size.
+    errors : list of ImageError
+        Of the images that could not be read.
+    in_range : list of bool
+        Of each of `rows`, whether all pixel values were within their stated range.
+    sources : list of str
+        What a person calls each of `rows`.
+    shares : dict of str to float
+        How the threads spent their time on it: "reading" and "decoding".
+    """
+
+    rows: list[int]
+    pixels: np.ndarray
+    errors: list[ImageError]
+    in_range: list[bool]
+    sources: list[str]
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image as it enters a network.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (s, s, 3), uint8 or float32
+        On the scale 0 to 255.
+    in_range : bool
+        Whether all pixel values were within their stated range.
+    source : str
+        What a person calls the image.
+    """
+
+    pixels: np.ndarray
+    in_range: bool
+    source: str
+
+
+class Readable(Protocol):
+    """Where rows are read from."""
+
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError."""
+
+    def expect(self, row: int) -> None:
+        """Prepare for a row that is asked for soon."""
+
+
+def read_row(
+    images: Readable, row: int, spec: InputSpec, value_range, decode="exact", clock=None
+) -> "Prepared | ImageError":
+    """The pixels of a row at the input size, or its error."""
+    clock = clock or Clock()
+    try:
+        with clock.measure("reading"):
+            cell = images.read(row)
+        with (
+            clock.measure("decoding"),
+            row_errors(row, cell.source),
+            contextlib.ExitStack() as held,
+        ):
+
+            def reserve(size: tuple[int, int]) -> None:
+                """Wait until there is room for an image of this width and height."""
+                enlarged = min(math.prod(resized_size(size, spec)), LARGEST_RESIZED)
+                share = decoded.share(max(math.prod(size), enlarged))
+                held.enter_context(share)
+
+            enough = None if decode == "exact" else spec.resize or spec.image_size
+            pixels = cell.open(value_range, enough, reserve)
+            return Prepared(prepare(pixels, spec, decode), pixels.in_range, cell.source)
+    except ImageError as error:
+        return error
+
+
+def read_batches(
+    images: Readable,
+    rows: Iterable[int],
+    spec: InputSpec,
+    value_range,
+    decode: str,
+    batch_size: int,
+    n_threads: int,
+    meanwhile: bool,
+) -> Iterator[Batch]:
+    """Batches of these rows, in order; the next ones are decoded `meanwhile`.
+
+    Or else several are decoded at once, between computations: those whose threads wait
+    for each other on all cores lose more by it than can be gained.
+    """
+
+    def read(row):
+        clock = Clock()
+        return row, read_row(images, row, spec, value_range, decode, clock), clock
+
+    with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
+        if meanwhile:
+            results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
+        else:
+            n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
+            results = _map_at_once(pool, read, rows, n, images.expect)
+        while some := list(islice(results, batch_size)):
+            yield _collect(some, spec, batch_size)
+
+
+def _map_ahead(pool, function, items, ahead) -> Iterator:
+    """Results in order, never more than `ahead` of them waiting to be taken."""
+    waiting: deque[Future] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
+    """Results in order, n made at a time; those next in turn are announced."""
+    items = iter(items)
+    some = list(islice(items, n))
+    while some:
+        results, following = list(pool.map(function, some)), list(islice(items, n))
+        for item in following:
+            pool.submit(announce, item)
+        yield from results
+        some = following
+
+
+def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
+    """Fill one batch with the results of some rows."""
+    good = {row: image for row, image, _ in results if isinstance(image, Prepared)}
+    errors = [error for _, error, _ in results if isinstance(error, ImageError)]
+    eight_bit = all(image.pixels.dtype == np.uint8 for image in good.values())
+    shape = (batch_size, spec.image_size, spec.image_size, 3)
+    pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
+    for place, image in enumerate(good.values()):
+        pixels[place] = image.pixels
+    in_range = [image.in_range for image in good.values()]
+    sources = [image.source for image in good.values()]
+    return Batch(list(good), pixels, errors, in_range, sources, _shares(results))
+
+
+def _shares(results) -> dict[str, float]:
+    """How the time spent on some rows divides."""
+    parts = ("reading", "decoding")
+    seconds = [sum(clock.seconds[part] for _, _, clock in results) for part in parts]
+    total = sum(seconds) or 1.0
+    return {part: s / total for part, s in zip(parts, seconds, strict=True)}

@@ -1,0 +1,32 @@
+"""X as an estimator receives it: validated, and read as images."""
+
+from .._validation import check_columns, check_rows_exist, check_table
+from .containers import is_table, lazily, read_images, shape_rows, unwrap_container
+from .windows import Images
+
+
+def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
+    """X as rows of images; remembers or compares its columns on the estimator."""
+    if isinstance(X, Images):  # by an estimator that rests on this one
+        return X
+    X = unwrap_container(X)
+    rows = lazily(X)
+    if is_table(rows):
+        shape = estimator.image_shape
+        table = check_table(
+            estimator, X, reset=reset, image_shape=shape, allow_nan=allow_nan
+        )
+        return shape_rows(table, shape)
+    images = read_images(rows, estimator.protocols)
+    check_rows_exist(estimator, len(images))
+    check_columns(estimator, X, reset=reset)
+    return images
+
+
+def set_input_tags(tags, image_shape) -> None:
+    """Tell scikit-learn which kinds of X are taken: flat rows only with a shape."""
+    flat = image_shape is not None
+    tags.input_tags.two_d_array = flat
+    tags.input_tags.three_d_array = True
+    tags.input_tags.one_d_array = not flat
+    tags.input_tags.string = not flat

@@ -1,0 +1,150 @@
+"""Paths and URLs: what tells whether their content has changed, and their bytes.
+
+A URL is opened through fsspec, and only if its scheme is among those that the user has
+allowed: a service must not fetch whatever address it is sent.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Collection
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from .._digests import digest, state_of_file
+
+SCHEMES = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]+)(?=://|::)")
+
+# What file systems call the tag, the checksum or the time of a file's last change. An
+# entity tag that begins with "W/" only promises a similar content.
+VERSIONS = re.compile(
+    "etag|content-md5|digest|md5|md5hash|crc32c|checksum|sha256|version_id"
+    "|mtime|last_?-?modified|modified|updated",
+    re.IGNORECASE,
+)
+WEAK = "W/"
+
+# What may be a secret in a URL: a user with a password, and what is behind "?".
+USER, QUERY = re.compile(r"(?<=://)[^/?#\s]*@"), re.compile(r"(://[^\s?]*\?)[^\s'\"]*")
+
+FOREIGN_HOST = (
+    "names a file on the host {!r}; file:// URIs of this machine have three slashes, "
+    "as pathlib.Path(path).resolve().as_uri() writes them"
+)
+UNQUOTED = (
+    "has a query or a fragment, and names of files have none; write %3F for a question "
+    "mark and %23 for a hash, as pathlib.Path(path).resolve().as_uri() does"
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text in which URLs have neither users nor queries."""
+    return QUERY.sub(r"\1...", USER.sub("", text))
+
+
+class File:
+    """A file on this machine.
+
+    Parameters
+    ----------
+    path : str or path
+    """
+
+    def __init__(self, path):
+        self._path = path
+        self.name = os.path.abspath(os.fsdecode(path))
+
+    def state(self) -> str:
+        """What changes with its content; refuses pipes, which would be waited for."""
+        found = os.stat(self._path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise ValueError("is a pipe, a socket or a device, no file")
+        return state_of_file(found)
+
+    def read(self) -> bytes:
+        """Its content."""
+        self.state()
+        with open(self._path, "rb") as file:
+            return file.read()
+
+    def expect(self) -> None:
+        """Let the system begin to read it."""
+        if hasattr(os, "posix_fadvise"):
+            with open(self._path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+class Remote:
+    """What a URL names.
+
+    Parameters
+    ----------
+    url : str
+    """
+
+    def __init__(self, url: str):
+        self._url, shown = url, without_secrets(url)
+        # The name is remembered in the store, which is no place for a password.
+        self.name = url if shown == url else f"{shown} {digest(url).hex()}"
+
+    def _file_system(self) -> tuple[Any, str]:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError:
+            raise ValueError(
+                "URLs are opened by fsspec, which is not installed. Type: pip install "
+                "'skdeepfeat[remote]'"
+            ) from None
+        return url_to_fs(self._url, use_listings_cache=False)
+
+    def state(self) -> str | None:
+        """What changes with its content, None where the server says nothing of it."""
+        system, path = self._file_system()
+        found = system.info(path)
+        versions = [
+            f"{name} {value}"
+            for name, value in sorted(found.items())
+            if VERSIONS.fullmatch(name) and value and not str(value).startswith(WEAK)
+        ]
+        return f"{found.get('size')} {', '.join(versions)}" if versions else None
+
+    def read(self) -> bytes:
+        """Its content."""
+        system, path = self._file_system()
+        return system.cat_file(path)
+
+    def expect(self) -> None:
+        """Nothing: it is fetched when its turn comes."""
+
+
+Reference = File | Remote
+
+
+def refer(cell, protocols: Collection[str]) -> Reference:
+    """The file or URL of a path, or of a string; refuses schemes not in `protocols`."""
+    if not isinstance(cell, str) or "://" not in cell:
+        return File(cell)
+    cell = SCHEMES.sub(lambda match: match[0].lower(), cell)
+    schemes = SCHEMES.findall(cell)
+    if not schemes:
+        return File(cell)
+    if schemes == ["file"]:
+        return File(_path_of_uri(cell))
+    allowed = {"file", *(protocol.lower() for protocol in protocols)}
+    refused = [scheme for scheme in schemes if scheme not in allowed]
+    if refused:
+        raise ValueError(
+            f"URLs of {refused[0]!r} are not opened unless you allow it; type "
+            f"protocols={(*protocols, *refused)!r}"
+        )
+    return Remote(cell)
+
+
+def _path_of_uri(uri: str) -> str:
+    """The path of a file:// URI, which must be on this machine and nothing more."""
+    host, _, path = uri.removeprefix("file://").partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise ValueError(FOREIGN_HOST.format(host))
+    if "?" in path or "#" in path:
+        raise ValueError(UNQUOTED)
+    return os.fsdecode(unquote_to_bytes(f"/{path}"))

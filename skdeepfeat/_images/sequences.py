@@ -1,0 +1,150 @@
+"""What stands in the rows of X: in memory, made on demand, or an array in a file."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+ROWS_HELD = 1000  # by a window, at most
+BYTES_HELD = 128 * 2**20  # a window that holds as much takes no more rows
+
+
+# What stands in the rows ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a sequence raised instead of giving a row."""
+
+    error: Exception
+
+
+class Cells(Protocol):
+    """What stands in the rows of X.
+
+    Attributes
+    ----------
+    name : str
+        What a person calls a row that cannot even be read.
+    at_once : int
+        How many rows are asked for at once.
+    """
+
+    name: str
+    at_once: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows; `Unreadable` for what cannot be had."""
+
+    def first(self):
+        """What stands in the first row; None if there is none or it is an array."""
+
+
+class Held:
+    """Rows that are in memory.
+
+    Parameters
+    ----------
+    cells : sequence
+    """
+
+    name, at_once = "row of X", 32
+
+    def __init__(self, cells):
+        self._cells = cells
+
+    def __len__(self):
+        return len(self._cells)
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows."""
+        return [self._cells[row] for row in range(start, stop)]
+
+    def first(self):
+        """What stands in the first row."""
+        return self._cells[0] if len(self) else None
+
+
+class Lazy:
+    """Rows that a sequence makes when it is asked for them; each is asked for once.
+
+    Parameters
+    ----------
+    sequence : object
+        With a length and rows by number.
+    """
+
+    at_once = 8
+
+    def __init__(self, sequence):
+        self._sequence = sequence
+        self._first: list = []
+        self.name = f"row of a {type(sequence).__name__}"
+        # Rows of different lengths, as h5py keeps encoded images.
+        self.is_ragged = getattr(getattr(sequence, "dtype", None), "kind", "") == "O"
+
+    def __len__(self):
+        is_sized = hasattr(self._sequence, "__len__")  # which arrays of zarr are not
+        return len(self._sequence) if is_sized else self._sequence.shape[0]
+
+    def read(self, start: int, stop: int) -> list:
+        """What stands in some rows."""
+        return [self._read_one(row) for row in range(start, stop)]
+
+    def first(self):
+        """What stands in the first row, which is kept until it is read; else None."""
+        if len(self) and not self._first:
+            self._first = [self._read_one(0)]
+        return self._first[0] if self._first else None
+
+    def _read_one(self, row: int):
+        if row == 0 and self._first:
+            return self._first.pop()
+        try:
+            return self._sequence[row]
+        except MemoryError:
+            raise
+        except Exception as error:
+            return Unreadable(error)
+
+
+class LazyArray:
+    """An array in a file, of which some rows are read at a time.
+
+    Parameters
+    ----------
+    array : object
+        With `shape`, `dtype` and slices, as h5py, zarr and dask have them.
+    """
+
+    def __init__(self, array):
+        self._array = array
+        self.name = f"row of a {type(array).__name__}"
+        row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+        self.at_once = min(ROWS_HELD, max(8, BYTES_HELD // 8 // max(1, row_bytes)))
+
+    def __len__(self):
+        return self._array.shape[0]
+
+    def read(self, start: int, stop: int) -> list:
+        """Some rows; one by one if not all of them can be read."""
+        try:
+            return list(np.asarray(self._array[start:stop]))
+        except MemoryError:
+            raise
+        except Exception as error:
+            if stop - start == 1:
+                return [Unreadable(error)]
+            return [
+                cell for row in range(start, stop) for cell in self.read(row, row + 1)
+            ]
+
+    def first(self):
+        """Nothing: rows of an array are arrays."""
+        return None
+
+
+LAZY = (Lazy, LazyArray)

@@ -1,0 +1,173 @@
+"""The rows of one call, read and hashed some at a time, so that memory is bounded."""
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from .._digests import digest
+from .._exceptions import ImageError
+from .._processes import Lock
+from .cells import Cell, Hashed, row_errors
+from .references import Reference
+from .sequences import BYTES_HELD, ROWS_HELD, Cells, Unreadable
+
+FETCHES = 8  # at once, at least, from servers that answer slowly
+
+
+# Rows -------------------------------------------------------------------------------
+
+
+class Images:
+    """The rows of one call: a sequence of images, each with a name.
+
+    Parameters
+    ----------
+    cells : Cells
+        What stands in the rows.
+    protocols : collection of str, default=()
+        Schemes of URLs that may be opened.
+    """
+
+    def __init__(self, cells: "Cells", protocols: Collection[str] = ()):
+        self._cells, self._protocols = cells, protocols
+        self._lock = Lock()  # few sequences may be asked by several threads
+
+    def __len__(self):
+        return len(self._cells)
+
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError."""
+        (cell,) = self._take(row, row + 1)
+        if isinstance(cell, ImageError):
+            raise cell
+        return cell.read()
+
+    def expect(self, row: int) -> None:
+        """Nothing: whoever asks here asks once."""
+
+    def windows(self, recall, n_threads: int, rescaled: bool) -> Iterator["Window"]:
+        """All rows in order, some at a time; each is read once and hashed.
+
+        Parameters
+        ----------
+        recall : callable
+            Is given the names of files before they are hashed.
+        n_threads : int
+            How many files are read at once.
+        rescaled : bool
+            Whether arrays have a range of values of their own, so that equal pixels of
+            a PIL image are another image.
+        """
+        start = 0
+        with ThreadPoolExecutor(max(n_threads, FETCHES), "skdeepfeat-read") as pool:
+            while start < len(self):
+                window = Window(rescaled)
+                while start < len(self) and window.has_room:
+                    stop = min(len(self), start + self._cells.at_once)
+                    window.add(self._take(start, stop), recall, pool)
+                    start = stop
+                yield window
+
+    def _take(self, start: int, stop: int) -> list[Cell | ImageError]:
+        """What stands in some rows, or what went wrong there."""
+        with self._lock:
+            values = self._cells.read(start, stop)
+            return [self._take_one(row, v) for row, v in enumerate(values, start)]
+
+    def _take_one(self, row: int, value) -> Cell | ImageError:
+        try:
+            if isinstance(value, Unreadable):
+                with row_errors(row, self._cells.name):
+                    raise value.error
+            return Cell.of(row, value, self._protocols)
+        except ImageError as error:
+            return error
+
+
+class Window:
+    """Some rows of X, hashed; what was read of them is held until they are computed.
+
+    Parameters
+    ----------
+    rescaled : bool
+        As in :meth:`Images.windows`.
+    """
+
+    def __init__(self, rescaled: bool):
+        self.keys: dict[int, bytes | ImageError] = {}
+        self.files: list[tuple[str, str, bytes]] = []
+        self._hashed: dict[int, Hashed] = {}
+        self._rows_of: dict[bytes, list[int]] = {}
+        self._same_as: dict[int, list[int]] = {}  # rows of its content, itself too
+        self._errors: dict[int, ImageError] = {}  # of rows that could not be read
+        self._rescaled, self._n_bytes = rescaled, 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more rows may be added."""
+        return len(self.keys) < ROWS_HELD and self._n_bytes < BYTES_HELD
+
+    def add(self, cells: Sequence[Cell | ImageError], recall, pool) -> None:
+        """Hash more rows."""
+        good = [cell for cell in cells if isinstance(cell, Cell)]
+        recall([cell.held.name for cell in good if isinstance(cell.held, Reference)])
+        quick = [cell for cell in good if cell.is_hashed]
+        rows = {cell.row for cell in quick}
+        slow = [cell for cell in good if cell.row not in rows]
+        hashed = [*map(_hashed, quick), *pool.map(_hashed, slow)]
+        found = {_row_of(one): one for one in (*cells, *hashed)}
+        for row in sorted(found):
+            self._put(row, found[row])
+
+    def _put(self, row: int, found: Hashed | ImageError) -> None:
+        if isinstance(found, ImageError):
+            self.keys[row] = found
+            return
+        tagged = self._rescaled and found.cell.kind.name == "pil"
+        key = digest("pil", found.key) if tagged else found.key
+        self.keys[row] = key
+        self._same_as[row] = self._rows_of.setdefault(key, [])
+        self._same_as[row].append(row)
+        self._hashed[row] = found
+        self._n_bytes += found.cell.n_bytes
+        if found.file is not None:
+            self.files.append(found.file)
+
+    def read(self, row: int) -> Cell:
+        """The image of a row with its content; raises ImageError.
+
+        The content comes from another row of the same content if it must.
+        """
+        source = self._hashed[row].cell.source
+        for other in sorted(self._same_as[row], key=lambda r: r != row):
+            try:
+                return replace(self._hashed[other].read(), row=row, source=source)
+            except ImageError as error:
+                self._errors[other] = error
+        raise self._errors[row]
+
+    def error_of(self, row: int, error: ImageError) -> ImageError:
+        """The error of a row whose content has this error in another row."""
+        return self._errors.get(row) or error.at(row, self._hashed[row].cell.source)
+
+    def forget(self) -> None:
+        """Let go of what is held."""
+        self._hashed.clear()
+        self._errors.clear()
+
+    def expect(self, row: int) -> None:
+        """Let the system begin to read the file of a row that is asked for soon."""
+        held = self._hashed[row].cell.held
+        if isinstance(held, Reference):
+            held.expect()
+
+
+def _hashed(cell: Cell) -> Hashed | ImageError:
+    try:
+        return cell.hashed()
+    except ImageError as error:
+        return error
+
+
+def _row_of(found: Cell | Hashed | ImageError) -> int:
+    return found.cell.row if isinstance(found, Hashed) else found.row

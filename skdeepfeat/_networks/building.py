@@ -1,0 +1,201 @@
+"""Record + weights → a network in ``eval`` mode that needs no gradients."""
+
+import functools
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from .._backbones.files import download, packaged, read_weights_file
+from .._backbones.records import Backbone, Skeleton, builder_of
+from .._backbones.tensors import as_array, digest_tensors
+from .._backbones.weights import WeightsSource
+from .._digests import digest_fields
+from .._exceptions import WeightsError
+from .._processes import Lock
+from .descriptions import describe_settings
+from .filling import fill_weights
+
+
+class SkipInitialisation(TorchFunctionMode):
+    """Leave new parameters as they are: files or seeds fill them afterwards.
+
+    Saves seconds for large networks, and draws nothing from the global generator.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        name = getattr(func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)
+
+
+@dataclass
+class Network:
+    """A network with its weights, shared by everybody who names it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In single precision; on the CPU if it is `rounded` elsewhere.
+    absent : frozenset of str
+        Entries of the head that the weights file does not have.
+    cuts : dict
+        Cut networks by layer, which live as long as this one.
+    substitutes : dict
+        Modules that compute the same in less time, by those that they stand for.
+    rounded : tuple (device, dtype) or None
+        Where and in which type of numbers cut networks run, if not in this one.
+    """
+
+    module: nn.Module
+    absent: frozenset[str] = frozenset()
+    cuts: dict[tuple, Any] = field(default_factory=dict)
+    substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
+    rounded: tuple[str, torch.dtype] | None = None
+    lock: Any = field(default_factory=Lock)
+
+
+# Building ---------------------------------------------------------------------------
+
+
+def build_network(source: WeightsSource) -> Network:
+    """A new network on the CPU with the weights of `source`."""
+    size, backbone = source.input.image_size, source.backbone
+    if source.seed is not None:
+        network = Network(_seeded(backbone, size, source.seed))
+    else:
+        state = _read_state(source)
+        module = _without_initialisation(backbone, size)
+        values_as_before(backbone, size, None, module)
+        network = Network(*fill_weights(module, state, source))
+    network.module.eval().requires_grad_(False)
+    return network
+
+
+def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
+    """Call the record's builder.
+
+    `official` networks are built as published weights expect them.
+    """
+    build = builder_of(backbone)
+    options = dict(backbone.options) if official else {}
+    if backbone.size_option:
+        options[backbone.size_option] = image_size
+    with warnings.catch_warnings():
+        # torchvision announces a future default of GoogLeNet's initialisation.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return build(**options)
+
+
+def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
+    """The network without memory for its weights, for shapes and structure, and the
+    digest of values that are gone with it."""
+    network = _without_initialisation(backbone, image_size)
+    values = values_as_before(backbone, image_size, None, network)
+    return network.to("meta").eval(), values
+
+
+def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
+    """The network that a graph is compared with: built alike, with numbers in it."""
+    if backbone.arrays is not None:
+        source = WeightsSource(backbone, backbone.input, embedded=True)
+        return build_network(source).module
+    build = functools.partial(call_builder, backbone, image_size, official=True)
+    return _with_seed(0, build).eval().requires_grad_(False)
+
+
+def _without_initialisation(backbone: Backbone, image_size: int) -> nn.Module:
+    """The network as published weights expect it, its parameters left as they are."""
+    with SkipInitialisation():
+        return _with_seed(0, lambda: call_builder(backbone, image_size, official=True))
+
+
+def _seeded(backbone: Backbone, image_size: int, seed: int) -> nn.Module:
+    """The network with random weights."""
+    network = _with_seed(int(seed), lambda: call_builder(backbone, image_size))
+    values_as_before(backbone, image_size, seed, network)
+    return network
+
+
+def _with_seed(seed: int, build):
+    """Build from a seed and put the global generator back."""
+    state = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        return build()
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def seeded_values(source: WeightsSource) -> bytes:
+    """Digest of the values that a network has from its seed."""
+    backbone, size, seed = source.backbone, source.input.image_size, source.seed
+    assert seed is not None
+    found = backbone.memo.get(
+        ("seeded", size if backbone.size_option else None, seed),
+        lambda: _values(_seeded(backbone, size, seed), seed),
+    )
+    return found
+
+
+def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> bytes:
+    """Digest of the values that a builder gives and no file replaces.
+
+    Raises an error if they, or the settings of modules, are others than when this was
+    first asked: what is known of the network then does not hold any more.
+    """
+    if not backbone.is_own or isinstance(backbone.build, Skeleton):
+        return b""
+    size = image_size if backbone.size_option else None
+    # Published weights have options of their own.
+    options = seed is None and bool(backbone.options)
+    settings = digest_fields("settings", 1, describe_settings(network))
+    _check_as_before(backbone, ("settings", size, options), settings)
+    found = _values(network, seed)
+    _check_as_before(backbone, ("values", size, seed), found)
+    return found
+
+
+def _check_as_before(backbone: Backbone, name: tuple, found: bytes) -> None:
+    """Remember a digest, or compare it with the one that is remembered."""
+    if backbone.memo.get(name, lambda: found) != found:
+        raise WeightsError(
+            f"The builder {backbone.build!r} of backbone {backbone.name!r} gives "
+            "another network than before: its code was changed, or it draws numbers "
+            "that torch.manual_seed does not control. Make a new Backbone after a "
+            "change, and seed all that it draws."
+        )
+
+
+def _values(network: nn.Module, seed: int | None) -> bytes:
+    """Digest of all tensors of a network, or without a seed of those in no file."""
+    tensors = dict(network.named_buffers())
+    in_files = network.state_dict()
+    if seed is None:
+        tensors = {k: v for k, v in tensors.items() if k not in in_files}
+    else:
+        tensors |= in_files
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.requires_grad:
+                tensors[f"{path}.{name}"] = value
+    return digest_tensors({name: as_array(value) for name, value in tensors.items()})
+
+
+def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
+    """All entries of the weights, by name."""
+    if source.embedded:
+        arrays = source.backbone.arrays or {}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    if source.published is not None:
+        find = packaged if source.published.packaged else download
+        return read_weights_file(find(source.published))
+    assert source.path is not None
+    return read_weights_file(source.path)

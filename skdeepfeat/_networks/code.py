@@ -1,0 +1,126 @@
+"""The functions of a user's network → a digest of the code as it stands.
+
+Code may be edited while a process runs, in a notebook for instance, and what is known
+of a network may depend on it.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from .._backbones.records import Backbone, Skeleton, builder_of
+from .._digests import digest_fields
+from .descriptions import PUBLISHERS, describe_value
+from .tracer import HOOKS
+
+NOT_OWN = PUBLISHERS | sys.stdlib_module_names | {"numpy"}
+MOST_FUNCTIONS = 2000  # that are looked at
+
+
+def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
+    """Digest of the functions that a network may call, and of what they read.
+
+    Names are looked up where a function would find them, as far as they are written in
+    it; what is reached in other ways is not seen.
+    """
+    waiting: deque[Any] = deque(_classes_of(skeleton))
+    waiting += [value for module in skeleton.modules() for value in _called_by(module)]
+    if not isinstance(backbone.build, Skeleton):
+        waiting.append(builder_of(backbone))
+    found: list[list] = []
+    seen: set[int] = set()
+    while waiting and len(seen) < MOST_FUNCTIONS:
+        thing = _function_behind(waiting.popleft())
+        if id(thing) not in seen and _is_own(thing):
+            seen.add(id(thing))
+            values = _values_of(thing)
+            found.append([thing.__qualname__, *(_in_words(value) for value in values)])
+            waiting += values
+    return digest_fields("code", 1, {"functions": found})
+
+
+def _classes_of(skeleton: nn.Module) -> list[type]:
+    """The classes that modules are of, in order of use."""
+    kinds = (base for m in skeleton.modules() for base in type(m).__mro__)
+    return list(dict.fromkeys(kinds))
+
+
+def _called_by(module: nn.Module) -> list:
+    """What a module keeps that may be a function: attributes, and hooks."""
+    own = vars(module)
+    hooks = [hook for place in HOOKS for hook in own[place].values()]
+    return [*(v for k, v in own.items() if k not in HOOKS), *hooks]
+
+
+def _function_behind(thing):
+    """The function of a method, property or partial."""
+    for name in ("__func__", "fget", "func"):
+        thing = getattr(thing, name, None) or thing
+    return thing
+
+
+def _is_own(thing) -> bool:
+    """Whether this is a function or class, and neither torch's nor Python's."""
+    root = str(getattr(thing, "__module__", "")).partition(".")[0]
+    return isinstance(thing, (FunctionType, type)) and root not in NOT_OWN
+
+
+def _values_of(thing) -> list:
+    """What a function or class is made of: its code, and all that its names mean."""
+    if isinstance(thing, type):
+        return list(vars(thing).values())
+    cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
+    given = (thing.__defaults__, thing.__kwdefaults__)
+    return [thing.__code__, *given, *cells, *_globals_of(thing)]
+
+
+def _is_full(cell) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # its function has not come so far
+        return False
+    return True
+
+
+def _globals_of(function: FunctionType) -> list:
+    """What the names in the code of a function mean, there or in modules it names."""
+    names = list(_names_in(function.__code__))
+    places = [function.__globals__]
+    named = [function.__globals__.get(name) for name in names]
+    places += [vars(value) for value in named if _is_own_module(value)]
+    return [place[name] for place in places for name in names if name in place]
+
+
+def _is_own_module(value) -> bool:
+    root = getattr(value, "__name__", "").partition(".")[0]
+    return isinstance(value, ModuleType) and root not in NOT_OWN
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Names of globals and attributes, also in functions within."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _in_words(value) -> Any:
+    """Code and plain values as they are; of anything else, what it is."""
+    if isinstance(value, CodeType):
+        return _describe_code(value)
+    try:
+        return digest_fields("value", 1, {"value": describe_value(value)})
+    except TypeError:
+        return type(value).__qualname__
+
+
+def _describe_code(code: CodeType) -> list:
+    """What a function does, without where it stands."""
+    constants = [
+        _describe_code(c) if isinstance(c, CodeType) else str(c) for c in code.co_consts
+    ]
+    return [code.co_code, list(code.co_names), constants]

@@ -1,0 +1,173 @@
+"""Does a graph compute what its network computes, and each image by itself?
+
+The code of a user's network may do what fx does not see. So network and graph are run
+once on the same two images, and what is seen decides, not a list of what can go wrong.
+"""
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+
+from .._images.recipe import InputSpec
+
+ROUNDING = 1e-4  # of the largest value, between two ways to compute the same
+# Between batches of one and two images, also of a network that rounds to bfloat16.
+NEIGHBOURS = 2e-2
+
+MIXED = (
+    "Backbone {name!r} cannot give features: those of an image depend on the other "
+    "images of the batch, as with a BatchNorm that has no running statistics. Use a "
+    "network in which each image is computed by itself."
+)
+CHANGING = (
+    "Backbone {name!r} cannot give features: they are different in every call, as with "
+    "torch.nn.functional.dropout(x) where training=self.training is missing. Use a "
+    "network that draws no random numbers in evaluation."
+)
+
+
+@contextlib.contextmanager
+def measuring():
+    """A context in which tensors count their changes, and the generator is put back."""
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+        yield
+
+
+def two_images(spec: InputSpec, size: int) -> torch.Tensor:
+    """A bright and a dark image of noise, as they enter a network."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, size, size, generator=generator)
+    pixels[1] *= 0.3
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
+    return (pixels - mean) / std
+
+
+# The network -------------------------------------------------------------------------
+
+
+def check_rows(name: str, network: nn.Module, x: torch.Tensor, returned) -> None:
+    """Refuse a network that returned no row of its own for each of two images."""
+    if not same(network(x.clone()), returned):
+        raise ValueError(CHANGING.format(name=name))
+    if not _same_alone(network, x, returned):
+        raise ValueError(MIXED.format(name=name))
+
+
+def _same_alone(network: nn.Module, x: torch.Tensor, returned) -> bool:
+    """Whether the first of the images is computed the same without the other."""
+    try:
+        alone = tensors_of(network(x[:1].clone()))
+    except Exception:  # it wants others, as norms over the batch do
+        return False
+    pairs = zip(tensors_of(returned), alone, strict=False)
+    rows = [(a, b[:1]) for b, a in pairs if _length(b) == len(x) and _length(a) == 1]
+    return all(_same_tensor(a, b, NEIGHBOURS) for a, b in rows)
+
+
+def _length(tensor: torch.Tensor) -> int:
+    return len(tensor) if tensor.ndim else 0
+
+
+# Its graph ---------------------------------------------------------------------------
+
+
+class Watcher(fx.Interpreter):
+    """Runs a graph and notes which steps overwrite what an earlier one gave.
+
+    Every tensor counts its changes, together with its views, whatever makes them. For
+    each such step `overwritten` has the earlier ones whose whole value it replaces by
+    its own, or None if somebody else sees a part of it.
+    """
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module)
+        self.extra_traceback = False
+        self.overwritten: dict[fx.Node, list[fx.Node] | None] = {}
+        self._order = {node: place for place, node in enumerate(self.graph.nodes)}
+
+    def run_node(self, n):
+        """Run a step, and compare the tensors that it takes before and after."""
+        given = [t for step in n.all_input_nodes for t in tensors_of(self.env[step])]
+        counts = [tensor._version for tensor in given]
+        value = super().run_node(n)
+        pairs = zip(given, counts, strict=True)
+        changed = [tensor for tensor, count in pairs if tensor._version != count]
+        if changed:
+            self.overwritten[n] = self._replaced(n, value, changed)
+        return value
+
+    def _replaced(self, node, value, changed) -> list[fx.Node] | None:
+        """The steps whose whole value is the one that was changed."""
+        if not all(_same_place(value, tensor) for tensor in changed):
+            return None
+        sharing = [step for step in self.env if _shares(self.env[step], value)]
+        whole = [step for step in sharing if _same_place(self.env[step], value)]
+        parts = set(sharing) - set(whole)
+        return None if any(self._read_after(node, step) for step in parts) else whole
+
+    def _read_after(self, node, step) -> bool:
+        return any(self._order[user] > self._order[node] for user in step.users)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """What tensors that share memory have in common, also where there is none."""
+    return tensor.untyped_storage()._cdata
+
+
+def _shares(value, tensor: torch.Tensor) -> bool:
+    """Whether any tensor in a value shares memory with this one."""
+    return any(_memory(part) == _memory(tensor) for part in tensors_of(value))
+
+
+def _same_place(value, tensor: torch.Tensor) -> bool:
+    """Whether a value is this tensor, under whatever name."""
+    return isinstance(value, torch.Tensor) and (
+        (_memory(value), value.storage_offset(), value.shape, value.stride())
+        == (_memory(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
+        and value.dtype == tensor.dtype
+    )
+
+
+# Values ------------------------------------------------------------------------------
+
+
+def tensors_of(value) -> list[torch.Tensor]:
+    """The tensors in what a step or a network gives."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return []
+
+
+def copied(value) -> list[torch.Tensor]:
+    """Copies of the tensors in a value, which nothing overwrites."""
+    return [tensor.clone() for tensor in tensors_of(value)]
+
+
+def same(found, expected) -> bool:
+    """Whether the tensors in two values are the same, to rounding."""
+    found, expected = tensors_of(found), tensors_of(expected)
+    return len(found) == len(expected) and all(
+        _same_tensor(*pair, ROUNDING) for pair in zip(found, expected, strict=True)
+    )
+
+
+def _same_tensor(found, expected, tolerance: float) -> bool:
+    """Whether the difference is small beside the largest finite value."""
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return False
+    found, expected = _as_numbers(found), _as_numbers(expected)
+    finite = expected[expected.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(found, expected, 0, tolerance * largest, equal_nan=True)
+
+
+def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision; real and imaginary parts apart."""
+    parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return parts.double()

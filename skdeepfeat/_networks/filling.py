@@ -1,0 +1,98 @@
+"""Puts the entries of a weights file into a network, or says which do not fit."""
+
+import re
+
+from torch import nn
+
+from .._backbones.records import Backbone
+from .._backbones.weights import WeightsSource
+from .._exceptions import WeightsError
+
+# Filling ----------------------------------------------------------------------------
+
+
+def fill_weights(
+    module: nn.Module, state, source: WeightsSource
+) -> tuple[nn.Module, frozenset[str]]:
+    """Put the entries into the network, or say which do not fit.
+
+    The head may be absent or made for other classes: it stays empty then, and its
+    entries are returned, so that no layer is read that needs them.
+    """
+    state = _renamed(state, source.backbone)
+    own = module.state_dict()
+    absent = _drop_foreign_head(state, own, source.backbone.head)
+    _check_shapes(state, own, source)
+    if any(tensor.is_meta for tensor in own.values()):
+        module = module.to_empty(device="cpu")
+    result = module.load_state_dict(state, strict=False)
+    _check_names(module, result, absent, source)
+    _fill_transient_buffers(module, state)
+    return module, absent
+
+
+def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
+    """Names of the head's entries that the file lacks or has for other classes."""
+    absent = set()
+    for name in [k for k in own if head and k.startswith(f"{head}.")]:
+        if name not in state or state[name].shape != own[name].shape:
+            state.pop(name, None)
+            absent.add(name)
+    return frozenset(absent)
+
+
+def _check_shapes(state, own, source: WeightsSource) -> None:
+    wrong = [
+        f"{name}: file {tuple(state[name].shape)}, network {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise WeightsError(_misfit(source, "with other shapes", wrong))
+
+
+def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> None:
+    """Refuse missing and left-over entries, but for those that no feature needs."""
+    missing = [
+        name
+        for name in result.missing_keys
+        if name not in absent and not name.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise WeightsError(_misfit(source, "missing from the file", missing))
+    buffers = {name for name, _ in module.named_buffers()}
+    left_over = [
+        name
+        for name in result.unexpected_keys
+        if name not in buffers and not name.startswith(source.backbone.unused)
+    ]
+    if left_over:
+        raise WeightsError(_misfit(source, "left over in the file", left_over))
+
+
+def _fill_transient_buffers(network: nn.Module, state) -> None:
+    """Buffers that state dicts leave out, which a user's own network brings along."""
+    kept = network.state_dict().keys()
+    for name, buffer in network.named_buffers():
+        if name in state and name not in kept:
+            buffer.copy_(state[name])
+
+
+def _renamed(state, backbone: Backbone):
+    """Old names brought up to date, in a copy that keeps torch's version marks."""
+    renamed = state.copy()
+    if backbone.rename:
+        for name in list(renamed):
+            renamed[re.sub(*backbone.rename, name)] = renamed.pop(name)
+    return renamed
+
+
+def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
+    """One sentence about entries that do not fit, at most six of them named."""
+    shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    file = source.path or (source.published and source.published.filename)
+    return (
+        f"The weights in {str(file)!r} do not fit backbone "
+        f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). Is it a "
+        "file of another network?"
+    )

@@ -1,0 +1,74 @@
+"""Activations of a network that torch.fx cannot trace, read with hooks."""
+
+import copy
+
+import torch
+from torch import nn
+
+from .._processes import Lock
+
+INPUT_OF = ".input"
+RETURNED = "returned"  # what a network returns that fx cannot trace
+
+
+class HookedNetwork:
+    """Activations of a network that fx cannot trace.
+
+    A private copy of the network is hooked, run under a lock, and left by an
+    exception once the last layer has answered. It runs in the memory format of its
+    author, which its code may rely on.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    nodes : tuple of str
+        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``, and
+        ``"returned"`` what the network returns.
+    """
+
+    class _Done(Exception):
+        pass
+
+    def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
+        self._network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        self._lock = Lock()
+        self._wanted = frozenset(nodes)
+        self._seen: dict[str, torch.Tensor] = {}
+        modules = dict(self._network.named_modules())
+        self._returned = RETURNED not in modules and RETURNED in nodes
+        for node in [n for n in nodes if n in modules or n.endswith(INPUT_OF)]:
+            name = node.removesuffix(INPUT_OF)
+            if node.endswith(INPUT_OF):
+                modules[name].register_forward_pre_hook(self._keeper(node))
+            else:
+                modules[name].register_forward_hook(self._keeper(node))
+
+    def _keeper(self, node):
+        def keep(module, args, output=None):
+            """Keep what a module takes or gives, the first time it is used."""
+            value = args[0] if output is None else output
+            if isinstance(value, torch.Tensor):  # a later step may work in place
+                self._seen.setdefault(node, value.clone())
+            if self._seen.keys() == self._wanted:
+                raise self._Done
+
+        return keep
+
+    def __call__(self, x):
+        with self._lock:
+            self._seen.clear()
+            try:
+                returned = self._network(x.contiguous())
+                if self._returned:
+                    self._seen[RETURNED] = returned
+            except self._Done:
+                pass
+            return dict(self._seen)
+
+    def state_dict(self):
+        """Entries of the network, as of a module."""
+        return self._network.state_dict()
+
+    def to(self, device, dtype) -> None:
+        """Run there, in this type of numbers, from now on."""
+        self._network.to(device, dtype)

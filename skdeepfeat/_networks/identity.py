@@ -1,0 +1,83 @@
+"""What a network of the user's own computes → what it is known by.
+
+The traced graph says what is computed: its steps in order, the functions and modules
+that they call, with their settings and constants. Only what torch and torchvision
+publish, and what Python itself has, can be named; a network with a step of any other
+kind, or without a graph that computes the same, is known by the object and its code.
+"""
+
+from operator import attrgetter
+
+from torch import fx, nn
+
+from .._backbones.records import Backbone, Identity
+from .._digests import digest_fields
+from .._processes import fork_safe
+from .code import digest_code
+from .descriptions import (
+    Undescribable,
+    describe_module,
+    describe_tensor,
+    describe_value,
+    name_of_function,
+)
+from .structure import Structure, structure_of
+
+
+@fork_safe
+def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bool]:
+    """Named values that tell this network from all others, weights apart, and whether
+    they mean the same in other processes."""
+    structure = structure_of(backbone, image_size)
+    if structure.values:
+        about = {**about, "values": structure.values}
+    try:
+        described = _describe_graph(structure)
+        graph = digest_fields("graph", 1, described)
+        return {**about, "graph": graph}, True
+    except TypeError:  # also of values that have no digest
+        return {**about, "token": backbone.token}, False
+
+
+@fork_safe
+def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Identity:
+    """The identity of a network that nothing but its object and its code describe.
+
+    Its code is looked at again each time, because what is edited is what runs.
+    """
+    skeleton = structure_of(backbone, image_size).skeleton
+    about = {"network": known.digest, "code": digest_code(backbone, skeleton)}
+    return Identity(digest_fields("network as its code stands", 1, about), False)
+
+
+# The graph ---------------------------------------------------------------------------
+
+
+def _describe_graph(structure: Structure) -> dict:
+    """Steps, and the modules and tensors that they use."""
+    if structure.graph is None or not structure.checked:
+        raise Undescribable("nobody knows what it computes")
+    place = {node: i for i, node in enumerate(structure.graph.nodes)}
+    steps = [_describe_step(structure, node, place) for node in structure.graph.nodes]
+    used = [n for n in structure.graph.nodes if n.op in ("call_module", "get_attr")]
+    parts = {
+        target: _describe_part(structure.skeleton, target)
+        for target in sorted({str(node.target) for node in used})
+    }
+    return {"steps": steps, "parts": parts, "names": list(structure.nodes)}
+
+
+def _describe_step(structure: Structure, node: fx.Node, place: dict) -> list:
+    """What a step does, and to which values."""
+    target = node.target
+    if node.op == "call_function":
+        target = name_of_function(target)
+    given = [describe_value(value, place) for value in (node.args, node.kwargs)]
+    return [node.op, str(target), *given]
+
+
+def _describe_part(skeleton: nn.Module, target: str):
+    """A module, or a tensor: by value unless it is one of the weights."""
+    part = attrgetter(target)(skeleton)
+    describe_one = describe_module if isinstance(part, nn.Module) else describe_tensor
+    return describe_one(part)

@@ -1,0 +1,113 @@
+"""Names of layers → records: aliases, indices, nodes, "did you mean".
+
+Torch is needed only for what the registry's data do not hold: nodes without an alias
+and networks of the user's own.
+"""
+
+from dataclasses import replace
+
+from .._backbones.records import Backbone, Layer
+from .._backbones.registry import is_listed, resolve_backbone
+from .._exceptions import closest
+from .._images.recipe import InputSpec
+from .pooling import pooled_width
+
+
+def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
+    """The layers of a backbone that have an alias, in order of depth."""
+    if backbone.layers is not None:
+        return backbone.layers
+    from .discovery import find_layers
+
+    return find_layers(backbone)
+
+
+def list_layers(backbone="mini", *, nodes=False):
+    """Layers that features can be read from, without loading any weights.
+
+    Parameters
+    ----------
+    backbone : str or Backbone, default="mini"
+        The network.
+    nodes : bool, default=False
+        List the names of all nodes of the traced network instead.
+
+    Returns
+    -------
+    layers : list of Layer, or list of str if `nodes`
+        Aliased layers in order of depth, with the fields ``alias``, ``node``,
+        ``index``, ``layout``, ``shape``, ``features`` (number of channels),
+        ``stride`` (in pixels) and ``share`` (of the computation up to there).
+
+    Examples
+    --------
+    >>> from skdeepfeat import list_layers
+    >>> for layer in list_layers("resnet50"):
+    ...     print(layer.alias, layer.features, layer.stride, layer.share)
+    stem 64 4 0.0289
+    block1 256 4 0.1922
+    block2 512 8 0.4435
+    block3 1024 16 0.8016
+    block4 2048 32 0.9995
+    penultimate 2048 None 0.9995
+    logits 1000 None 1.0
+    """
+    record = resolve_backbone(backbone)
+    if not nodes:
+        return list(aliased_layers(record))
+    from .structure import structure_of
+
+    return list(structure_of(record, record.input.image_size).nodes)
+
+
+def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
+    """The record of an alias, an index, or a node."""
+    aliased = aliased_layers(backbone)
+    if isinstance(layer, str):
+        for known in aliased:
+            if layer in (known.alias, known.node):
+                return known
+        return backbone.memo.get(
+            ("node", layer, image_size),
+            lambda: _resolve_node(backbone, layer, image_size),
+        )
+    if not -len(aliased) <= layer < len(aliased):
+        raise ValueError(
+            f"Unknown layer {layer} of backbone {backbone.name!r}, which has "
+            f"{len(aliased)}: 0 ({aliased[0].alias!r}) to {len(aliased) - 1} "
+            f"({aliased[-1].alias!r})."
+        )
+    return aliased[layer]
+
+
+def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
+    """The record of a node of the traced network, aliased if it has one."""
+    from .discovery import find_node
+    from .structure import structure_of
+
+    structure = structure_of(backbone, image_size)
+    full = structure.canonical(node)
+    if full is None:
+        aliases = [layer.alias for layer in aliased_layers(backbone)]
+        named = repr(backbone.name) if is_listed(backbone) else "backbone"
+        why = " (its modules, as torch.fx cannot trace it)"
+        raise ValueError(
+            f"Unknown layer {node!r} of backbone {backbone.name!r}."
+            f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
+            f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
+            f"all nodes{'' if structure.traceable else why}."
+        )
+    found = find_node(backbone, full, image_size)
+    known = {layer.node: layer for layer in aliased_layers(backbone)}
+    return known.get(found.node, found)
+
+
+def width_of(backbone: Backbone, spec: InputSpec, layer: Layer, pooling: str) -> int:
+    """Number of features of a layer after pooling, at this input size."""
+    own_size = spec.image_size == backbone.input.image_size
+    if pooling == "flatten" and layer.layout != "vector" and not own_size:
+        from .discovery import find_shape
+
+        shape = find_shape(backbone, layer.node, spec.image_size)
+        layer = replace(layer, shape=shape)
+    return pooled_width(layer.layout, layer.shape, pooling)

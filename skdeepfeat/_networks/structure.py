@@ -1,0 +1,228 @@
+"""What is known of a network without its weights: its nodes, and shapes at a size."""
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .._backbones.records import Backbone
+from .._backbones.weights import resolve_weights
+from .._processes import fork_safe
+from .building import build_network
+from .hooks import INPUT_OF, RETURNED, HookedNetwork
+from .tracer import ENDS, without_inplace
+from .tracing import fill, traced
+
+
+class Structure:
+    """What is known of a network without its weights: nodes, and shapes at a size.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    image_size : int
+        Side of the input.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int):
+        self.backbone, self.image_size = backbone, image_size
+        found = traced(backbone, image_size)
+        self.skeleton, self.graph, self._named = (
+            found.skeleton,
+            found.graph,
+            found.named,
+        )
+        self.values, self.checked = found.values, found.checked
+        self.nodes = tuple(self._named)
+        if self.graph is None:
+            modules = (name for name, _ in self.skeleton.named_modules() if name)
+            self.nodes = (*dict.fromkeys((*modules, RETURNED)),)
+
+    @property
+    def traceable(self) -> bool:
+        """Whether fx could trace the network."""
+        return self.graph is not None
+
+    def canonical(self, node: str) -> str | None:
+        """The full name of a node, None if there is no such node.
+
+        A module stands for the last node within it.
+        """
+        reader = node.removesuffix(INPUT_OF)
+        if reader != node:
+            return node if reader in self.nodes else None
+        return representative_node(node, self.nodes)
+
+    def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
+        """The graph that returns {node: value} for these nodes and does no more."""
+        assert self.graph is not None
+        copies: dict[fx.Node, fx.Node] = {}
+        graph = fx.Graph()
+        graph.graph_copy(self.graph, copies)
+        graph.output({name: copies[self.step(name)] for name in nodes})
+        module = fx.GraphModule(self.skeleton, graph)
+        module.graph.eliminate_dead_code()
+        return module.graph
+
+    def tail(self, start: str, end: str) -> fx.Graph | None:
+        """The graph from the value of one node to that of another.
+
+        None if anything before `start` is needed besides, so that it is no cut.
+        """
+        graph = self.cut((start, end))
+        for node in list(graph.nodes):  # checks of the image's shape need the image
+            if node.target is torch._assert:
+                graph.erase_node(node)
+        returned = graph.output_node().args[0]
+        assert isinstance(returned, dict)
+        entered, left = returned[start], returned[end]
+        image = next(node for node in graph.nodes if node.op == "placeholder")
+        graph.output_node().args = (left,)
+        with graph.inserting_before(image):
+            given = graph.placeholder("boundary")
+        entered.replace_all_uses_with(given)
+        module = fx.GraphModule(self.skeleton, graph)
+        module.graph.eliminate_dead_code()
+        images = [n for n in module.graph.nodes if n.op == "placeholder"][1:]
+        if any(node.users for node in images):
+            return None
+        for node in images:
+            module.graph.erase_node(node)
+        return module.graph
+
+    def comes_before(self, node: str, other: str) -> bool:
+        """Whether a node is computed no later than another one."""
+        assert self.graph is not None
+        order = {step: place for place, step in enumerate(self.graph.nodes)}
+        return order[self.step(node)] <= order[self.step(other)]
+
+    def block_of(self, ends: tuple[str, ...]) -> dict[str, int]:
+        """Module, parameter or buffer → which block uses it first.
+
+        Block i is what comes before node ``ends[i]``, and after the one before it.
+        """
+        assert self.graph is not None
+        last = [self.step(name) for name in ends]
+        found: dict[str, int] = {}
+        block = 0
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                found.setdefault(str(node.target), block)
+            if node in last:
+                block = last.index(node) + 1
+        return found
+
+    def step(self, name: str) -> fx.Node:
+        """The step of this name, or what enters it if the name says so."""
+        if not name.endswith(INPUT_OF):
+            return self._named[name]
+        reader = self._named[name.removesuffix(INPUT_OF)]
+        return _before_dropout(reader.all_input_nodes[0], self.skeleton)
+
+    def returned(self) -> fx.Node | None:
+        """The step whose value the network returns, None if it returns several."""
+        assert self.graph is not None
+        node = self.graph.output_node().args[0]
+        if not isinstance(node, fx.Node) or node.op in ENDS:
+            return None
+        return _before_dropout(node, self.skeleton)
+
+    def name_of(self, node: fx.Node) -> str:
+        """The name of a step."""
+        return next(name for name, step in self._named.items() if step is node)
+
+    def kind(self, node: fx.Node) -> str:
+        """What a step does, in one word: "softmax" of nn.Softmax and of F.softmax."""
+        if node.op == "call_module":
+            name = type(self.skeleton.get_submodule(str(node.target))).__name__
+        else:
+            name = getattr(node.target, "__name__", str(node.target))
+        return name.lower().replace("_", "")
+
+    def classifier_kind(self, node: fx.Node) -> str | None:
+        """Whether a step may give classes: see `kind_of_classifier`."""
+        if node.op == "call_module":
+            module = self.skeleton.get_submodule(str(node.target))
+            return kind_of_classifier(module)
+        weight = node.args[1] if len(node.args) > 1 else None
+        own = isinstance(weight, fx.Node) and weight.op == "get_attr"
+        return "linear" if node.target is F.linear and own else None
+
+    def owner_of_weights(self, name: str) -> str | None:
+        """The module whose weights a step uses."""
+        node = self._named[name]
+        if node.op == "call_module":
+            return str(node.target)
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        return str(weight.target).rpartition(".")[0] or None
+
+    @fork_safe
+    def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
+        """Shape of one image's output at each node, the batch axis left out.
+
+        Nodes whose output is no tensor with one row for each image are left out.
+        """
+        size, n = image_size or self.image_size, 2
+        device = "meta" if self.traceable else "cpu"
+        x = torch.zeros(n, 3, size, size, device=device)
+        network = self.skeleton if self.traceable else self.real_network()
+        with torch.no_grad():
+            values = bind(self, network, nodes)(x)
+        return {
+            node: tuple(value.shape[1:])
+            for node, value in values.items()
+            if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == n
+        }
+
+    def real_network(self) -> nn.Module:
+        """The network with weights, its own if it has any, and nobody else's."""
+        backbone = self.backbone
+        has_weights = backbone.arrays is not None or backbone.weights
+        source = resolve_weights(backbone, "default" if has_weights else None, 0)
+        return build_network(source).module
+
+
+def structure_of(backbone: Backbone, image_size: int) -> Structure:
+    """The structure of a network for this input size."""
+    return backbone.memo.get(
+        ("structure", image_size), lambda: Structure(backbone, image_size)
+    )
+
+
+def representative_node(name: str, nodes) -> str | None:
+    """The node of this name, or the last one within the module of this name."""
+    if name in nodes:
+        return name
+    inside = [node for node in nodes if node.startswith(name + ".")]
+    return inside[-1] if inside else None
+
+
+def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
+    """Dropout does nothing in evaluation; name what enters it."""
+    if node.op != "call_module":
+        return node
+    module = net.get_submodule(str(node.target))
+    if "Dropout" not in type(module).__name__:
+        return node
+    return _before_dropout(node.all_input_nodes[0], net)
+
+
+def kind_of_classifier(module: nn.Module) -> str | None:
+    """ "linear", or "convolution" if it looks at one pixel at a time."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    return "convolution" if pointwise else None
+
+
+def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
+    """A callable (n, 3, h, w) → {node: tensor} that runs `network` no further than
+    the last of `nodes`."""
+    if not structure.traceable:
+        return HookedNetwork(network, nodes)
+    return fill_graph(structure, network, structure.cut(nodes)).eval()
+
+
+def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):
+    """The module of a graph, with the network's own parts: nothing is copied."""
+    return without_inplace(fill(structure.skeleton, network, graph))

@@ -1,0 +1,7 @@
+"""Content key → feature row: computed rows, and where they are kept.
+
+A row is found by the content of its image and by the fingerprint of everything that
+determines its features, so features of all layers and settings live side by side.
+While one worker computes a row, the others that need it wait and then read it.
+``base`` is the protocol of a table; ``memory`` and ``disk`` implement it.
+"""

@@ -1,0 +1,113 @@
+"""The backbone and the images that ship with the package."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import skdeepfeat
+from skdeepfeat import (
+    PretrainedCNNFeatures,
+    WeightsError,
+    list_layers,
+    load_image_folder,
+    load_textures,
+)
+from skdeepfeat._backbones import files
+
+FOLDER = Path(skdeepfeat.__file__).parent / "_backbones" / "shipped"
+ROOT = Path(__file__).parents[2]
+
+
+def probe():
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+
+
+def test_the_default_needs_no_connection(monkeypatch, photos):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert PretrainedCNNFeatures().fit_transform(photos).shape == (6, 512)
+
+
+def test_the_manifest_tells_what_ships():
+    manifest = json.loads((FOLDER / "manifest.json").read_text())
+    assert list(manifest) == ["mini"]
+    assert manifest["mini"].keys() >= {"origin", "licence", "sha256", "retrain"}
+    assert (FOLDER / "mini.safetensors").stat().st_size < 4_000_000
+
+
+def test_changed_weights_are_refused(monkeypatch, tmp_path, photos):
+    (tmp_path / "shipped").mkdir()
+    damaged = bytearray((FOLDER / "mini.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "shipped" / "mini.safetensors").write_bytes(damaged)
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    with pytest.raises(WeightsError, match="missing or changed"):
+        PretrainedCNNFeatures().transform(photos)
+
+
+def test_depth_matters_on_textures():
+    textures = load_textures()
+    assert np.bincount(textures.target).tolist() == [40] * 8
+    assert "CC0" in textures.DESCR
+    scores = {}
+    for layer in ("penultimate", "block3", "stem"):
+        X = PretrainedCNNFeatures(layer=layer).transform(textures.data)
+        scores[layer] = cross_val_score(probe(), X, textures.target).mean()
+    pixels = textures.data.reshape(320, -1)
+    raw = cross_val_score(RidgeClassifier(1e4), pixels, textures.target).mean()
+    assert scores["penultimate"] > 0.75 and scores["block3"] > scores["stem"]
+    assert scores["penultimate"] > raw + 0.4
+
+
+def test_at_least_five_depths():
+    assert len({layer.node for layer in list_layers()}) >= 5
+    assert {layer.stride for layer in list_layers()} == {4, 8, 16}
+
+
+@pytest.mark.slow
+def test_linear_probe_on_photos_never_trained_on(shared_data):
+    features = PretrainedCNNFeatures()
+    cifar = np.load(shared_data / "cifar10_subset.npz")
+    head = probe().fit(
+        features.transform(cifar["X_train"][:2000]), cifar["y_train"][:2000]
+    )
+    X_test, y_test = cifar["X_test"][:1000], cifar["y_test"][:1000]
+    assert head.score(features.transform(X_test), y_test) > 0.55
+    folder = shared_data / "hymenoptera"
+    train, test = (load_image_folder(folder / split) for split in ("train", "val"))
+    head = probe().fit(features.transform(train.data), train.target)
+    assert head.score(features.transform(test.data), test.target) > 0.8
+
+
+@pytest.mark.slow
+def test_the_training_script_runs_and_resumes(
+    shared_data, squeezenet_weights, tmp_path
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((shared_data / "imagenet_samples").glob("*.jpg"))[:8]:
+        (photos / path.name).symlink_to(path)
+
+    def train(steps):
+        command = [sys.executable, str(ROOT / "examples" / "train_mini.py")]
+        command += ["--photos", photos, "--teacher", squeezenet_weights]
+        command += ["--out", tmp_path / "run", "--views", "16", "--batch", "4"]
+        command += ["--steps", str(steps), "--every", "1"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    assert "16 of 16 views" in train(1)
+    again = train(2)
+    assert "views" not in again and "step 2" in again and "step 1" not in again
+    assert (tmp_path / "run" / "best.pth").is_file()
