@@ -1,6 +1,5 @@
 """PretrainedCNNFeatures: parameters, tags, and the walk written once."""
 
-import functools
 import secrets
 import shutil
 from itertools import chain
@@ -14,35 +13,24 @@ from sklearn.base import (
     TransformerMixin,
 )
 
-from ._backbones.records import Backbone, Layer
-from ._backbones.weights import (
-    WeightsSource,
-    can_compare,
-    resolve_source,
-    saved_digest,
-    weights_key,
-    what_changed,
-)
+from ._backbones.records import Backbone
+from ._backbones.saved import can_compare, saved_digest, what_changed
+from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedTable
 from ._clock import Clock
-from ._digests import changed_fields, digest_fields
-from ._engines.base import PooledLayers
 from ._engines.devices import (
-    device_class,
+    names_of_gpus,
     resolve_devices,
-    resolve_engine,
     resolve_threads,
     unconvertible,
 )
 from ._engines.running import Engine
 from ._exceptions import ConversionError, EngineWarning, WeightsError, warn_user
-from ._images.formats import switches
 from ._images.input import read_input, set_input_tags
-from ._networks.layers import aliased_layers, resolve_layer, width_of
+from ._networks.layers import width_of
 from ._networks.pooling import POOLINGS, check_size
-from ._plan import Plan
+from ._plan import Plan, make_plan, requested_layers
 from ._report import FitTask, Report, last_report, progress_bar
-from ._store.base import Column
 from ._store.rows import Rows
 from ._store.stores import FeatureStore, clear_tables, open_table
 from ._validation import (
@@ -52,24 +40,9 @@ from ._validation import (
     Interval,
     StrOptions,
     check_image_shape,
-    check_value_range,
     complete_state,
     with_callbacks,
 )
-
-SCHEMA = 6  # raise it when features change, so that stored ones are not served
-
-
-@functools.lru_cache(maxsize=1024)  # each call asks for all layers of a network
-def _fingerprint(scope: bytes, node: str, layout: str, pooling: str) -> bytes:
-    """Digest of everything that makes the features of a layer what they are."""
-    where = {"node": node, "layout": layout, "pooling": pooling}
-    return digest_fields("column", 1, {"scope": scope, **where})
-
-
-def _find_layer(source: WeightsSource, name) -> Layer:
-    """The layer of this alias, index or node."""
-    return resolve_layer(source.backbone, name, source.input.image_size)
 
 
 def clear_caches():
@@ -452,21 +425,22 @@ class PretrainedCNNFeatures(
     ):
         """X → images → batches → activations → pooled rows → store → array."""
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
-        out = (make_output or self._allocate)(len(images), plan.width)
+        out = (make_output or self._allocate)(len(images), plan.columns.width)
         report, clock = Report(self, len(images)), Clock()
         table = open_table(self.cache, plan.lasting)
-        rows = Rows(images, table, plan, out, report, clock)
+        rows = Rows(images, table, plan.columns, out, report, clock)
         with progress_bar(len(images), self.verbose) as show, rows:
-            for window in rows.windows(resolve_threads(self.n_jobs)):
+            for window in rows.windows(resolve_threads(self.n_jobs), plan.rescaled):
                 while rows.read():
-                    for computed in self._compute(window, rows, clock):
-                        rows.write(computed)
-                        show(rows.n_done)
-                        batch_done()
+                    with table.turn(lambda: names_of_gpus(plan.devices)):
+                        for computed in self._compute(plan, window, rows, clock):
+                            rows.write(computed)
+                            show(rows.n_done)
+                            batch_done()
                 show(rows.n_done)
         rows.finish()
         report.finish(out)
-        report.measured(plan, rows.n_computed, clock)
+        report.measured(plan.device_class, plan.engine, rows.n_computed, clock)
         if self.verbose:
             print(report.sentence())
         return out
@@ -476,30 +450,28 @@ class PretrainedCNNFeatures(
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
 
-    def _compute(self, window, rows, clock):
-        """Features of the missing rows that nobody else computes, batch by batch."""
-        plan = rows.plan
-        with rows.turn():
-            claimed = rows.claim()
-            first = next(claimed, None)
-            if first is None:
-                return  # others compute them all: no network is built here
-            with clock.measure("building"):
-                engine = Engine(
-                    plan.pooled,
-                    plan.devices,
-                    self.precision,
-                    1 if len(rows.missing) == 1 else self.batch_size,  # for latency
-                    plan.engine,
-                )
-            yield from engine.run(
-                window,
-                chain([first], claimed),
-                plan.value_range,
-                self.decode,
-                self.n_jobs,
-                clock,
+    def _compute(self, plan, window, rows, clock):
+        """Features of the missing rows that no one else computes, batch by batch."""
+        claimed = rows.claim()
+        first = next(claimed, None)
+        if first is None:
+            return  # others compute them all: no network is built here
+        with clock.measure("building"):
+            engine = Engine(
+                plan.pooled_for(rows.columns),
+                plan.devices,
+                self.precision,
+                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
+                plan.engine,
             )
+        yield from engine.run(
+            window,
+            chain([first], claimed),
+            plan.value_range,
+            self.decode,
+            self.n_jobs,
+            clock,
+        )
 
     def _as_output(self, out):
         """The array itself, or a tensor of it on the device."""
@@ -515,43 +487,16 @@ class PretrainedCNNFeatures(
         """Validate the parameters and resolve every default."""
         self._validate_params()
         check_image_shape(self.image_shape)
-        value_range = check_value_range(self.value_range)
-        source = self._resolve_source()
+        source = self._source()
         self._check_weights(source)
-        key = weights_key(source)
-        asked = self._asked(source)
-        prefetched, others = self._prefetched(source, asked)
-        devices = resolve_devices(self.device)
-        device = device_class(devices)
-        pooled = PooledLayers.of(source, key, (*asked, *prefetched))
-        engine = resolve_engine(self.engine, device, self.precision, pooled)
-        made_with = {
-            "network": source.identity.digest,
-            "weights": key,
-            "input": changed_fields(source.input),
-            "value_range": value_range,
-            "decode": self.decode,
-            "decoders": switches(),
-            "precision": self.precision,
-            "device": device,
-            "engine": engine,
-        }
-        scope = digest_fields("computation", SCHEMA, made_with)
-        columns, besides, rest = (
-            tuple(self._column(source, scope, *pair) for pair in pairs)
-            for pairs in (asked, prefetched, others)
-        )
-        scope = digest_fields("pass", 1, {"scope": scope, "pooling": self.pooling})
-        return Plan(
-            pooled, value_range, devices, device, engine, columns, besides, rest, scope
-        )
+        return make_plan(self, source)
 
     def _note_weights(self) -> None:
         """Remember which weights and preprocessing this estimator is fitted with."""
         if hasattr(self, "weights_digest_"):  # of an earlier fit
             delattr(self, "weights_digest_")
         self._plan()
-        self.weights_digest_ = saved_digest(self._resolve_source())
+        self.weights_digest_ = saved_digest(self._source())
 
     def _check_weights(self, source: WeightsSource) -> None:
         """Refuse weights or preprocessing that have changed since `fit`."""
@@ -566,72 +511,20 @@ class PretrainedCNNFeatures(
                 "does not fit. Restore what it was, or fit again."
             )
 
-    def _resolve_source(self) -> WeightsSource:
-        """The weights, with the preprocessing for the input size asked for."""
+    def _source(self) -> WeightsSource:
+        """The weights, with the preprocessing for the input size in use."""
         return resolve_source(
             self.backbone, self.weights, self.random_state, self.image_size
         )
-
-    def _asked(self, source) -> list[tuple[Layer, str]]:
-        """The layers of `layer`, in its order, as they are computed."""
-        return [self._pooled(source, layer) for layer in self._layers(source)]
-
-    def _layers(self, source) -> list[Layer]:
-        """The layers that `layer` names, in its order."""
-        names = self.layer if isinstance(self.layer, (tuple, list)) else (self.layer,)
-        if not names or not all(isinstance(n, (str, Integral)) for n in names):
-            raise ValueError(
-                "The 'layer' parameter of PretrainedCNNFeatures must name at least one "
-                f"layer, by strings or integers. Got {self.layer!r} instead."
-            )
-        return [_find_layer(source, name) for name in names]
-
-    def _prefetched(self, source, asked) -> tuple[list, list]:
-        """What is stored in the same pass, and what else is if it saves another one."""
-        if self.pooling == "flatten" or self.cache is None:
-            return [], []
-        if not isinstance(self.prefetch_layers, str):
-            named = [_find_layer(source, name) for name in self.prefetch_layers]
-            return self._besides(source, named, asked), []
-        # A file of one's own may have a head for other classes, or none.
-        skipped = "logits" if source.path is not None else None
-        aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
-        if self.prefetch_layers == "all":
-            return self._besides(source, aliased, asked), []
-        indices = (layer.index for layer in self._layers(source))
-        deepest = max((index for index in indices if index), default=0)
-        shallow = [x for x in aliased if x.index is not None and x.index < deepest]
-        below = self._besides(source, shallow, asked)
-        return below, self._besides(source, aliased, [*asked, *below])
-
-    def _besides(self, source, layers, others) -> list[tuple[Layer, str]]:
-        """What is computed for these layers, without what is computed for others."""
-        pairs = dict.fromkeys(self._pooled(source, layer) for layer in layers)
-        return [pair for pair in pairs if pair not in others]
-
-    def _pooled(self, source, layer: Layer) -> tuple[Layer, str]:
-        """What is computed for a layer: the same for all names of the same features."""
-        first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
-        if layer.average_of in first:
-            return first[layer.average_of], "avg"
-        pooling = "none" if layer.layout == "vector" else self.pooling
-        return first.get(layer.node, layer), pooling
-
-    def _column(self, source, scope: bytes, layer: Layer, pooling: str) -> Column:
-        """One layer with the fingerprint of everything that makes its features."""
-        width = width_of(source.backbone, source.input, layer, pooling)
-        label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
-        fingerprint = _fingerprint(scope, layer.node, layer.layout, pooling)
-        return Column(layer, pooling, width, label, fingerprint)
 
     # What scikit-learn asks ---------------------------------------------------------
 
     @property
     def _n_features_out(self) -> int:
-        source = self._resolve_source()
+        source = self._source()
         return sum(
             width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in self._layers(source)
+            for layer in requested_layers(self, source)
         )
 
     def get_feature_names_out(self, input_features=None):

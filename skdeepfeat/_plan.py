@@ -1,16 +1,26 @@
-"""What one call computes: the parameters of an estimator made concrete.
+"""The parameters of an estimator made concrete: what one call computes.
 
 Everything that changes a feature is in the fingerprint of its column, so that the
 store never serves a row that was made differently.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+import functools
+from dataclasses import dataclass
+from numbers import Integral
 
-import numpy as np
-
+from ._backbones.records import Layer
+from ._backbones.weights import WeightsSource
+from ._digests import changed_fields, digest_fields
 from ._engines.base import PooledLayers
-from ._store.base import ROW_OVERHEAD, Column
+from ._engines.devices import device_class, resolve_devices, resolve_engine
+from ._images.formats import switches
+from ._networks.layers import aliased_layers, resolve_layer, width_of
+from ._store.columns import Column, Columns
+from ._validation import check_value_range
+
+SCHEMA = 6  # raise it when features change, so that stored ones are not served
+
+Pooled = tuple[Layer, str]  # a layer, and how it is pooled
 
 
 @dataclass(frozen=True)
@@ -20,21 +30,15 @@ class Plan:
     Parameters
     ----------
     pooled : PooledLayers
-        What the engine computes: the layers of both.
+        What the engine computes at first.
     value_range : tuple of float or None
     devices : tuple of str
     device_class : str
         "cpu" or "cuda".
     engine : str
         What runs the network.
-    columns : tuple of Column
-        What is asked for, in the order of the output.
-    prefetched : tuple of Column
-        What is stored besides; none of `columns`.
-    others : tuple of Column
-        What is stored too once that saves a pass; none of these.
-    scope : bytes
-        What is computed in one pass: the fingerprints of all columns, less the layer.
+    columns : Columns
+        What is requested, and what is stored with it.
     """
 
     pooled: PooledLayers
@@ -42,10 +46,7 @@ class Plan:
     devices: tuple[str, ...]
     device_class: str
     engine: str
-    columns: tuple[Column, ...]
-    prefetched: tuple[Column, ...]
-    others: tuple[Column, ...]
-    scope: bytes
+    columns: Columns
 
     @property
     def lasting(self) -> bool:
@@ -53,40 +54,124 @@ class Plan:
         return self.pooled.source.identity.lasting
 
     @property
-    def row_bytes(self) -> int:
-        """About what a store needs for all that is kept of an image."""
-        return sum(4 * column.width + ROW_OVERHEAD for column in self.stored)
+    def rescaled(self) -> bool:
+        """Whether arrays have a range of values other than that of 8-bit images."""
+        return self.value_range not in (None, (0, 255))
 
-    @property
-    def aliased(self) -> tuple[Column, ...]:
-        """All columns, any of which shows that an image was computed before."""
-        return (*self.columns, *self.prefetched, *self.others)
+    def pooled_for(self, columns: Columns) -> PooledLayers:
+        """What the engine computes for these columns."""
+        layers = [column.pooled for column in columns.stored]
+        return PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
 
-    def widened(self) -> "Plan":
-        """The same with the other columns stored in the same pass."""
-        layers = [(column.layer, column.pooling) for column in self.others]
-        layers += self.pooled.layers
-        pooled = PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
-        kept = (*self.prefetched, *self.others)
-        return replace(self, pooled=pooled, prefetched=kept, others=())
 
-    @property
-    def width(self) -> int:
-        """Number of features."""
-        return sum(column.width for column in self.columns)
+def make_plan(estimator, source: WeightsSource) -> Plan:
+    """Resolve every default of an estimator with these weights."""
+    value_range = check_value_range(estimator.value_range)
+    requested = [
+        _pooled(estimator, source, x) for x in requested_layers(estimator, source)
+    ]
+    prefetched, others = _prefetched(estimator, source, requested)
+    devices = resolve_devices(estimator.device)
+    kind = device_class(devices)
+    pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
+    engine = resolve_engine(estimator.engine, kind, estimator.precision, pooled)
+    made_with = {
+        "network": source.identity.digest,
+        "weights": pooled.weights_key,
+        "input": changed_fields(source.input),
+        "value_range": value_range,
+        "decode": estimator.decode,
+        "decoders": switches(),
+        "precision": estimator.precision,
+        "device": kind,
+        "engine": engine,
+    }
+    computation = digest_fields("computation", SCHEMA, made_with)
 
-    @cached_property
-    def stored(self) -> list[Column]:
-        """The distinct columns: what is asked for first, then what is prefetched."""
-        both = (*self.columns, *self.prefetched)
-        return list({column.fingerprint: column for column in both}.values())
+    def columns_of(pairs: list[Pooled]) -> tuple[Column, ...]:
+        return tuple(_column(source, computation, *pair) for pair in pairs)
 
-    def place(self, column: Column) -> int:
-        """Where the features of a column stand in what the engine computes."""
-        return self.pooled.layers.index((column.layer, column.pooling))
+    columns = Columns(
+        columns_of(requested),
+        columns_of(prefetched),
+        columns_of(others),
+        scope=digest_fields(
+            "pass", 1, {"scope": computation, "pooling": estimator.pooling}
+        ),
+    )
+    return Plan(pooled, value_range, devices, kind, engine, columns)
 
-    @cached_property
-    def slices(self) -> list[slice]:
-        """Where each column stands in the output."""
-        ends = np.cumsum([column.width for column in self.columns]).tolist()
-        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+# Layers -----------------------------------------------------------------------------
+
+
+def requested_layers(estimator, source: WeightsSource) -> list[Layer]:
+    """The layers that `layer` names, in its order."""
+    layer = estimator.layer
+    names = layer if isinstance(layer, (tuple, list)) else (layer,)
+    if not names or not all(isinstance(n, (str, Integral)) for n in names):
+        raise ValueError(
+            f"The 'layer' parameter of {type(estimator).__name__} must name at least "
+            f"one layer, by strings or integers. Got {layer!r} instead."
+        )
+    return [_find_layer(source, name) for name in names]
+
+
+def _find_layer(source: WeightsSource, name) -> Layer:
+    """The layer of this alias, index or node."""
+    return resolve_layer(source.backbone, name, source.input.image_size)
+
+
+def _pooled(estimator, source: WeightsSource, layer: Layer) -> Pooled:
+    """What is computed for a layer: the same for all names of the same features."""
+    first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
+    if layer.average_of in first:
+        return first[layer.average_of], "avg"
+    pooling = "none" if layer.layout == "vector" else estimator.pooling
+    return first.get(layer.node, layer), pooling
+
+
+def _prefetched(
+    estimator, source: WeightsSource, requested: list[Pooled]
+) -> tuple[list[Pooled], list[Pooled]]:
+    """What is stored in the same pass, and what else is if that saves another one."""
+    chosen = estimator.prefetch_layers
+    if estimator.pooling == "flatten" or estimator.cache is None:
+        return [], []
+
+    def beyond(known: list[Pooled], layers) -> list[Pooled]:
+        """What is computed for these layers, less what is known."""
+        pairs = dict.fromkeys(_pooled(estimator, source, layer) for layer in layers)
+        return [pair for pair in pairs if pair not in known]
+
+    if not isinstance(chosen, str):
+        return beyond(requested, [_find_layer(source, name) for name in chosen]), []
+    skipped = "logits" if source.may_lack_head else None
+    aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
+    if chosen == "all":
+        return beyond(requested, aliased), []
+    indices = (layer.index for layer in requested_layers(estimator, source))
+    deepest = max((index for index in indices if index), default=0)
+    shallow = [x for x in aliased if x.index is not None and x.index < deepest]
+    below = beyond(requested, shallow)
+    return below, beyond([*requested, *below], aliased)
+
+
+# Columns ----------------------------------------------------------------------------
+
+
+def _column(
+    source: WeightsSource, computation: bytes, layer: Layer, pooling: str
+) -> Column:
+    """One layer with the fingerprint of everything that determines its features."""
+    width = width_of(source.backbone, source.input, layer, pooling)
+    label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
+    fingerprint = _fingerprint(computation, layer.node, layer.layout, pooling)
+    return Column(layer, pooling, width, label, fingerprint)
+
+
+@functools.lru_cache(maxsize=1024)  # each call asks for all layers of a network
+def _fingerprint(computation: bytes, node: str, layout: str, pooling: str) -> bytes:
+    """Digest of everything that determines the features of a layer."""
+    where = {"node": node, "layout": layout, "pooling": pooling}
+    return digest_fields("column", 1, {"scope": computation, **where})

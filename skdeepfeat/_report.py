@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from ._clock import Clock
 from ._exceptions import ImageError, ImageWarning, warn_user
-from ._plan import Plan
 
 
 @contextlib.contextmanager
@@ -95,12 +94,12 @@ class Report:
         failed = self.failed
         return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
 
-    def measured(self, plan: Plan, n_computed: int, clock: Clock) -> None:
+    def measured(self, device: str, engine: str, n_computed: int, clock: Clock) -> None:
         """Keep what a call took."""
         seconds = clock.total
         self.stats = {
-            "device": plan.device_class,
-            "engine": plan.engine,
+            "device": device,
+            "engine": engine,
             "n_images": self._n_rows,
             "n_computed": n_computed,
             "seconds": seconds,

@@ -177,13 +177,17 @@ def test_grid_search_computes_each_image_once(photos, count_forwards):
 
 
 def test_threads_share_one_network_and_get_right_rows(photos, monkeypatch):
-    from skdeepfeat._networks import sharing
+    from skdeepfeat._networks import building, sharing
 
     built = []
-    build = sharing.build_network
-    monkeypatch.setattr(
-        sharing, "build_network", lambda s: (built.append(s), build(s))[1]
-    )
+    build = building.build_network
+
+    def counted(source):
+        built.append(source)
+        return build(source)
+
+    monkeypatch.setattr(building, "build_network", counted)
+    monkeypatch.setattr(sharing, "build_network", counted)
     expected = features().transform(photos)
     clear_caches()
     built.clear()

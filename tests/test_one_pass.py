@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 import skdeepfeat._features
 import skdeepfeat._networks.building
 import skdeepfeat._networks.cutting
-import skdeepfeat._store.rows
+import skdeepfeat._plan
 from skdeepfeat import (
     Backbone,
     FeatureStore,
@@ -285,7 +285,7 @@ def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypat
 
 def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
     monkeypatch.setattr(
-        skdeepfeat._store.rows, "names_of_gpus", lambda devices: ["gpu-0"]
+        skdeepfeat._features, "names_of_gpus", lambda devices: ["gpu-0"]
     )
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with warnings.catch_warnings(record=True) as seen:
@@ -330,7 +330,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     """Who waits for the GPU finds the rows stored, and never starts it."""
     monkeypatch.setattr(
-        skdeepfeat._store.rows, "names_of_gpus", lambda devices: ["gpu-0"]
+        skdeepfeat._features, "names_of_gpus", lambda devices: ["gpu-0"]
     )
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
@@ -453,7 +453,7 @@ def test_what_a_gpu_made_is_not_served_on_a_cpu(files, monkeypatch, forwards):
     features.transform(files[0])
     features.set_params(device="cpu").transform(files[0])
     assert forwards[0] == N  # "auto" is the CPU here
-    monkeypatch.setattr(skdeepfeat._features, "device_class", lambda device: "cuda")
+    monkeypatch.setattr(skdeepfeat._plan, "device_class", lambda device: "cuda")
     features.transform(files[0])
     assert forwards[0] == 2 * N
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +25,17 @@ def _verified(path: Path, weights: Weights) -> Path:
             "path as weights=... if it is meant."
         )
     return path
+
+
+def read_published(weights: Weights) -> dict[str, torch.Tensor]:
+    """Entries of a published file, shipped or downloaded."""
+    find = packaged if weights.packaged else download
+    return read_weights_file(find(weights))
+
+
+def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Copies of arrays as tensors."""
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def read_weights_file(path: Path) -> dict[str, torch.Tensor]:

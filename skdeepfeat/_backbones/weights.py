@@ -4,8 +4,9 @@ import functools
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, ClassVar
 
-from .._digests import changed_fields, digest_fields, digest_file, sha256_file
+from .._digests import digest_fields, digest_file, sha256_file
 from .._exceptions import RecipeWarning, WeightsError, closest, warn_user
 from .._images.recipe import InputSpec
 from .inspector import inspector
@@ -17,49 +18,180 @@ from .registry import resolve_backbone
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where the weights of a network come from, and the preprocessing they want.
+    """A network, where its weights come from, and the preprocessing they want.
 
-    Exactly one of `path`, `published`, `seed` and `embedded` says where.
+    Parameters
+    ----------
+    backbone : Backbone
+    input : InputSpec
+        The preprocessing, at the input size in use.
+
+    Attributes
+    ----------
+    pretrained : bool
+        Whether there are weights to read. If not, the builder draws them from a seed.
+    may_lack_head : bool
+        Whether the weights may have a head for other classes, or none.
+    name : str
+        What a person calls the weights.
+    parameters : str
+        What to look at where saved models find other weights.
     """
 
     backbone: Backbone
     input: InputSpec
-    path: Path | None = None
-    published: Weights | None = None
-    seed: int | None = None
-    embedded: bool = False
+    pretrained: ClassVar[bool] = True
+    may_lack_head: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """What a person calls the weights."""
+        return self.backbone.name
+
+    @property
+    def parameters(self) -> str:
+        """What to look at where saved models find other weights."""
+        return "backbone or weights"
 
     @property
     def identity(self) -> Identity:
         """What the network is known by, less its weights, at this input size."""
         return self.backbone.identity_at(self.input.image_size)
 
+    def key(self) -> bytes:
+        """Digest of the weights, without loading them where that is possible."""
+        return digest_fields("weights", 1, self.known_by())
+
+    def known_by(self, by_values: bool = False) -> dict:
+        """What the weights are known by, for ever: what they are, or their origin.
+
+        Weights from a seed change with torch, unless they are known `by_values`.
+        """
+        raise NotImplementedError
+
+    def read(self) -> dict[str, Any] | None:
+        """Tensors of the weights, by name; None where the builder draws them."""
+        return None
+
+
+@dataclass(frozen=True)
+class PublishedWeights(WeightsSource):
+    """A published version, downloaded or shipped with the package."""
+
+    version: Weights
+
+    @property
+    def name(self) -> str:
+        """The name of the published file."""
+        return self.version.filename
+
+    def known_by(self, by_values: bool = False) -> dict:
+        """The name of the file, and its checksum."""
+        checksum = self.version.sha256_prefix or self.version.sha256
+        return {"published": self.version.filename, "checksum": checksum}
+
+    def read(self) -> dict[str, Any]:
+        """Read the published file, fetched when it is not on this machine."""
+        from .files import read_published
+
+        return read_published(self.version)
+
+
+@dataclass(frozen=True)
+class FileWeights(WeightsSource):
+    """A file that the user names."""
+
+    path: Path
+    may_lack_head: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def parameters(self) -> str:
+        """The file first."""
+        return f"The weights file {self.name!r}, or backbone,"
+
+    def known_by(self, by_values: bool = False) -> dict:
+        """The content of the file."""
+        if not self.path.is_file():
+            raise WeightsError.missing(self.path)
+        return {"file": digest_file(self.path)}
+
+    def read(self) -> dict[str, Any]:
+        """Read the file; code in it never runs."""
+        from .files import read_weights_file
+
+        return read_weights_file(self.path)
+
+
+@dataclass(frozen=True)
+class RandomWeights(WeightsSource):
+    """Weights that the builder of the network draws from a seed."""
+
+    seed: int
+    pretrained: ClassVar[bool] = False
+
+    @property
+    def parameters(self) -> str:
+        """The seed as well."""
+        return "backbone or weights, random_state or the version of torch"
+
+    def known_by(self, by_values: bool = False) -> dict:
+        """The values themselves, or the seed and what draws from it."""
+        if by_values or self.backbone.is_own:
+            return {"values": inspector().seeded_values(self)}
+        return {"seed": int(self.seed), "torch": version("torch")}
+
+
+@dataclass(frozen=True)
+class OwnWeights(WeightsSource):
+    """Weights that came with a network of the user's own."""
+
+    def known_by(self, by_values: bool = False) -> dict:
+        """Their values."""
+        return {"tensors": self.backbone.tensors_digest}
+
+    def read(self) -> dict[str, Any]:
+        """Copies of the backbone's arrays."""
+        from .files import as_tensors
+
+        return as_tensors(self.backbone.arrays or {})
+
 
 def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
     """Make the `weights` parameter concrete; loads nothing."""
-    if weights is None and backbone.arrays is not None:
+    own = backbone.arrays is not None
+    if weights is None and own:
         raise ValueError(
             f"Backbone {backbone.name!r} was made of a network with its weights; use "
             "weights='default' for them."
         )
     if weights is None:
-        return WeightsSource(backbone, backbone.input, seed=seed)
+        return RandomWeights(backbone, backbone.input, seed)
     if isinstance(weights, tuple):
-        if len(weights) != 2:
-            raise ValueError(
-                "A tuple as 'weights' must be (name of a published version, path). Got "
-                f"{weights!r} instead."
-            )
-        name, path = weights
-        recipe = _published(backbone, name).input
-        return WeightsSource(backbone, recipe, path=Path(path).expanduser())
-    if weights == "default" and backbone.arrays is not None:
-        return WeightsSource(backbone, backbone.input, embedded=True)
+        recipe, path = _named_recipe(backbone, weights)
+        return FileWeights(backbone, recipe, path)
+    if weights == "default" and own:
+        return OwnWeights(backbone, backbone.input)
     if _is_path(weights):
         path = Path(weights).expanduser()
-        return WeightsSource(backbone, _recipe_of_file(backbone, path), path=path)
-    version = _published(backbone, weights)
-    return WeightsSource(backbone, version.input, published=version)
+        return FileWeights(backbone, _recipe_of_file(backbone, path), path)
+    found = _published(backbone, weights)
+    return PublishedWeights(backbone, found.input, found)
+
+
+def _named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
+    """The recipe of a published version, and the file to use it with."""
+    if len(weights) != 2:
+        raise ValueError(
+            "A tuple as 'weights' must be (name of a published version, path). Got "
+            f"{weights!r} instead."
+        )
+    name, path = weights
+    return _published(backbone, name).input, Path(path).expanduser()
 
 
 def _is_path(weights) -> bool:
@@ -121,74 +253,12 @@ def _warn_of_guess(backbone: str, versions: tuple[str, ...], path: Path) -> None
     )
 
 
-# What identifies weights --------------------------------------------------------------
-
-
-def weights_key(source: WeightsSource) -> bytes:
-    """Digest of the weights, without loading them where that can be."""
-    return digest_fields("weights", 1, _about_weights(source))
-
-
-def _about_weights(source: WeightsSource) -> dict:
-    """What weights are known by, for ever: what they are, or where they come from."""
-    if source.path is not None:
-        if not source.path.is_file():
-            raise WeightsError.missing(source.path)
-        return {"file": digest_file(source.path)}
-    if source.published is not None:
-        checksum = source.published.sha256_prefix or source.published.sha256
-        return {"published": source.published.filename, "checksum": checksum}
-    if source.seed is None:
-        return {"tensors": source.backbone.tensors_digest}
-    if source.backbone.is_own:
-        return {"values": _seeded_values(source)}
-    return {"seed": int(source.seed), "torch": version("torch")}
-
-
-def _seeded_values(source: WeightsSource) -> bytes:
-    """Digest of what a seed gives; builds the network the first time."""
-    return inspector().seeded_values(source)
-
-
-SAVED = 1  # the version of what saved models note
-
-
-def saved_digest(source: WeightsSource, by_values=False) -> str:
-    """What a saved model rests on, hexadecimal: its weights, then their recipe.
-
-    It holds for ever: no code, and nothing that changes with torch, is part of it. If
-    `by_values`, that is true of weights from a seed too, which are made for it.
-    """
-    about = _about_weights(source)
-    if source.seed is not None and by_values:
-        about = {"values": _seeded_values(source)}
-    about["network"] = source.backbone.published_name
-    weights = digest_fields("saved weights", SAVED, about)
-    recipe = digest_fields("saved recipe", SAVED, changed_fields(source.input))
-    return f"{SAVED:02x}{weights.hex()}{recipe.hex()}"
-
-
-def can_compare(noted: str) -> bool:
-    """Whether this version knows how a saved digest was made."""
-    return len(noted) == 66 and noted.startswith(f"{SAVED:02x}")
-
-
-def what_changed(noted: str, found: str, source: WeightsSource) -> str:
-    """Which parameters to look at where two saved digests differ."""
-    if noted[2:34] == found[2:34]:
-        return "image_size, or the preprocessing of the weights,"
-    if source.path is not None:
-        return f"The weights file {str(source.path)!r}, or backbone,"
-    seed = ", random_state or the version of torch" if source.seed is not None else ""
-    return f"backbone or weights{seed}"
-
-
 def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:
     """The weights, with the preprocessing for the input size asked for."""
     backbone = resolve_backbone(backbone)
     source = resolve_weights(backbone, weights, seed)
     spec = source.input.scaled(image_size)
-    if backbone.size_option and source.seed is None and spec != source.input:
+    if backbone.size_option and source.pretrained and spec != source.input:
         raise ValueError(
             f"Backbone {backbone.name!r} with these weights takes images of "
             f"{source.input.image_size} pixels only. Got image_size={image_size!r} "

@@ -68,6 +68,7 @@ class Engine:
         self.networks = [
             network(pooled, device, precision, self.batch_size) for device in devices
         ]
+        self._layers = pooled.layers
         self._refused = dict(zip(self.networks, refused, strict=True))
 
     def run(
@@ -135,7 +136,8 @@ class Engine:
         with clock.measure("network"):
             parts = [network.finish(piece) for piece in pieces]
         n = len(batch.rows)
-        features = [np.concatenate(rows)[:n] for rows in zip(*parts, strict=True)]
+        rows = [np.concatenate(pieces)[:n] for pieces in zip(*parts, strict=True)]
+        features = dict(zip(self._layers, rows, strict=True))
         return Computed(
             batch.rows, features, batch.errors, batch.in_range, batch.sources
         )

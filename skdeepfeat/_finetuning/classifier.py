@@ -14,14 +14,8 @@ from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._backbones.records import Backbone
-from .._backbones.weights import (
-    WeightsSource,
-    can_compare,
-    resolve_source,
-    saved_digest,
-    weights_key,
-    what_changed,
-)
+from .._backbones.saved import can_compare, saved_digest, what_changed
+from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
 from .._exceptions import (
     FeatureWarning,
@@ -647,7 +641,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _source(self, seed) -> tuple[WeightsSource, bytes]:
         """What training starts from, and its digest."""
         source = resolve_source(self.backbone, self.weights, seed, self.image_size)
-        return source, weights_key(source)
+        return source, source.key()
 
     # Prediction ---------------------------------------------------------------------
 

@@ -269,7 +269,7 @@ class Parts:
         self.spec, self.cut, self.device = source.input, cut, device
         self._source = source
         self.normalise = Normalise(source.input).to(device)
-        self.pretrained = source.seed is None
+        self.pretrained = source.pretrained
         structure = structure_of(source.backbone, self.spec.image_size)
         network = get_network(source, key, str(device), "float32").module
         ends = (cut.start, *cut.blocks) if cut.start else cut.blocks

@@ -482,7 +482,7 @@ def fine_tune(
 ) -> Fitted:
     """Cut the network, train, and leave torch's global generator as it was."""
     device = torch.device(resolve_device(recipe.device))
-    if source.seed is not None:  # random weights have nothing to preserve below
+    if not source.pretrained:  # random weights have nothing to preserve below
         recipe = replace(recipe, layer_decay=1.0)
     devices = [device] if device.type == "cuda" else []
     with _one_at_a_time, torch.random.fork_rng(devices):

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .._backbones.files import download, packaged, read_weights_file
 from .._backbones.records import Backbone, Skeleton, builder_of
 from .._backbones.tensors import as_array, digest_tensors
-from .._backbones.weights import WeightsSource
+from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
 from .._digests import digest_fields
 from .._exceptions import WeightsError
 from .._processes import Lock
@@ -68,10 +67,10 @@ class Network:
 def build_network(source: WeightsSource) -> Network:
     """A new network on the CPU with the weights of `source`."""
     size, backbone = source.input.image_size, source.backbone
-    if source.seed is not None:
+    if isinstance(source, RandomWeights):
         network = Network(_seeded(backbone, size, source.seed))
     else:
-        state = _read_state(source)
+        state = source.read()
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
         network = Network(*fill_weights(module, state, source))
@@ -105,7 +104,7 @@ def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
 def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
     """The network that a graph is compared with: built alike, with numbers in it."""
     if backbone.arrays is not None:
-        source = WeightsSource(backbone, backbone.input, embedded=True)
+        source = OwnWeights(backbone, backbone.input)
         return build_network(source).module
     build = functools.partial(call_builder, backbone, image_size, official=True)
     return _with_seed(0, build).eval().requires_grad_(False)
@@ -134,10 +133,9 @@ def _with_seed(seed: int, build):
         torch.default_generator.set_state(state)
 
 
-def seeded_values(source: WeightsSource) -> bytes:
+def seeded_values(source: RandomWeights) -> bytes:
     """Digest of the values that a network has from its seed."""
     backbone, size, seed = source.backbone, source.input.image_size, source.seed
-    assert seed is not None
     found = backbone.memo.get(
         ("seeded", size if backbone.size_option else None, seed),
         lambda: _values(_seeded(backbone, size, seed), seed),
@@ -187,15 +185,3 @@ def _values(network: nn.Module, seed: int | None) -> bytes:
             if isinstance(value, torch.Tensor) and not value.requires_grad:
                 tensors[f"{path}.{name}"] = value
     return digest_tensors({name: as_array(value) for name, value in tensors.items()})
-
-
-def _read_state(source: WeightsSource) -> dict[str, torch.Tensor]:
-    """All entries of the weights, by name."""
-    if source.embedded:
-        arrays = source.backbone.arrays or {}
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    if source.published is not None:
-        find = packaged if source.published.packaged else download
-        return read_weights_file(find(source.published))
-    assert source.path is not None
-    return read_weights_file(source.path)

@@ -78,7 +78,7 @@ def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
     """Refuse a layer beyond a head that the weights file does not have."""
     if absent.intersection(cut.state_dict()):
         raise WeightsError(
-            f"The weights in {str(source.path)!r} have no classes that fit backbone "
+            f"The weights in {source.name!r} have no classes that fit backbone "
             f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
             "Ask for layer='penultimate' or an earlier one."
         )

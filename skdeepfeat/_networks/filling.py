@@ -90,9 +90,8 @@ def _renamed(state, backbone: Backbone):
 def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
     """One sentence about entries that do not fit, at most six of them named."""
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
-    file = source.path or (source.published and source.published.filename)
     return (
-        f"The weights in {str(file)!r} do not fit backbone "
+        f"The weights in {source.name!r} do not fit backbone "
         f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). Is it a "
         "file of another network?"
     )

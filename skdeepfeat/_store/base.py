@@ -10,32 +10,6 @@ import numpy as np
 from .._backbones.records import Layer
 from .._exceptions import ImageError
 
-
-@dataclass(frozen=True)
-class Column:
-    """One layer, pooled: the unit that the store keeps.
-
-    Parameters
-    ----------
-    layer : Layer
-        What an engine reads: for a vector that is the average of a map, the map.
-    pooling : str
-        How that is pooled; "none" for a vector.
-    width : int
-        Number of features.
-    label : str
-        What a person calls it.
-    fingerprint : bytes
-        Digest of everything that makes its features what they are.
-    """
-
-    layer: Layer
-    pooling: str
-    width: int
-    label: str
-    fingerprint: bytes
-
-
 ROW_OVERHEAD = 300  # bytes, besides its features, that holding one row takes
 
 
@@ -75,6 +49,31 @@ class Part:
     rows: np.ndarray
     in_range: Sequence[bool]
     asked: bool
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Features of one batch.
+
+    Parameters
+    ----------
+    rows : list of int
+        Positions in X.
+    features : dict of (Layer, str) to ndarray of shape (len(rows), width), float32
+        By layer and pooling.
+    errors : list of ImageError
+        Of the rows of this batch that could not be read.
+    in_range : list of bool
+        Of each row, whether all pixel values were within their stated range.
+    sources : list of str
+        What a person calls each row.
+    """
+
+    rows: list[int]
+    features: dict[tuple[Layer, str], np.ndarray]
+    errors: list[ImageError]
+    in_range: list[bool]
+    sources: list[str]
 
 
 class Table(Protocol):
@@ -175,28 +174,3 @@ class Table(Protocol):
 
     def after_fork(self) -> None:
         """In a child process: leave to the parent what is the parent's."""
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Features of one batch.
-
-    Parameters
-    ----------
-    rows : list of int
-        Positions in X.
-    features : list of ndarray of shape (len(rows), width), float32
-        One for each layer of the plan.
-    errors : list of ImageError
-        Of the rows of this batch that could not be read.
-    in_range : list of bool
-        Of each row, whether all pixel values were within their stated range.
-    sources : list of str
-        What a person calls each row.
-    """
-
-    rows: list[int]
-    features: list[np.ndarray]
-    errors: list[ImageError]
-    in_range: list[bool]
-    sources: list[str]

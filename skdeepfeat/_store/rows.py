@@ -6,11 +6,10 @@ import numpy as np
 
 from .._clock import Clock
 from .._digests import learn_digest
-from .._engines.devices import names_of_gpus
 from .._exceptions import ImageError, StoreWarning, warn_user
 from .._images.windows import Images, Window
-from .._plan import Plan
 from .base import Computed, Part, Table
+from .columns import Columns
 from .waiting import new_call
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
@@ -25,10 +24,10 @@ class Rows:
     Parameters
     ----------
     images : Images
-    table : MemoryTable or DiskTable
+    table : Table
         Where features are kept.
-    plan : Plan
-        What is computed; other layers are added once that saves a pass.
+    columns : Columns
+        What is requested and stored; other layers are added once that saves a pass.
     out : ndarray of shape (n_images, width) or None
         Where features go; None if they are only to be stored.
     report : Report
@@ -38,9 +37,15 @@ class Rows:
     """
 
     def __init__(
-        self, images: Images, table: Table, plan: Plan, out, report, clock: Clock
+        self,
+        images: Images,
+        table: Table,
+        columns: Columns,
+        out,
+        report,
+        clock: Clock,
     ):
-        self._images, self._table, self.plan = images, table, plan
+        self._images, self._table, self.columns = images, table, columns
         self._out, self._report, self._clock = out, report, clock
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
@@ -61,13 +66,8 @@ class Rows:
         """How many rows of X are done."""
         return self._n_begun - len(self.missing)
 
-    def turn(self):
-        """A context in which no other process uses the same GPUs."""
-        return self._table.turn(lambda: names_of_gpus(self.plan.devices))
-
-    def windows(self, n_threads: int) -> Iterator[Window]:
+    def windows(self, n_threads: int, rescaled: bool) -> Iterator[Window]:
         """The windows of X, hashed; after each comes what it lacks."""
-        rescaled = self.plan.value_range not in (None, (0, 255))
         windows = self._images.windows(self._recall, n_threads, rescaled)
         for window in self._clock.each(windows, "hashing"):
             self._find(window)
@@ -113,10 +113,12 @@ class Rows:
     def _read(self) -> bool:
         self._table.release(self._call)  # who waits must not be waited for
         refused = self._refused
-        self._table.wait(self.plan.scope, list(refused.values()), list(refused))
+        self._table.wait(self.columns.scope, list(refused.values()), list(refused))
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
-        for column, place in zip(self.plan.columns, self.plan.slices, strict=True):
+        for column, place in zip(
+            self.columns.requested, self.columns.slices, strict=True
+        ):
             out = None if self._out is None else self._out[:, place]
             found = self._table.read(column.fingerprint, keys, out, rows)
             lacking.update(found.missing)
@@ -135,18 +137,18 @@ class Rows:
         layers are asked for. A single row is not worth it.
         """
         if self._saves_a_pass([self._key_of[row] for row in self.missing]):
-            self.plan = self.plan.widened()
+            self.columns = self.columns.widened()
 
     def _saves_a_pass(self, keys) -> bool:
         """Whether these rows are here at a depth, and not all depths are computed."""
-        if len(self.missing) < 2 or not self.plan.others:
+        if len(self.missing) < 2 or not self.columns.others:
             return False
-        return self._table.has_any([c.fingerprint for c in self.plan.aliased], keys)
+        return self._table.has_any(self.columns.signs, keys)
 
     def claim(self) -> Iterator[int]:
         """Rows to compute here: missing ones that nobody else computes meanwhile."""
-        asked = [column.fingerprint for column in self.plan.columns]
-        missing, scope = list(self.missing), self.plan.scope
+        asked = [column.fingerprint for column in self.columns.requested]
+        missing, scope = list(self.missing), self.columns.scope
         if self._n_idle > 1:  # a store that has no rows and grants none is of no use
             yield from missing
             return
@@ -163,14 +165,14 @@ class Rows:
 
     def write(self, computed: Computed) -> None:
         """Put the features of a batch into the store and the output, report errors."""
-        asked = [computed.features[self.plan.place(c)] for c in self.plan.columns]
+        asked = [computed.features[c.pooled] for c in self.columns.requested]
         errors = [*computed.errors, *not_finite(computed, asked)]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
         with self._clock.measure("store"):
             parts = list(self._parts(computed, keys, sound))
-            if self._table.write(self._call, self.plan.scope, keys, parts):
+            if self._table.write(self._call, self.columns.scope, keys, parts):
                 self._warn_of_bound()
         self.n_computed += len(keys)
         for row in {*computed.rows, *failed}:
@@ -178,17 +180,17 @@ class Rows:
         self._report.out_of_range |= not all(computed.in_range)
         if self._out is not None:
             rows = np.array(computed.rows, int)[sound]
-            for place, features in zip(self.plan.slices, asked, strict=True):
+            for place, features in zip(self.columns.slices, asked, strict=True):
                 self._out[rows, place] = features[sound]
         for error in errors:
             self._report.fail(error)
 
     def _parts(self, computed: Computed, keys, sound) -> Iterator[Part]:
         """What is kept of a batch: rows that are numbers."""
-        asked = {column.fingerprint for column in self.plan.columns}
+        asked = {column.fingerprint for column in self.columns.requested}
         # What is asked for comes last: it is the last to make room for others.
-        for column in reversed(self.plan.stored):
-            rows = computed.features[self.plan.place(column)]
+        for column in reversed(self.columns.stored):
+            rows = computed.features[column.pooled]
             kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
@@ -196,7 +198,7 @@ class Rows:
 
     def _warn_of_bound(self) -> None:
         """Say what the store would need to keep all rows of this call."""
-        needed = len(self._images) * self.plan.row_bytes
+        needed = len(self._images) * self.columns.row_bytes
         larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
         warn_user(
             f"The store has reached its bound of {self._table.max_bytes:,} bytes, so "
@@ -219,7 +221,7 @@ class Rows:
         failed = self._report.failed
         n_failed = len(failed.keys() & set(self._first_of.values()))
         n_hits = len(self._first_of) - self.n_computed - n_failed
-        asked = [column.fingerprint for column in self.plan.columns]
+        asked = [column.fingerprint for column in self.columns.requested]
         self._table.count_hits(max(0, n_hits), asked)
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from torchvision import models
 
 from skdeepfeat import PretrainedCNNFeatures, clear_caches, list_layers
-from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._engines.base import PooledLayers
 from skdeepfeat._engines.running import Engine
 from skdeepfeat._images.batches import read_batches
@@ -250,7 +250,7 @@ def rates_alone(name, kind, paths):
     """Images a second of decoding, and of the network on the same batch again."""
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     layer = resolve_layer(source.backbone, "penultimate", source.input.image_size)
-    pooled = PooledLayers(source, weights_key(source), ((layer, "avg"),))
+    pooled = PooledLayers(source, source.key(), ((layer, "avg"),))
     engine = Engine(pooled, ("cpu",), "float32", "auto", kind)
     n, network = engine.batch_size, engine.networks[0]
 

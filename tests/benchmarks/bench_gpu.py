@@ -37,7 +37,7 @@ from torchvision.transforms._presets import ImageClassification
 
 import skdeepfeat
 from skdeepfeat import PretrainedCNNFeatures, clear_caches
-from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._engines.base import PooledLayers
 from skdeepfeat._engines.running import Engine
 from skdeepfeat._images.batches import read_batches
@@ -341,7 +341,7 @@ def make_engine(trial, name, precision):
     """What runs a network here, with the batches of the first size."""
     source = source_of(trial, name)
     layer = resolve_layer(source.backbone, "penultimate", source.input.image_size)
-    pooled = PooledLayers(source, weights_key(source), ((layer, "avg"),))
+    pooled = PooledLayers(source, source.key(), ((layer, "avg"),))
     return Engine(pooled, (trial.device,), precision, trial.batch_sizes[0])
 
 

@@ -44,7 +44,7 @@ from skdeepfeat import (
     list_layers,
 )
 from skdeepfeat._backbones.registry import resolve_backbone
-from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._finetuning.data import Data, read_pixels
 from skdeepfeat._finetuning.parts import Cut, Head, cut_network
 from skdeepfeat._images import batches
@@ -155,7 +155,7 @@ def test_lower_blocks_learn_slower():
     source = resolve_source("resnet18", None, 0, None)
     cut = cut_network(source, 2)
     head = Head(cut.width, 3, 0.0)
-    parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
+    parts = training.Parts(source, source.key(), cut, head, torch.device("cpu"))
     rates = {}
     for group in parts.groups(1.0, 0.5, 0.01):
         rates |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
@@ -190,7 +190,7 @@ FAMILIES = [
 def test_every_family_can_be_cut(name, unfreeze, tops):
     """Trunk, tail and head together compute what the whole network does."""
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
-    cut, key = cut_network(source, unfreeze), weights_key(source)
+    cut, key = cut_network(source, unfreeze), source.key()
     parts = training.Parts(
         source, key, cut, Head(cut.width, 2, 0.0, cut.inner), torch.device("cpu")
     )
@@ -280,9 +280,7 @@ def test_training_pixels_are_those_of_the_features(images):
         assert pixels.shape[2] > 32
         cut = cut_network(source, 0)
         head = Head(cut.width, 2, 0.0)
-        parts = training.Parts(
-            source, weights_key(source), cut, head, torch.device("cpu")
-        )
+        parts = training.Parts(source, source.key(), cut, head, torch.device("cpu"))
         with torch.no_grad():
             rows = parts.pooled(parts.frozen(parts.prepare(pixels))[cut.end.node])
         expected = PretrainedCNNFeatures("mini", image_size=32, cache=None).transform(X)
@@ -1215,7 +1213,7 @@ def test_activations_too_large_for_half_precision(images):
     source = resolve_source(replace(backbone, arrays=arrays), "default", 0, None)
     cut = replace(cut_network(source, 1), start="0")
     head = Head(cut.width, 2, 0.0)
-    parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
+    parts = training.Parts(source, source.key(), cut, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
     data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):

@@ -12,7 +12,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
 from skdeepfeat._backbones.registry import resolve_backbone
-from skdeepfeat._backbones.weights import resolve_source, resolve_weights, weights_key
+from skdeepfeat._backbones.weights import resolve_source, resolve_weights
 from skdeepfeat._networks.building import build_network
 from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.hooks import HookedNetwork
@@ -179,7 +179,7 @@ def test_convolutions_with_hooks_stay(hooked, normed):
     hooked(net[1])
     backbone = Backbone.from_module(net.eval(), image_size=8)
     source = resolve_weights(backbone, "default", 0)
-    network = get_network(source, weights_key(source), "cpu", "float32")
+    network = get_network(source, source.key(), "cpu", "float32")
     node, x = str(len(net) - 1), torch.rand(2, 3, 8, 8)
     with torch.inference_mode():
         found = activations_of(network, source, (node,))(x)[node]

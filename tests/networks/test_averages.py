@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from skdeepfeat import Backbone, list_backbones, list_layers
 from skdeepfeat._backbones.registry import resolve_backbone
-from skdeepfeat._backbones.weights import resolve_weights, weights_key
+from skdeepfeat._backbones.weights import resolve_weights
 from skdeepfeat._networks.averages import with_averages
 from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.sharing import get_network
@@ -44,7 +44,7 @@ def test_records_say_what_the_graph_says(name):
 def test_the_average_is_the_vector_bit_for_bit(name):
     source = resolve_weights(resolve_backbone(name), None, 0)
     (vector,) = [layer for layer in list_layers(name) if layer.average_of]
-    network = get_network(source, weights_key(source), "cpu", "float32")
+    network = get_network(source, source.key(), "cpu", "float32")
     cut = activations_of(network, source, (vector.node, vector.average_of))
     images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

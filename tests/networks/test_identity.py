@@ -40,7 +40,8 @@ from skdeepfeat import (
 )
 from skdeepfeat._backbones import registry
 from skdeepfeat._backbones.registry import resolve_backbone
-from skdeepfeat._backbones.weights import resolve_weights, saved_digest, weights_key
+from skdeepfeat._backbones.saved import saved_digest
+from skdeepfeat._backbones.weights import resolve_weights
 from skdeepfeat._caches import Memo
 from skdeepfeat._digests import Tagged, changed_fields, digest_fields
 from skdeepfeat._images.recipe import InputSpec
@@ -501,7 +502,7 @@ def test_a_builder_that_changes_under_a_backbone_is_refused(mynet, monkeypatch):
     module = importlib.import_module("mynet")
     backbone = Backbone("mine", "mynet:initialised", InputSpec(16, None))
     source = resolve_weights(backbone, None, 0)
-    key = weights_key(source)
+    key = source.key()
     mynet("bias, 1.0", "bias, 2.0")
     importlib.invalidate_caches()
     sys.modules.pop("mynet")
@@ -509,7 +510,7 @@ def test_a_builder_that_changes_under_a_backbone_is_refused(mynet, monkeypatch):
     with pytest.raises(WeightsError, match="gives another network than before"):
         build_network(source)
     again = Backbone("mine", "mynet:initialised", InputSpec(16, None))
-    assert weights_key(resolve_weights(again, None, 0)) != key
+    assert resolve_weights(again, None, 0).key() != key
     assert module is not sys.modules.pop("mynet")
 
 
@@ -767,7 +768,7 @@ def test_weights_from_a_seed_are_known_to_classifiers_by_their_values(X, monkeyp
     y = [0, 1, 0]
     clf = FineTunedClassifier("smallcnn", weights=None, unfreeze=0, random_state=0)
     expected = clf.fit(X, y).predict_proba(X)
-    monkeypatch.setattr("skdeepfeat._plan.version", lambda name: "99.0")
+    monkeypatch.setattr("skdeepfeat._backbones.weights.version", lambda name: "99.0")
     np.testing.assert_array_equal(clf.predict_proba(X), expected)
 
 
