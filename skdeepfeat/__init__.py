@@ -1,6 +1,6 @@
 """Deep features of images for scikit-learn, from frozen, pretrained networks."""
 
-from ._backbones.inspector import inspected_by
+from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone
 from ._backbones.registry import list_backbones, register_backbone
 from ._datasets import load_image_folder, load_textures
@@ -46,6 +46,6 @@ __all__ = [
     "recommend_strategy",
     "register_backbone",
 ]
-inspected_by(f"{__name__}._networks.inspection")
+_inspector.inspected_by(f"{__name__}._networks.inspection")
 for _name in __all__:
     globals()[_name].__module__ = __name__
