@@ -19,7 +19,7 @@ from skdeepfeat import (
 from skdeepfeat._caches import SharedTable
 from skdeepfeat._exceptions import EngineWarning
 from skdeepfeat._networks import sharing
-from skdeepfeat._networks.building import Network
+from skdeepfeat._networks.building import SharedNetwork
 from skdeepfeat._networks.sharing import bytes_of, networks, networks_on
 from skdeepfeat._report import last_report
 
@@ -168,7 +168,7 @@ def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
     assert networks_on("cpu") is networks
 
     def make():
-        return Network(torch.nn.Linear(10, 24, bias=False))  # 960 bytes
+        return SharedNetwork(torch.nn.Linear(10, 24, bias=False))  # 960 bytes
 
     for name in "abc":
         table.get(name, make)
@@ -177,10 +177,10 @@ def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
 
 def test_the_size_of_a_network_counts_what_is_made_of_it_once():
     linear = torch.nn.Linear(10, 10, bias=False)
-    network = Network(torch.nn.Sequential(linear, linear))
+    network = SharedNetwork(torch.nn.Sequential(linear, linear))
     assert bytes_of(network) == 400
     network.substitutes[linear,] = torch.nn.Linear(5, 5, bias=False)
-    network.cuts["same"] = linear
+    network.activations["same"] = linear
     assert bytes_of(network) == 500
 
 

@@ -64,7 +64,7 @@ def _compile_anew() -> None:
     _compiled.clear()
 
 
-class OpenVINONetwork:
+class OpenVINORunner:
     """The three steps of an engine; as many batches are started as keep it busy.
 
     Parameters
@@ -147,12 +147,12 @@ def convert(pooled: PooledLayers, name: str):
     import torch
 
     from .._networks.building import build_network
-    from .torch import PooledNetwork
+    from .torch import PooledModule
 
     # Built for this alone: torch's copy is not needed any more afterwards.
     built = build_network(pooled.source)
     built.module.float()
-    network = PooledNetwork(pooled, built, "float32")
+    network = PooledModule(pooled, built, "float32")
     if not network.traceable:
         raise ConversionError("torch.fx cannot trace the network")
     size = pooled.source.input.image_size

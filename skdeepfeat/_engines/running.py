@@ -21,9 +21,9 @@ from .._store.base import Computed
 from .base import PooledLayers
 from .devices import device_class, resolve_batch_size, resolve_threads
 
-NETWORKS = {
-    "torch": ".torch:TorchNetwork",
-    "openvino": ".openvino:OpenVINONetwork",
+RUNNERS = {
+    "torch": ".torch:TorchRunner",
+    "openvino": ".openvino:OpenVINORunner",
 }
 
 
@@ -63,12 +63,12 @@ class Engine:
         most = resolve_batch_size(batch_size, engine, kind, size)
         refused = [refused_sizes(pooled, device, precision) for device in devices]
         self.batch_size = min([most, *(n // 2 for n in chain.from_iterable(refused))])
-        module, _, name = NETWORKS[engine].partition(":")
+        module, _, name = RUNNERS[engine].partition(":")
         network = getattr(importlib.import_module(module, __package__), name)
-        self.networks = [
+        self.runners = [
             network(pooled, device, precision, self.batch_size) for device in devices
         ]
-        self._refused = dict(zip(self.networks, refused, strict=True))
+        self._refused = dict(zip(self.runners, refused, strict=True))
 
     def run(
         self, images: Readable, rows: Iterable[int], value_range, decode, n_jobs, clock
@@ -80,7 +80,7 @@ class Engine:
         computation has all cores, and images are decoded between. The clock measures
         the wait for images, the copying, and the network.
         """
-        most = sum(network.ahead for network in self.networks)
+        most = sum(network.ahead for network in self.runners)
         batches = read_batches(
             images,
             rows,
@@ -91,7 +91,7 @@ class Engine:
             resolve_threads(n_jobs),
             meanwhile=most > 0,
         )
-        turns = cycle(self.networks)
+        turns = cycle(self.runners)
         started: deque[tuple[Batch, Any, list]] = deque()
         for batch in self._waited_for(batches, clock):
             network = next(turns)

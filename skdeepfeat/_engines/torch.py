@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from .._images.recipe import InputSpec
-from .._networks.building import Network
-from .._networks.cutting import activations_of, explain_size
+from .._networks.activations import activations_of, explain_size
+from .._networks.building import SharedNetwork
 from .._networks.hooks import HookedNetwork
 from .._networks.pooling import pool
 from .._networks.sharing import PRECISIONS, get_network
 from .._processes import fork_safe
-from .arithmetic import arithmetic
 from .base import PooledLayers
+from .tf32 import arithmetic
 
 
 class Normalise(nn.Module):
@@ -31,18 +31,18 @@ class Normalise(nn.Module):
         return batch.div(255).sub_(self.mean).div_(self.std)
 
 
-class PooledNetwork(nn.Module):
+class PooledModule(nn.Module):
     """(b, h, w, 3) pixels from 0 to 255 → one (b, width) float32 tensor for each layer.
 
     Parameters
     ----------
     pooled : PooledLayers
-    network : Network
+    network : SharedNetwork
         With these weights, in this precision.
     precision : str
     """
 
-    def __init__(self, pooled: PooledLayers, network: Network, precision: str):
+    def __init__(self, pooled: PooledLayers, network: SharedNetwork, precision: str):
         super().__init__()
         source, self._layers = pooled.source, pooled.layers
         self._source = source
@@ -67,7 +67,7 @@ class PooledNetwork(nn.Module):
         )
 
 
-class TorchNetwork:
+class TorchRunner:
     """The three steps of an engine; on a GPU a batch is started ahead.
 
     Parameters
@@ -83,7 +83,7 @@ class TorchNetwork:
     @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         network = get_network(pooled.source, pooled.weights_key, device, precision)
-        self._network = PooledNetwork(pooled, network, precision)
+        self._network = PooledModule(pooled, network, precision)
         self._network.normalise.to(device)
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1

@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
+from .._networks.activations import explain_size
 from .._networks.building import SkipInitialisation
-from .._networks.cutting import explain_size
 from .._networks.hooks import INPUT_OF
 from .._networks.layers import aliased_layers, resolve_layer
 from .._networks.pooling import pool
@@ -175,7 +175,7 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
 
 def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
     """A module below the cut must not learn above it."""
-    below = structure.cut((start,)).nodes if start else ()
+    below = structure.graph_to((start,)).nodes if start else ()
     targets = [
         {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
         for nodes in (below, graph.nodes)
@@ -286,7 +286,7 @@ class Parts:
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to be tuned, whose parameters learn."""
         if self.cut.start is None:
-            graph = structure.cut((self.cut.end.node,))
+            graph = structure.graph_to((self.cut.end.node,))
         else:
             graph = structure.tail(self.cut.start, self.cut.end.node)
         if graph is None:

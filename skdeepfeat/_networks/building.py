@@ -17,7 +17,7 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError
 from .._processes import Lock
 from .descriptions import describe_settings
-from .filling import fill_weights
+from .loading import fill_weights
 
 
 class SkipInitialisation(TorchFunctionMode):
@@ -37,7 +37,7 @@ class SkipInitialisation(TorchFunctionMode):
 
 
 @dataclass
-class Network:
+class SharedNetwork:
     """A network with its weights, shared by everybody who names it.
 
     Parameters
@@ -46,7 +46,7 @@ class Network:
         In single precision; on the CPU if it is `rounded` elsewhere.
     absent : frozenset of str
         Entries of the head that the weights file does not have.
-    cuts : dict
+    activations : dict
         Cut networks by layer, which live as long as this one.
     substitutes : dict
         Modules that compute the same in less time, by those that they stand for.
@@ -56,7 +56,7 @@ class Network:
 
     module: nn.Module
     absent: frozenset[str] = frozenset()
-    cuts: dict[tuple, Any] = field(default_factory=dict)
+    activations: dict[tuple, Any] = field(default_factory=dict)
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
     rounded: tuple[str, torch.dtype] | None = None
     lock: Any = field(default_factory=Lock)
@@ -65,16 +65,16 @@ class Network:
 # Building ---------------------------------------------------------------------------
 
 
-def build_network(source: WeightsSource) -> Network:
+def build_network(source: WeightsSource) -> SharedNetwork:
     """A new network on the CPU with the weights of `source`."""
     size, backbone = source.input.image_size, source.backbone
     if source.seed is not None:
-        network = Network(_seeded(backbone, size, source.seed))
+        network = SharedNetwork(_seeded(backbone, size, source.seed))
     else:
         state = _read_state(source)
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
-        network = Network(*fill_weights(module, state, source))
+        network = SharedNetwork(*fill_weights(module, state, source))
     network.module.eval().requires_grad_(False)
     return network
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from .._backbones.records import Backbone, Identity
 from .._digests import digest_fields
 from .._processes import fork_safe
-from .code import digest_code
+from .code_digest import digest_code
 from .descriptions import (
     Undescribable,
     describe_module,

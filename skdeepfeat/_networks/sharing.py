@@ -8,7 +8,7 @@ from torch import nn
 
 from .._backbones.weights import WeightsSource
 from .._caches import SharedTable
-from .building import Network, build_network
+from .building import SharedNetwork, build_network
 
 MAX_NETWORKS = 8
 GPU_SHARE = 0.25  # of a GPU's memory, that networks may take
@@ -42,7 +42,7 @@ def memory_of(device: str) -> int:
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def bytes_of(network: Network) -> int:
+def bytes_of(network: SharedNetwork) -> int:
     """What a network takes on its device, with all that was made of it."""
     made = [m for m in network.substitutes.values() if isinstance(m, nn.Module)]
     modules = made if network.rounded else [network.module, *made]

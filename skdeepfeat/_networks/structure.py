@@ -10,7 +10,7 @@ from .._processes import fork_safe
 from .building import build_network
 from .hooks import INPUT_OF, RETURNED, HookedNetwork
 from .tracer import ENDS, without_inplace
-from .tracing import fill, traced
+from .trial import fill, traced
 
 
 class Structure:
@@ -52,7 +52,7 @@ class Structure:
             return node if reader in self.nodes else None
         return representative_node(node, self.nodes)
 
-    def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
+    def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and does no more."""
         assert self.graph is not None
         copies: dict[fx.Node, fx.Node] = {}
@@ -68,7 +68,7 @@ class Structure:
 
         None if anything before `start` is needed besides, so that it is no cut.
         """
-        graph = self.cut((start, end))
+        graph = self.graph_to((start, end))
         for node in list(graph.nodes):  # checks of the image's shape need the image
             if node.target is torch._assert:
                 graph.erase_node(node)
@@ -220,7 +220,7 @@ def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     the last of `nodes`."""
     if not structure.traceable:
         return HookedNetwork(network, nodes)
-    return fill_graph(structure, network, structure.cut(nodes)).eval()
+    return fill_graph(structure, network, structure.graph_to(nodes)).eval()
 
 
 def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):

@@ -8,7 +8,7 @@ import torch
 
 from skdeepfeat import ImageWarning, PretrainedCNNFeatures, clear_caches
 from skdeepfeat._engines.devices import ENGINES, resolve_batch_size, resolve_device
-from skdeepfeat._engines.torch import TorchNetwork
+from skdeepfeat._engines.torch import TorchRunner
 
 
 @pytest.mark.parametrize("place", ENGINES, ids="-".join)
@@ -33,7 +33,7 @@ def test_device():
 @pytest.fixture
 def small_memory(monkeypatch):
     """A device that bears three images at once; remembers the shapes it computed."""
-    start, shapes = TorchNetwork.start, []
+    start, shapes = TorchRunner.start, []
 
     def limited(self, pixels):
         if len(pixels) > 3:
@@ -41,7 +41,7 @@ def small_memory(monkeypatch):
         shapes.append(len(pixels))
         return start(self, pixels)
 
-    monkeypatch.setattr(TorchNetwork, "start", limited)
+    monkeypatch.setattr(TorchRunner, "start", limited)
     return shapes
 
 
@@ -60,7 +60,7 @@ def test_out_of_memory_for_a_single_image_is_an_error(monkeypatch, photos):
     def full(self, pixels):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(TorchNetwork, "start", full)
+    monkeypatch.setattr(TorchRunner, "start", full)
     with pytest.raises(torch.OutOfMemoryError):
         PretrainedCNNFeatures("tiny", cache=None).transform(photos)
 
@@ -131,7 +131,7 @@ def test_reduced_precision_points_the_same_way(precision, photos):
 # Several devices, and batches started ahead -------------------------------------------
 
 
-class FakeNetwork:
+class FakeRunner:
     """A device that starts at once and ends when it is asked for the rows."""
 
     ahead = 1
@@ -140,7 +140,7 @@ class FakeNetwork:
 
     def __init__(self, pooled, device, precision, batch_size):
         self.device, self.events = device, EVENTS
-        self.network = TorchNetwork(pooled, "cpu", precision, batch_size)
+        self.network = TorchRunner(pooled, "cpu", precision, batch_size)
 
     def load(self, pixels):
         return self.network.load(pixels)
@@ -165,7 +165,7 @@ def two_gpus(monkeypatch):
     EVENTS.clear()
     devices = ("cuda:0", "cuda:1")
     monkeypatch.setattr("skdeepfeat._engines.devices._n_gpus", lambda: 2)
-    monkeypatch.setattr("skdeepfeat._engines.torch.TorchNetwork", FakeNetwork)
+    monkeypatch.setattr("skdeepfeat._engines.torch.TorchRunner", FakeRunner)
     return list(devices)
 
 
@@ -186,25 +186,25 @@ def test_devices_take_turns_and_keep_the_order(two_gpus, photos):
 
 
 def test_memory_that_runs_out_ahead_loses_nothing(two_gpus, photos, monkeypatch):
-    monkeypatch.setattr(FakeNetwork, "bears", 3)
+    monkeypatch.setattr(FakeRunner, "bears", 3)
     X = np.concatenate([photos, photos[:, ::-1]])
     est = PretrainedCNNFeatures("tiny", device=two_gpus, cache=None, batch_size=8)
     rows = est.transform(X)
-    monkeypatch.setattr(FakeNetwork, "bears", 1000)
+    monkeypatch.setattr(FakeRunner, "bears", 1000)
     expected = est.set_params(batch_size=2).transform(X)
     np.testing.assert_array_equal(rows, expected)
 
 
 def test_each_device_is_known_for_what_it_bore(two_gpus, photos, monkeypatch):
     first, second = two_gpus
-    start = FakeNetwork.start
+    start = FakeRunner.start
 
     def limited(self, pixels):
         if self.device == second and len(pixels) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return start(self, pixels)
 
-    monkeypatch.setattr(FakeNetwork, "start", limited)
+    monkeypatch.setattr(FakeRunner, "start", limited)
     X = np.concatenate([photos, photos[:, ::-1]])
 
     def n_started(device):

@@ -13,8 +13,8 @@ from torchvision.ops import Conv2dNormActivation
 from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_source, resolve_weights, weights_key
+from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
-from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.hooks import HookedNetwork
 from skdeepfeat._networks.sharing import get_network
 from skdeepfeat._networks.smallnets import mini

@@ -44,8 +44,8 @@ from skdeepfeat._backbones.weights import resolve_weights, saved_digest, weights
 from skdeepfeat._caches import Memo
 from skdeepfeat._digests import Tagged, changed_fields, digest_fields
 from skdeepfeat._images.recipe import InputSpec
+from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
-from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.sharing import get_network
 from skdeepfeat._networks.structure import Structure, structure_of
 
@@ -1048,10 +1048,10 @@ def test_a_memo_is_asked_once_and_forgotten_with_the_caches():
 
 
 def test_a_network_is_traced_once(monkeypatch, X):
-    from skdeepfeat._networks import tracing
+    from skdeepfeat._networks import trial
 
-    traced, trace = [], tracing.trace
-    monkeypatch.setattr(tracing, "trace", lambda n: (traced.append(1), trace(n))[1])
+    traced, trace = [], trial.trace
+    monkeypatch.setattr(trial, "trace", lambda n: (traced.append(1), trace(n))[1])
     backbone = backbone_of(seeded(Net()))
     assert backbone.lasting and Structure(backbone, 16).traceable
     features(backbone).fit(X).transform(X)

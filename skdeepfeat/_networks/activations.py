@@ -12,7 +12,7 @@ from torch import fx
 from .._backbones.records import Backbone
 from .._backbones.weights import WeightsSource
 from .._exceptions import WeightsError
-from .building import Network
+from .building import SharedNetwork
 from .layers import aliased_layers
 from .rewriting import fold_batch_norms, overwrite_in_place, round_off
 from .structure import Structure, bind, structure_of
@@ -55,11 +55,13 @@ def _can_compute(structure: Structure, nodes: tuple[str, ...]) -> bool:
         return False
 
 
-def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ...]):
+def activations_of(
+    network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...]
+):
     """The cut network for these nodes; made once for each shared network."""
     key = (source.input.image_size, nodes)
     with network.lock:
-        if key not in network.cuts:
+        if key not in network.activations:
             structure = structure_of(source.backbone, source.input.image_size)
             cut = bind(structure, network.module, nodes)
             _check_head(cut, network.absent, source)  # before names change
@@ -70,8 +72,8 @@ def activations_of(network: Network, source: WeightsSource, nodes: tuple[str, ..
                 overwrite_in_place(cut)
             elif network.rounded:
                 cut.to(*network.rounded)
-            network.cuts[key] = cut
-        return network.cuts[key]
+            network.activations[key] = cut
+        return network.activations[key]
 
 
 def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
