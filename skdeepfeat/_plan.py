@@ -48,9 +48,9 @@ class Plan:
     scope: bytes
 
     @property
-    def lasting(self) -> bool:
-        """Whether its features may be kept in a folder."""
-        return self.pooled.source.identity.lasting
+    def obstacle(self) -> str:
+        """Why its features may not be kept in a folder, or ""."""
+        return self.pooled.source.identity.obstacle
 
     @property
     def row_bytes(self) -> int:

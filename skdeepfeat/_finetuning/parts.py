@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
-from .._networks.activations import explain_size
 from .._networks.building import SkipInitialisation
 from .._networks.hooks import INPUT_OF
+from .._networks.image_size import explain_size
 from .._networks.layers import aliased_layers, resolve_layer
 from .._networks.pooling import pool
 from .._networks.sharing import get_network
@@ -90,9 +90,9 @@ def cut_network(source: WeightsSource, unfreeze) -> Cut:
     structure = structure_of(source.backbone, source.input.image_size)
     if not structure.traceable:
         raise ValueError(
-            f"Backbone {source.backbone.name!r} cannot be traced by torch.fx, so it "
-            "cannot be cut into a frozen and a tuned part. Use "
-            "PretrainedCNNFeatures(backbone) with any classifier instead."
+            f"Backbone {source.backbone.name!r} cannot be traced by torch.fx "
+            f"({structure.fault}), so it cannot be cut into a frozen and a tuned part. "
+            "Use PretrainedCNNFeatures(backbone) with any classifier instead."
         )
     end, inner = head_input(source)
     _refuse_other_width(source, end, inner)

@@ -2,8 +2,6 @@
 
 import functools
 import warnings
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +13,6 @@ from .._backbones.tensors import as_array, digest_tensors
 from .._backbones.weights import WeightsSource
 from .._digests import digest_fields
 from .._exceptions import WeightsError
-from .._processes import Lock
 from .descriptions import describe_settings
 from .loading import fill_weights
 
@@ -36,47 +33,19 @@ class SkipInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@dataclass
-class SharedNetwork:
-    """A network with its weights, shared by everybody who names it.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In single precision; on the CPU if it is `rounded` elsewhere.
-    absent : frozenset of str
-        Entries of the head that the weights file does not have.
-    activations : dict
-        Cut networks by layer, which live as long as this one.
-    substitutes : dict
-        Modules that compute the same in less time, by those that they stand for.
-    rounded : tuple (device, dtype) or None
-        Where and in which type of numbers cut networks run, if not in this one.
-    """
-
-    module: nn.Module
-    absent: frozenset[str] = frozenset()
-    activations: dict[tuple, Any] = field(default_factory=dict)
-    substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
-    rounded: tuple[str, torch.dtype] | None = None
-    lock: Any = field(default_factory=Lock)
-
-
-# Building ---------------------------------------------------------------------------
-
-
-def build_network(source: WeightsSource) -> SharedNetwork:
-    """A new network on the CPU with the weights of `source`."""
+def build_network(source: WeightsSource) -> tuple[nn.Module, frozenset[str]]:
+    """A new network on the CPU with the weights of `source`, and the entries of its
+    head that they lack."""
     size, backbone = source.input.image_size, source.backbone
+    absent: frozenset[str] = frozenset()
     if source.seed is not None:
-        network = SharedNetwork(_seeded(backbone, size, source.seed))
+        module = _seeded(backbone, size, source.seed)
     else:
         state = _read_state(source)
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
-        network = SharedNetwork(*fill_weights(module, state, source))
-    network.module.eval().requires_grad_(False)
-    return network
+        module, absent = fill_weights(module, state, source)
+    return module.eval().requires_grad_(False), absent
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
@@ -106,7 +75,7 @@ def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
     """The network that a graph is compared with: built alike, with numbers in it."""
     if backbone.arrays is not None:
         source = WeightsSource(backbone, backbone.input, embedded=True)
-        return build_network(source).module
+        return build_network(source)[0]
     build = functools.partial(call_builder, backbone, image_size, official=True)
     return _with_seed(0, build).eval().requires_grad_(False)
 

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from .._images.recipe import InputSpec
 
@@ -44,9 +44,6 @@ def two_images(spec: InputSpec, size: int) -> torch.Tensor:
     return (pixels - mean) / std
 
 
-# The network -------------------------------------------------------------------------
-
-
 def check_rows(name: str, network: nn.Module, x: torch.Tensor, returned) -> None:
     """Refuse a network that returned no row of its own for each of two images."""
     if not same(network(x.clone()), returned):
@@ -68,69 +65,6 @@ def _same_alone(network: nn.Module, x: torch.Tensor, returned) -> bool:
 
 def _length(tensor: torch.Tensor) -> int:
     return len(tensor) if tensor.ndim else 0
-
-
-# Its graph ---------------------------------------------------------------------------
-
-
-class Watcher(fx.Interpreter):
-    """Runs a graph and notes which steps overwrite what an earlier one gave.
-
-    Every tensor counts its changes, together with its views, whatever makes them. For
-    each such step `overwritten` has the earlier ones whose whole value it replaces by
-    its own, or None if somebody else sees a part of it.
-    """
-
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module)
-        self.extra_traceback = False
-        self.overwritten: dict[fx.Node, list[fx.Node] | None] = {}
-        self._order = {node: place for place, node in enumerate(self.graph.nodes)}
-
-    def run_node(self, n):
-        """Run a step, and compare the tensors that it takes before and after."""
-        given = [t for step in n.all_input_nodes for t in tensors_of(self.env[step])]
-        counts = [tensor._version for tensor in given]
-        value = super().run_node(n)
-        pairs = zip(given, counts, strict=True)
-        changed = [tensor for tensor, count in pairs if tensor._version != count]
-        if changed:
-            self.overwritten[n] = self._replaced(n, value, changed)
-        return value
-
-    def _replaced(self, node, value, changed) -> list[fx.Node] | None:
-        """The steps whose whole value is the one that was changed."""
-        if not all(_same_place(value, tensor) for tensor in changed):
-            return None
-        sharing = [step for step in self.env if _shares(self.env[step], value)]
-        whole = [step for step in sharing if _same_place(self.env[step], value)]
-        parts = set(sharing) - set(whole)
-        return None if any(self._read_after(node, step) for step in parts) else whole
-
-    def _read_after(self, node, step) -> bool:
-        return any(self._order[user] > self._order[node] for user in step.users)
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common, also where there is none."""
-    return tensor.untyped_storage()._cdata
-
-
-def _shares(value, tensor: torch.Tensor) -> bool:
-    """Whether any tensor in a value shares memory with this one."""
-    return any(_memory(part) == _memory(tensor) for part in tensors_of(value))
-
-
-def _same_place(value, tensor: torch.Tensor) -> bool:
-    """Whether a value is this tensor, under whatever name."""
-    return isinstance(value, torch.Tensor) and (
-        (_memory(value), value.storage_offset(), value.shape, value.stride())
-        == (_memory(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
-        and value.dtype == tensor.dtype
-    )
-
-
-# Values ------------------------------------------------------------------------------
 
 
 def tensors_of(value) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from torch.overrides import resolve_name
 
 from .._backbones.tensors import as_array
 from .._digests import Tagged, digest_fields
-from .tracer import calls_its_class
+from .tracer import changed_call
 
 PUBLISHERS = {"torch", "torchvision", "operator", "math", "builtins"}
 PUBLISHED_OPERATORS = {"aten", "prims", "prim", "torchvision"}  # in torch.ops
@@ -31,7 +31,7 @@ BOOKKEEPING -= {"training"}
 
 
 class Undescribable(TypeError):
-    """Something of a network has no name that means the same everywhere."""
+    """Something in a network has no name that means the same everywhere; says what."""
 
 
 def is_published(thing) -> bool:
@@ -69,9 +69,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 def describe_module(module: nn.Module) -> dict:
     """Class, settings, and the modules within; nobody looks into its code."""
     kind, own = type(module), vars(module)
-    replaced = [name for name in own if callable(getattr(kind, name, None))]
-    if replaced or not calls_its_class(module):
-        raise Undescribable(f"{kind.__name__} has methods or hooks of its own")
+    if change := changed_call(module):
+        raise Undescribable(change)
+    if replaced := [name for name in own if callable(getattr(kind, name, None))]:
+        about = f"class {kind.__name__}, has a replaced {replaced[0]!r} method"
+        raise Undescribable(f"one of its modules, of {about}")
     tensors = {**module._parameters, **module._buffers}
     return {
         "class": _name_in_module(kind),
@@ -101,7 +103,7 @@ def describe_value(value, place=None):
             return describe_one(value, place)
     if callable(value):
         return Tagged("function", name_of_function(value))
-    raise Undescribable(f"a {type(value).__name__}")
+    raise Undescribable(f"it uses an object of class {type(value).__name__}")
 
 
 def _describe_items(values, place) -> list:
@@ -138,14 +140,15 @@ def name_of_function(function) -> str:
     try:
         return resolve_name(function) or _name_in_module(function)
     except TypeError as error:  # of what cannot be hashed
-        raise Undescribable(str(error)) from error
+        kind = type(function).__name__
+        raise Undescribable(f"it calls an object of class {kind}") from error
 
 
 def _name_of_operator(function) -> str:
     """Name and overload of an operator of torch.ops, where anybody may add some."""
     name = str(function)
     if name.partition(".")[0] not in PUBLISHED_OPERATORS:
-        raise Undescribable(f"torch.ops.{name}")
+        raise Undescribable(f"it calls torch.ops.{name}, which is not torch's own")
     return f"torch.ops.{name}"
 
 
@@ -158,5 +161,5 @@ def _name_in_module(thing) -> str:
     except (AttributeError, KeyError):
         found = None
     if found is not thing or module.partition(".")[0] not in PUBLISHERS:
-        raise Undescribable(f"{module}.{name}")
+        raise Undescribable(f"it uses {module}.{name}, which is not a part of torch")
     return f"{module}.{name}"

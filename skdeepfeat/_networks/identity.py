@@ -25,18 +25,18 @@ from .structure import Structure, structure_of
 
 
 @fork_safe
-def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bool]:
-    """Named values that tell this network from all others, weights apart, and whether
-    they mean the same in other processes."""
+def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, str]:
+    """Named values that identify this network, weights apart, and why they mean
+    nothing in other processes, or ""."""
     structure = structure_of(backbone, image_size)
     if structure.values:
         about = {**about, "values": structure.values}
     try:
         described = _describe_graph(structure)
         graph = digest_fields("graph", 1, described)
-        return {**about, "graph": graph}, True
-    except TypeError:  # also of values that have no digest
-        return {**about, "token": backbone.token}, False
+        return {**about, "graph": graph}, ""
+    except TypeError as error:  # also of values that have no digest
+        return {**about, "token": backbone.token}, str(error)
 
 
 @fork_safe
@@ -47,7 +47,9 @@ def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Iden
     """
     skeleton = structure_of(backbone, image_size).skeleton
     about = {"network": known.digest, "code": digest_code(backbone, skeleton)}
-    return Identity(digest_fields("network as its code stands", 1, about), False)
+    return Identity(
+        digest_fields("network as its code stands", 1, about), known.obstacle
+    )
 
 
 # The graph ---------------------------------------------------------------------------
@@ -55,8 +57,10 @@ def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Iden
 
 def _describe_graph(structure: Structure) -> dict:
     """Steps, and the modules and tensors that they use."""
-    if structure.graph is None or not structure.checked:
-        raise Undescribable("nobody knows what it computes")
+    if structure.graph is None:
+        raise Undescribable(f"torch.fx cannot trace it ({structure.fault})")
+    if structure.fault:
+        raise Undescribable(structure.fault)
     place = {node: i for i, node in enumerate(structure.graph.nodes)}
     steps = [_describe_step(structure, node, place) for node in structure.graph.nodes]
     used = [n for n in structure.graph.nodes if n.op in ("call_module", "get_attr")]

@@ -90,7 +90,7 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     if full is None:
         aliases = [layer.alias for layer in aliased_layers(backbone)]
         named = repr(backbone.name) if is_listed(backbone) else "backbone"
-        why = " (its modules, as torch.fx cannot trace it)"
+        why = f" (its modules, as torch.fx cannot trace it: {structure.fault})"
         raise ValueError(
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "

@@ -9,7 +9,8 @@ from .._backbones.weights import resolve_weights
 from .._processes import fork_safe
 from .building import build_network
 from .hooks import INPUT_OF, RETURNED, HookedNetwork
-from .tracer import ENDS, without_inplace
+from .overwriting import without_inplace
+from .tracer import ENDS
 from .trial import fill, traced
 
 
@@ -21,6 +22,19 @@ class Structure:
     backbone : Backbone
     image_size : int
         Side of the input.
+
+    Attributes
+    ----------
+    skeleton : torch.nn.Module
+        The network on no device.
+    graph : fx.Graph or None
+        None if torch.fx cannot trace the network.
+    fault : str
+        Why there is no graph, or why it may compute something else; else empty.
+    values : bytes
+        Digest of the tensors that the builder sets and no file holds.
+    nodes : tuple of str
+        Names of the steps, or of the modules if there is no graph.
     """
 
     def __init__(self, backbone: Backbone, image_size: int):
@@ -31,7 +45,7 @@ class Structure:
             found.graph,
             found.named,
         )
-        self.values, self.checked = found.values, found.checked
+        self.values, self.fault = found.values, found.fault
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
@@ -179,7 +193,7 @@ class Structure:
         backbone = self.backbone
         has_weights = backbone.arrays is not None or backbone.weights
         source = resolve_weights(backbone, "default" if has_weights else None, 0)
-        return build_network(source).module
+        return build_network(source)[0]
 
 
 def structure_of(backbone: Backbone, image_size: int) -> Structure:

@@ -12,10 +12,12 @@ from torch import fx, nn
 
 from .._backbones.records import Backbone
 from .._caches import SharedTable
+from .._exceptions import in_one_line
 from .building import skeleton_of, trial_network
 from .code_digest import digest_code
-from .comparison import Watcher, check_rows, copied, measuring, same, two_images
-from .tracer import NotTraceable, make_out_of_place, trace, without_inplace
+from .comparison import check_rows, copied, measuring, same, two_images
+from .overwriting import Watcher, make_out_of_place, without_inplace
+from .tracer import NotTraceable, trace
 
 _tried = SharedTable(32)
 
@@ -37,15 +39,20 @@ class Traced:
         None if fx cannot trace it, or traces something else than it computes.
     named : dict of str to fx.Node
         Its steps.
-    checked : bool
-        Whether the graph is known to compute what the network computes.
+    fault : str
+        Why there is no graph, or why it could not be compared with the network; empty
+        if the graph is known to compute what the network computes.
     """
 
     skeleton: nn.Module
     values: bytes
     graph: fx.Graph | None = None
     named: dict[str, fx.Node] = field(default_factory=dict)
-    checked: bool = False
+    fault: str = ""
+
+
+class CannotRun(RuntimeError):
+    """A network cannot be run here; says why."""
 
 
 @dataclass
@@ -74,7 +81,7 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
         with measuring():
-            return _with_graph(found, on_no_device(skeleton, image_size), True)
+            return _with_graph(found, on_no_device(skeleton, image_size))
     code = digest_code(backbone, skeleton)
     name = backbone.token, image_size, values, code
     return _tried.get(name, lambda: _try_out(backbone, image_size, found))
@@ -83,26 +90,29 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
 def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
     """Trace a network of the user's own, and compare the graph with a run of it."""
     with measuring():
-        if trial := run_once(backbone, image_size):
-            return _with_graph(found, trial, True)
-        trial = on_no_device(found.skeleton, image_size)
-        return _with_graph(found, trial, False)
+        try:
+            return _with_graph(found, run_once(backbone, image_size))
+        except CannotRun as error:
+            found = _with_graph(found, on_no_device(found.skeleton, image_size))
+            return replace(found, fault=found.fault or str(error))
 
 
-def _with_graph(found: Traced, trial: Trial, checked: bool) -> Traced:
-    """Add the graph, if there is one that computes the same."""
+def _with_graph(found: Traced, trial: Trial) -> Traced:
+    """Add the graph if there is one that computes the same, or else why not."""
     try:
         graph, named = _graph_of(found.skeleton, trial)
-    except Exception:  # fx raises whatever the traced code raises
-        return found
-    return replace(found, graph=graph, named=named, checked=checked)
+    except NotTraceable as error:
+        return replace(found, fault=str(error))
+    except Exception as error:  # fx raises whatever the traced code raises
+        return replace(found, fault=in_one_line(error))
+    return replace(found, graph=graph, named=named)
 
 
 # The trial ---------------------------------------------------------------------------
 
 
-def run_once(backbone: Backbone, image_size: int) -> Trial | None:
-    """Run a network with its weights; None if it cannot run here.
+def run_once(backbone: Backbone, image_size: int) -> Trial:
+    """Run a network with its weights on two images.
 
     Raises a ValueError if it has no row of its own for each image.
     """
@@ -110,8 +120,9 @@ def run_once(backbone: Backbone, image_size: int) -> Trial | None:
     images = two_images(backbone.input, image_size)
     try:
         returned = copied(network(images.clone()))
-    except Exception:  # whatever the network raises
-        return None
+    except Exception as error:  # whatever the network raises
+        reason = f"it cannot be run on two images ({in_one_line(error)})"
+        raise CannotRun(reason) from error
     check_rows(backbone.name, network, images, returned)
     return Trial(network, images, returned)
 
@@ -141,7 +152,7 @@ def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
-        raise NotTraceable("the graph computes something else")
+        raise NotTraceable("its traced graph computes something else")
 
 
 # Graphs that run ---------------------------------------------------------------------

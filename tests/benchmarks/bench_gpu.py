@@ -156,7 +156,7 @@ def recipe_of(spec):
 def bare_network(trial, name, precision, memory_format=torch.channels_last):
     """A network without its head, on the device."""
     if name == "mini":
-        trunk = build_network(source_of(trial, name)).module
+        trunk, _ = build_network(source_of(trial, name))
         net = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
         net = models.get_model(name, weights=None)

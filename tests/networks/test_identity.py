@@ -46,7 +46,7 @@ from skdeepfeat._digests import Tagged, changed_fields, digest_fields
 from skdeepfeat._images.recipe import InputSpec
 from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
-from skdeepfeat._networks.sharing import get_network
+from skdeepfeat._networks.sharing import SharedNetwork, get_network
 from skdeepfeat._networks.structure import Structure, structure_of
 
 
@@ -292,7 +292,7 @@ def rows_of(made, cache, X):
 def test_networks_that_differ_in_one_way_never_share_a_row(way, place, X, tmp_path):
     store = FeatureStore(tmp_path if place == "folder" else None, name=way)
     with warnings.catch_warnings():  # what cannot be described is kept in memory
-        warnings.filterwarnings("ignore", "The code of this network", StoreWarning)
+        warnings.filterwarnings("ignore", "The features of this network", StoreWarning)
         served = [rows_of(made, store, X) for made in ONE_WAY[way]()]
     computed = [rows_of(made, None, X) for made in ONE_WAY[way]()]
     for stored, alone in zip(served, computed, strict=True):
@@ -550,7 +550,9 @@ def test_steps_that_were_changed_are_not_rewritten(X):
     x = torch.rand(2, 3, 16, 16)
     source = resolve_weights(backbone_of(net), "default", 0)
     with torch.inference_mode():
-        found = activations_of(build_network(source), source, ("0", "2"))(x)
+        found = activations_of(
+            SharedNetwork(*build_network(source)), source, ("0", "2")
+        )(x)
         torch.testing.assert_close(found["2"], net(x))
         torch.testing.assert_close(found["0"], net[0](x))
 
