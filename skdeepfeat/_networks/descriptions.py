@@ -138,17 +138,20 @@ def name_of_function(function) -> str:
     if isinstance(function, (OpOverload, OpOverloadPacket)):
         return _name_of_operator(function)
     try:
-        return resolve_name(function) or _name_in_module(function)
+        published = resolve_name(function)
     except TypeError as error:  # of what cannot be hashed
         kind = type(function).__name__
         raise Undescribable(f"it calls an object of class {kind}") from error
+    return published or _name_in_module(function)
 
 
 def _name_of_operator(function) -> str:
     """Name and overload of an operator of torch.ops, where anybody may add some."""
     name = str(function)
     if name.partition(".")[0] not in PUBLISHED_OPERATORS:
-        raise Undescribable(f"it calls torch.ops.{name}, which is not torch's own")
+        raise Undescribable(
+            f"it calls torch.ops.{name}, which may differ in another process"
+        )
     return f"torch.ops.{name}"
 
 
@@ -161,5 +164,7 @@ def _name_in_module(thing) -> str:
     except (AttributeError, KeyError):
         found = None
     if found is not thing or module.partition(".")[0] not in PUBLISHERS:
-        raise Undescribable(f"it uses {module}.{name}, which is not a part of torch")
+        raise Undescribable(
+            f"it uses {module}.{name}, which may differ in another process"
+        )
     return f"{module}.{name}"

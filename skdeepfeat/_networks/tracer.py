@@ -54,9 +54,7 @@ def changed_call(module: nn.Module) -> str:
     if any(own[place] for place in HOOKS):
         return f"one of its modules, of class {name}, has a hook"
     if "forward" in own:
-        return (
-            f"the method 'forward' of one of its modules, of class {name}, is replaced"
-        )
+        return f"one of its modules, of class {name}, has a replaced 'forward' method"
     if type(module).__call__ is not nn.Module.__call__:
         return f"one of its modules, of class {name}, has its own '__call__' method"
     return ""

@@ -152,7 +152,7 @@ def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
-        raise NotTraceable("its traced graph computes something else")
+        raise NotTraceable("the graph it finds computes something else")
 
 
 # Graphs that run ---------------------------------------------------------------------

@@ -292,7 +292,9 @@ def test_torch_takes_over_what_cannot_be_converted(photos):
     backbone = Backbone.from_module(Branching().eval(), image_size=16)
     expected = features(backbone, engine="torch").transform(photos)
     est = features(backbone)
-    with pytest.warns(EngineWarning, match="cannot trace the network"):
+    with pytest.warns(
+        EngineWarning, match=r"cannot trace the network \(its code branches"
+    ):
         rows = est.transform(photos)
     np.testing.assert_array_equal(rows, expected)
     assert est.stats_["engine"] == "torch"

@@ -250,7 +250,9 @@ def test_networks_that_fx_cannot_trace(photos):
     assert len(results) == 4 and all(np.array_equal(r, out) for r in results)
     alone = PretrainedCNNFeatures(backbone, layer="conv", cache=None).transform(photos)
     np.testing.assert_array_equal(out[:, :4], alone)
-    with pytest.raises(ValueError, match=r"Did you mean 'conv'.*cannot trace it"):
+    with pytest.raises(
+        ValueError, match=r"'conv'.*cannot trace it: its code branches on"
+    ):
         PretrainedCNNFeatures(backbone, layer="konv").transform(photos)
 
 

@@ -225,6 +225,15 @@ def pooled(pool):
     return with_helper(lambda self, x: pool(x.flatten(2), 2, stride=1))
 
 
+def zeroing(self, x):
+    x[:, 0].zero_()
+    return x
+
+
+def checking(self, x):
+    return x * 2 if isinstance(x, torch.fx.Proxy) else x
+
+
 ONE_WAY = {
     "function as attribute": lambda: (Activated(act=F.relu), Activated(act=torch.tanh)),
     "functions of one private name": lambda: (
@@ -346,6 +355,42 @@ def test_what_cannot_be_described_is_known_by_the_object_alone(make, X):
     np.testing.assert_array_equal(
         features(one).transform(X), features(two).transform(X)
     )
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (
+            lambda: Untraceable(factor=2.0),
+            "its code branches on the values of a tensor",
+        ),
+        (lambda: hooked("0", True), "one of its modules, of class Conv2d, has a hook"),
+        (
+            lambda: hooked("", True),
+            "one of its modules, of class Sequential, has a hook",
+        ),
+        (lambda: with_forward("1", True), "of class ReLU, has a replaced 'forward'"),
+        (lambda: Calling(), "of class Calling, has its own '__call__' method"),
+        (lambda: Wrapped(factor=2.0), r"it uses \w+\.opaque, which may differ"),
+        (lambda: parametrized(2.0), "ParametrizedConv2d, which may differ"),
+        (lambda: with_helper(zeroing), "its step 'zero_' overwrites an earlier value"),
+        (lambda: with_helper(checking), "the graph it finds computes something else"),
+    ],
+)
+def test_the_user_learns_why_features_are_kept_in_memory(make, reason, X, tmp_path):
+    est = features(backbone_of(seeded(make())), cache=tmp_path, layer=0)
+    with pytest.warns(StoreWarning, match=f"recognise the network: .*{reason}"):
+        est.fit(X).transform(X)
+
+
+def test_a_network_that_cannot_be_run_is_not_known_by_its_graph():
+    def fail(self, x):
+        return x if isinstance(x, torch.fx.Proxy) or x.is_meta else x.no_such_method()
+
+    known = backbone_of(seeded(with_helper(fail))).identity_at(16)
+    assert not known.lasting
+    reason = "it cannot be run on two images (AttributeError: 'Tensor' object has no"
+    assert known.obstacle.startswith(reason)
 
 
 def test_copies_carry_the_token_of_a_network():
@@ -769,7 +814,7 @@ def test_weights_from_a_seed_are_known_to_classifiers_by_their_values(X, monkeyp
     y = [0, 1, 0]
     clf = FineTunedClassifier("smallcnn", weights=None, unfreeze=0, random_state=0)
     expected = clf.fit(X, y).predict_proba(X)
-    monkeypatch.setattr("skdeepfeat._plan.version", lambda name: "99.0")
+    monkeypatch.setattr("skdeepfeat._backbones.weights.version", lambda name: "99.0")
     np.testing.assert_array_equal(clf.predict_proba(X), expected)
 
 
