@@ -29,12 +29,12 @@ class PooledLayers:
 
     @classmethod
     def of(cls, source: WeightsSource, weights_key: bytes, layers) -> "PooledLayers":
-        """Each layer once, by depth: the order of asking makes no other network."""
+        """Each layer once, by depth: the order of `layers` makes no difference."""
         return cls(source, weights_key, tuple(sorted(set(layers), key=_by_depth)))
 
     @property
     def digest(self) -> bytes:
-        """The same for all that is computed by the same steps."""
+        """The same for everything that is computed by the same steps."""
         about = {
             "network": self.source.identity.digest,
             "weights": self.weights_key,

@@ -27,9 +27,9 @@ def cache_folder() -> Path:
 
 
 def keep_converted(model, expected: list[np.ndarray], name: str) -> None:
-    """Write a converted network with its checksum; a folder appears when complete.
+    """Write a converted network with its checksum; its folder appears when complete.
 
-    If that cannot be done, the next process converts again.
+    If it cannot be written, the next process converts the network again.
     """
     try:
         folder = cache_folder()
@@ -48,8 +48,10 @@ def keep_converted(model, expected: list[np.ndarray], name: str) -> None:
 
 
 def read_converted(name: str):
-    """A converted network, and what torch computes for the examples; None if it is not
-    there, or damaged, and then removed."""
+    """A converted network and what torch computes for the examples.
+
+    None if it is missing, or damaged: then it is removed.
+    """
     try:
         folder = cache_folder() / name
         read = _state_of(folder)
@@ -68,13 +70,13 @@ def read_converted(name: str):
 
 
 def _state_of(folder: Path) -> tuple[int, int]:
-    """What tells a folder from another one that takes its place."""
+    """What changes if another folder takes the place of this one."""
     about = folder.stat()
     return about.st_ino, about.st_mtime_ns
 
 
 def _remove(folder: Path, read: tuple[int, int]) -> None:
-    """Remove what was read as damaged, but not what has taken its place since."""
+    """Remove a damaged folder, but not one that has replaced it since."""
     aside = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.damaged")
     with contextlib.suppress(OSError):
         folder.rename(aside)
@@ -89,9 +91,9 @@ def _checksum(folder: Path) -> str:
 
 
 def _make_room() -> None:
-    """Delete what was used least recently, while all is more than the bound.
+    """Delete the least recently used networks until the rest is within the bound.
 
-    What a killed process has left half written counts as any other.
+    Incomplete folders of killed processes count like any other.
     """
     folders = [f for f in cache_folder().iterdir() if f.is_dir()]
     used = {f: (_modified(f), _size(f)) for f in folders}
@@ -104,7 +106,7 @@ def _make_room() -> None:
 
 
 def _modified(folder: Path) -> float:
-    """When it was last used; what another process has removed, long ago."""
+    """When it was last used; 0 if another process has removed it."""
     try:
         return folder.stat().st_mtime
     except OSError:

@@ -1,8 +1,8 @@
-"""Network + names of layers → a smaller network that returns just those activations.
+"""Network + names of layers → a smaller network that returns their activations.
 
-The traced graph is cut after the last requested layer and bound to the shared network's
-own weights: nothing is hooked or copied, nothing is computed in vain, and many threads
-may run it at once.
+The traced graph is cut after the last requested layer and bound to the weights of the
+shared network: nothing is hooked or copied, nothing is computed that is not needed, and
+many threads may run it at once.
 """
 
 from torch import fx
@@ -18,31 +18,36 @@ from .structure import Structure, bind, structure_of
 def activations_of(
     network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...]
 ):
-    """The cut network for these nodes; made once for each shared network."""
+    """What returns {node: activation} for images; made once for each shared network."""
     key = (source.input.image_size, nodes)
     with network.lock:
         if key not in network.activations:
-            structure = structure_of(source.backbone, source.input.image_size)
-            cut = bind(structure, network.module, nodes)
-            _check_head(cut, network.absent, source)  # before names change
-            if isinstance(cut, fx.GraphModule):
-                fold_batch_norms(cut, network.substitutes, _aliased_modules(structure))
-                if network.rounded:
-                    round_off(cut, network.substitutes, *network.rounded)
-                overwrite_in_place(cut)
-            elif network.rounded:
-                cut.to(*network.rounded)
-            network.activations[key] = cut
+            network.activations[key] = _make(network, source, nodes)
         return network.activations[key]
 
 
-def _check_head(cut, absent: frozenset, source: WeightsSource) -> None:
-    """Refuse a layer beyond a head that the weights file does not have."""
-    if absent.intersection(cut.state_dict()):
+def _make(network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...]):
+    """The network up to these nodes, rewritten to run faster if it is a graph."""
+    structure = structure_of(source.backbone, source.input.image_size)
+    bound = bind(structure, network.module, nodes)
+    _check_head(bound, network.absent, source)  # before names change
+    if isinstance(bound, fx.GraphModule):
+        fold_batch_norms(bound, network.substitutes, _aliased_modules(structure))
+        if network.rounded:
+            round_off(bound, network.substitutes, *network.rounded)
+        overwrite_in_place(bound)
+    elif network.rounded:
+        bound.to(*network.rounded)
+    return bound
+
+
+def _check_head(bound, absent: frozenset, source: WeightsSource) -> None:
+    """Raise an error if a layer needs a head that the weights file does not have."""
+    if absent.intersection(bound.state_dict()):
         raise WeightsError(
             f"The weights in {str(source.path)!r} have no classes that fit backbone "
             f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
-            "Ask for layer='penultimate' or an earlier one."
+            "Use layer='penultimate' or an earlier one."
         )
 
 

@@ -1,7 +1,7 @@
-"""Does a graph compute what its network computes, and each image by itself?
+"""Compares outputs: of a network and its graph, and of an image alone and in a batch.
 
-The code of a user's network may do what fx does not see. So network and graph are run
-once on the same two images, and what is seen decides, not a list of what can go wrong.
+The code of a user's network may do what torch.fx does not see. So network and graph are
+run on the same two images, and their outputs decide, not a list of possible causes.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ NEIGHBOURS = 2e-2
 
 MIXED = (
     "Backbone {name!r} cannot give features: those of an image depend on the other "
-    "images of the batch, as with a BatchNorm that has no running statistics. Use a "
-    "network in which each image is computed by itself."
+    "images of the batch, for instance because a BatchNorm has no running statistics. "
+    "Use a network that computes each image by itself."
 )
 CHANGING = (
-    "Backbone {name!r} cannot give features: they are different in every call, as with "
-    "torch.nn.functional.dropout(x) where training=self.training is missing. Use a "
-    "network that draws no random numbers in evaluation."
+    "Backbone {name!r} cannot give features: they are different in every call, for "
+    "instance because torch.nn.functional.dropout(x) is called without "
+    "training=self.training. Use a network that draws no random numbers in evaluation."
 )
 
 
 @contextlib.contextmanager
 def measuring():
-    """A context in which tensors count their changes, and the generator is put back."""
+    """A context in which tensors count their changes; restores the generator."""
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
         yield
 
@@ -45,7 +45,7 @@ def two_images(spec: InputSpec, size: int) -> torch.Tensor:
 
 
 def check_rows(name: str, network: nn.Module, x: torch.Tensor, returned) -> None:
-    """Refuse a network that returned no row of its own for each of two images."""
+    """Raise an error if the rows of two images are random or depend on each other."""
     if not same(network(x.clone()), returned):
         raise ValueError(CHANGING.format(name=name))
     if not _same_alone(network, x, returned):
@@ -53,10 +53,10 @@ def check_rows(name: str, network: nn.Module, x: torch.Tensor, returned) -> None
 
 
 def _same_alone(network: nn.Module, x: torch.Tensor, returned) -> bool:
-    """Whether the first of the images is computed the same without the other."""
+    """Whether the first image has the same result without the second one."""
     try:
         alone = tensors_of(network(x[:1].clone()))
-    except Exception:  # it wants others, as norms over the batch do
+    except Exception:  # it needs several images, as norms over the batch do
         return False
     pairs = zip(tensors_of(returned), alone, strict=False)
     rows = [(a, b[:1]) for b, a in pairs if _length(b) == len(x) and _length(a) == 1]
@@ -68,7 +68,7 @@ def _length(tensor: torch.Tensor) -> int:
 
 
 def tensors_of(value) -> list[torch.Tensor]:
-    """The tensors in what a step or a network gives."""
+    """The tensors in what a step or a network returns."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -79,12 +79,12 @@ def tensors_of(value) -> list[torch.Tensor]:
 
 
 def copied(value) -> list[torch.Tensor]:
-    """Copies of the tensors in a value, which nothing overwrites."""
+    """Copies of the tensors in a value, which no later step overwrites."""
     return [tensor.clone() for tensor in tensors_of(value)]
 
 
 def same(found, expected) -> bool:
-    """Whether the tensors in two values are the same, to rounding."""
+    """Whether the tensors in two values are the same up to rounding."""
     found, expected = tensors_of(found), tensors_of(expected)
     return len(found) == len(expected) and all(
         _same_tensor(*pair, ROUNDING) for pair in zip(found, expected, strict=True)
@@ -92,7 +92,7 @@ def same(found, expected) -> bool:
 
 
 def _same_tensor(found, expected, tolerance: float) -> bool:
-    """Whether the difference is small beside the largest finite value."""
+    """Whether the difference is small relative to the largest finite value."""
     if (found.shape, found.dtype) != (expected.shape, expected.dtype):
         return False
     found, expected = _as_numbers(found), _as_numbers(expected)
@@ -102,6 +102,6 @@ def _same_tensor(found, expected, tolerance: float) -> bool:
 
 
 def _as_numbers(tensor: torch.Tensor) -> torch.Tensor:
-    """In double precision; real and imaginary parts apart."""
+    """In double precision, with real and imaginary parts separated."""
     parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return parts.double()

@@ -1,9 +1,9 @@
-"""What a network of the user's own computes → what it is known by.
+"""Identifies a network of the user's own by what it computes.
 
-The traced graph says what is computed: its steps in order, the functions and modules
-that they call, with their settings and constants. Only what torch and torchvision
-publish, and what Python itself has, can be named; a network with a step of any other
-kind, or without a graph that computes the same, is known by the object and its code.
+The traced graph describes the computation: its steps in order, the functions and
+modules that they call, their settings and constants. Only what torch, torchvision and
+Python itself provide can be named. A network with any other kind of step, or without a
+graph that computes the same, is identified by the object and its code.
 """
 
 from operator import attrgetter
@@ -41,18 +41,15 @@ def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, st
 
 @fork_safe
 def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Identity:
-    """The identity of a network that nothing but its object and its code describe.
+    """The identity of a network that only the object and its code describe.
 
-    Its code is looked at again each time, because what is edited is what runs.
+    Its code is read again each time, because it may have been edited.
     """
     skeleton = structure_of(backbone, image_size).skeleton
     about = {"network": known.digest, "code": digest_code(backbone, skeleton)}
     return Identity(
         digest_fields("network as its code stands", 1, about), known.obstacle
     )
-
-
-# The graph ---------------------------------------------------------------------------
 
 
 def _describe_graph(structure: Structure) -> dict:
@@ -81,7 +78,7 @@ def _describe_step(structure: Structure, node: fx.Node, place: dict) -> list:
 
 
 def _describe_part(skeleton: nn.Module, target: str):
-    """A module, or a tensor: by value unless it is one of the weights."""
+    """A module or a tensor; weights have no values here."""
     part = attrgetter(target)(skeleton)
     describe_one = describe_module if isinstance(part, nn.Module) else describe_tensor
     return describe_one(part)

@@ -9,10 +9,10 @@ from .structure import Structure, structure_of
 
 @contextlib.contextmanager
 def explain_size(source: WeightsSource, nodes: tuple[str, ...]):
-    """A context in which a network that refuses images says which parameter it is.
+    """A context in which an error due to the image size names that parameter.
 
-    Only a network that does so on no device, and takes images of its own size, is
-    blamed on the size; any other error passes through.
+    The size is the cause if the shapes of these nodes can be found for the default size
+    of the network but not for this one. Any other error passes through.
     """
     try:
         yield
@@ -27,7 +27,7 @@ def explain_size(source: WeightsSource, nodes: tuple[str, ...]):
 
 
 def _refuses(backbone: Backbone, image_size: int, nodes: tuple[str, ...]) -> bool:
-    """Whether the network cannot be computed at this size, but can at its own."""
+    """Whether the network can be computed at its default size but not at this one."""
     own = backbone.input.image_size
     if image_size == own or _can_compute(structure_of(backbone, image_size), nodes):
         return False

@@ -1,7 +1,7 @@
-"""Names of layers → records: aliases, indices, nodes, "did you mean".
+"""Resolves layers: aliases, indices and names of nodes → records of layers.
 
-Torch is needed only for what the registry's data do not hold: nodes without an alias
-and networks of the user's own.
+torch is needed only for what is not in the registry: nodes without an alias, and
+networks of the user's own.
 """
 
 from dataclasses import replace

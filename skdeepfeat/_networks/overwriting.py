@@ -15,11 +15,11 @@ from .tracer import NotTraceable
 
 
 class Watcher(fx.Interpreter):
-    """Runs a graph and notes which steps overwrite what an earlier one gave.
+    """Runs a graph and notes which steps overwrite the value of an earlier one.
 
-    Every tensor counts its changes, together with its views, whatever makes them. For
-    each such step `overwritten` has the earlier ones whose whole value it replaces by
-    its own, or None if somebody else sees a part of it.
+    torch counts the changes of each tensor and its views. For each such step
+    `overwritten` has the earlier steps whose whole value it replaces by its own, or
+    None if a part of it is read elsewhere.
     """
 
     def __init__(self, module: fx.GraphModule):
@@ -29,7 +29,7 @@ class Watcher(fx.Interpreter):
         self._order = {node: place for place, node in enumerate(self.graph.nodes)}
 
     def run_node(self, n):
-        """Run a step, and compare the tensors that it takes before and after."""
+        """Run a step and compare the versions of its inputs before and after."""
         given = [t for step in n.all_input_nodes for t in tensors_of(self.env[step])]
         counts = [tensor._version for tensor in given]
         value = super().run_node(n)
@@ -53,7 +53,7 @@ class Watcher(fx.Interpreter):
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common, also where there is none."""
+    """A number that tensors which share memory have in common, even on no device."""
     return tensor.untyped_storage()._cdata
 
 
@@ -63,7 +63,7 @@ def _shares(value, tensor: torch.Tensor) -> bool:
 
 
 def _same_place(value, tensor: torch.Tensor) -> bool:
-    """Whether a value is this tensor, under whatever name."""
+    """Whether a value is this tensor, possibly as another object."""
     return isinstance(value, torch.Tensor) and (
         (_memory(value), value.storage_offset(), value.shape, value.stride())
         == (_memory(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
@@ -74,14 +74,13 @@ def _same_place(value, tensor: torch.Tensor) -> bool:
 def make_out_of_place(
     graph: fx.Graph, net: nn.Module, overwritten: Mapping[fx.Node, list | None]
 ) -> None:
-    """Let the steps that overwrite earlier values give new ones.
+    """Make steps that overwrite earlier values return new ones.
 
-    What is computed later from an overwritten value is computed from the result of the
-    step instead, so the network means the same. `overwritten` has for each such
-    step the earlier ones whose whole value it overwrites, None where that is a part.
+    Later steps that read the overwritten value read the result of the step instead, so
+    the network computes the same. `overwritten` is that of a `Watcher`.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
-    now: dict[fx.Node, fx.Node] = {}  # where the value of a step is, once overwritten
+    now: dict[fx.Node, fx.Node] = {}  # step → the step that has overwritten its value
     for node, before in overwritten.items():
         if before is None or not _make_out_of_place(node, net):
             raise NotTraceable(
@@ -95,7 +94,7 @@ def make_out_of_place(
 
 
 def without_inplace(net: nn.Module) -> nn.Module:
-    """Switch off what modules do in place."""
+    """Switch off the in-place mode of all modules."""
     for module in net.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -103,7 +102,7 @@ def without_inplace(net: nn.Module) -> nn.Module:
 
 
 def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
-    """Rewrite a step that works in place; says whether that can be done."""
+    """Rewrite a step that works in place; return whether that is possible."""
     if node.op == "call_module":  # see `without_inplace`
         return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
@@ -116,7 +115,7 @@ def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
 
 
 def _twin_of(function) -> Callable | None:
-    """The function that gives a new value: torch.add of torch.add_, for instance."""
+    """The function that returns a new value, such as torch.exp for torch.exp_."""
     name = getattr(function, "__name__", "")
     if name.endswith("_"):
         for place in (torch, F):
@@ -129,7 +128,7 @@ def _pass_inplace_false(node: fx.Node) -> bool:
     """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
     try:
         signature = inspect.signature(node.target)  # type: ignore[arg-type]
-    except ValueError:  # builtins have none, and no such argument either
+    except ValueError:  # builtins, which have no such argument either
         return False
     if "inplace" not in signature.parameters:
         return False

@@ -15,11 +15,11 @@ from .._processes import Lock
 from .building import build_network
 
 MAX_NETWORKS = 8
-GPU_SHARE = 0.25  # of a GPU's memory, that networks may take
+GPU_SHARE = 0.25  # of the memory of a GPU that networks may take
 
 PRECISIONS = {
     "float32": torch.float32,
-    "tf32": torch.float32,  # rounded inside the GPU's multiplications alone
+    "tf32": torch.float32,  # rounded only inside the multiplications of a GPU
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -77,12 +77,12 @@ def _make_cache(device: str) -> SharedTable:
 
 
 def memory_of(device: str) -> int:
-    """Bytes of memory that a GPU has."""
+    """Bytes of memory of a GPU."""
     return torch.cuda.get_device_properties(device).total_memory
 
 
 def bytes_of(network: SharedNetwork) -> int:
-    """What a network takes on its device, with all that was made of it."""
+    """Bytes that a network and everything made of it take on its device."""
     made = [m for m in network.substitutes.values() if isinstance(m, nn.Module)]
     modules = made if network.rounded else [network.module, *made]
     storages = {

@@ -1,4 +1,4 @@
-"""What is known of a network without its weights: its nodes, and shapes at a size."""
+"""The structure of a network without its weights: nodes, graphs to them, shapes."""
 
 import torch
 from torch import fx, nn
@@ -15,7 +15,7 @@ from .trial import fill, traced
 
 
 class Structure:
-    """What is known of a network without its weights: nodes, and shapes at a size.
+    """The structure of a network for one input size: nodes, graphs to them, shapes.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ class Structure:
         return self.graph is not None
 
     def canonical(self, node: str) -> str | None:
-        """The full name of a node, None if there is no such node.
+        """The full name of a node, or None if there is no such node.
 
-        A module stands for the last node within it.
+        The name of a module means the last node within it.
         """
         reader = node.removesuffix(INPUT_OF)
         if reader != node:
@@ -67,7 +67,7 @@ class Structure:
         return representative_node(node, self.nodes)
 
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
-        """The graph that returns {node: value} for these nodes and does no more."""
+        """The graph that returns {node: value} for these nodes and computes no more."""
         assert self.graph is not None
         copies: dict[fx.Node, fx.Node] = {}
         graph = fx.Graph()
@@ -80,10 +80,10 @@ class Structure:
     def tail(self, start: str, end: str) -> fx.Graph | None:
         """The graph from the value of one node to that of another.
 
-        None if anything before `start` is needed besides, so that it is no cut.
+        None if it also needs anything before `start`.
         """
         graph = self.graph_to((start, end))
-        for node in list(graph.nodes):  # checks of the image's shape need the image
+        for node in list(graph.nodes):  # these checks of the shape need the image
             if node.target is torch._assert:
                 graph.erase_node(node)
         returned = graph.output_node().args[0]
@@ -110,9 +110,9 @@ class Structure:
         return order[self.step(node)] <= order[self.step(other)]
 
     def block_of(self, ends: tuple[str, ...]) -> dict[str, int]:
-        """Module, parameter or buffer → which block uses it first.
+        """Module, parameter or buffer → the block that uses it first.
 
-        Block i is what comes before node ``ends[i]``, and after the one before it.
+        Block i ends with node ``ends[i]`` and begins after the end of block i - 1.
         """
         assert self.graph is not None
         last = [self.step(name) for name in ends]
@@ -126,14 +126,14 @@ class Structure:
         return found
 
     def step(self, name: str) -> fx.Node:
-        """The step of this name, or what enters it if the name says so."""
+        """The step of this name, or what enters it if the name ends in ".input"."""
         if not name.endswith(INPUT_OF):
             return self._named[name]
         reader = self._named[name.removesuffix(INPUT_OF)]
         return _before_dropout(reader.all_input_nodes[0], self.skeleton)
 
     def returned(self) -> fx.Node | None:
-        """The step whose value the network returns, None if it returns several."""
+        """The step whose value the network returns, or None if it returns several."""
         assert self.graph is not None
         node = self.graph.output_node().args[0]
         if not isinstance(node, fx.Node) or node.op in ENDS:
@@ -145,7 +145,7 @@ class Structure:
         return next(name for name, step in self._named.items() if step is node)
 
     def kind(self, node: fx.Node) -> str:
-        """What a step does, in one word: "softmax" of nn.Softmax and of F.softmax."""
+        """What a step does, in one word: "softmax" for nn.Softmax and for F.softmax."""
         if node.op == "call_module":
             name = type(self.skeleton.get_submodule(str(node.target))).__name__
         else:
@@ -153,7 +153,7 @@ class Structure:
         return name.lower().replace("_", "")
 
     def classifier_kind(self, node: fx.Node) -> str | None:
-        """Whether a step may give classes: see `kind_of_classifier`."""
+        """Which kind of classifier a step may be: see `kind_of_classifier`."""
         if node.op == "call_module":
             module = self.skeleton.get_submodule(str(node.target))
             return kind_of_classifier(module)
@@ -172,9 +172,9 @@ class Structure:
 
     @fork_safe
     def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
-        """Shape of one image's output at each node, the batch axis left out.
+        """Shape of the output of each node for one image, without the batch axis.
 
-        Nodes whose output is no tensor with one row for each image are left out.
+        Nodes whose output is not a tensor with a row for each image are left out.
         """
         size, n = image_size or self.image_size, 2
         device = "meta" if self.traceable else "cpu"
@@ -189,7 +189,7 @@ class Structure:
         }
 
     def real_network(self) -> nn.Module:
-        """The network with weights, its own if it has any, and nobody else's."""
+        """A new network with weights: its own or published ones, or random ones."""
         backbone = self.backbone
         has_weights = backbone.arrays is not None or backbone.weights
         source = resolve_weights(backbone, "default" if has_weights else None, 0)
@@ -212,7 +212,7 @@ def representative_node(name: str, nodes) -> str | None:
 
 
 def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
-    """Dropout does nothing in evaluation; name what enters it."""
+    """The step before dropout, which does nothing in evaluation."""
     if node.op != "call_module":
         return node
     module = net.get_submodule(str(node.target))
@@ -222,7 +222,7 @@ def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
 
 
 def kind_of_classifier(module: nn.Module) -> str | None:
-    """ "linear", or "convolution" if it looks at one pixel at a time."""
+    """ "linear", "convolution" for a 1 × 1 convolution, or None."""
     if isinstance(module, nn.Linear):
         return "linear"
     pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)

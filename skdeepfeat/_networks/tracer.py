@@ -16,9 +16,9 @@ from torch import fx, nn
 
 from .._processes import Lock
 
-ENDS = ("placeholder", "output")  # of a graph, which are no steps
+ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
 
-# Where a module keeps what is called before and after its forward.
+# Attributes of a module that hold its hooks.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -30,7 +30,7 @@ class NotTraceable(RuntimeError):
 
 
 def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of a network as its code says, and its named steps."""
+    """The graph of a network that follows its code, and its steps by name."""
     if change := changed_call(net):  # fx would look at the class alone
         raise NotTraceable(change)
     tracer = Tracer()
@@ -63,12 +63,11 @@ def changed_call(module: nn.Module) -> str:
 class Tracer(fx.Tracer):
     """Records the steps of a network, named as torchvision names them.
 
-    A module that is one step has its own name; any other step that of the module which
-    takes it and of its function; what repeats is numbered.
+    A module that is one step has its own name. Any other step has the name of the
+    module that runs it and of its function. Repeated names are numbered.
 
-    While fx traces, every call of every module in the process passes through its
-    tracer; those of other threads are let through untouched, and `trace_lock` keeps two
-    traces apart.
+    While fx traces, all calls of modules in the process pass through its tracer. Calls
+    of other threads go on unchanged, and `trace_lock` prevents two traces at once.
     """
 
     trace_lock = Lock()
@@ -126,9 +125,9 @@ class Tracer(fx.Tracer):
 
 
 def _allow_any_memory_format(graph: fx.Graph) -> None:
-    """Views of other shapes are copies where the memory format demands it.
+    """Replace views by reshapes, which copy where the memory format requires it.
 
-    The network itself may run in another format than its author's.
+    Graphs run with channels last, in which a view may be impossible.
     """
     for view, reshape in (("view", "reshape"), ("view_as", "reshape_as")):
         for node in graph.find_nodes(op="call_method", target=view):

@@ -1,7 +1,7 @@
-"""Record of a network → its graph, which is known to compute what the network does.
+"""Traces a network once and tries whether its graph computes the same.
 
-The network of a user is run once on two images, and its graph too. Where the two differ
-there is no graph, and the network runs as it is.
+A network of the user's own and its graph are run on two images. If their outputs
+differ, the graph is dropped and the network is run as it is, with hooks.
 """
 
 import operator
@@ -24,19 +24,19 @@ _tried = SharedTable(32)
 
 @dataclass
 class Traced:
-    """A network without its weights, as fx saw it the one time that it looked.
+    """A network without its weights, as fx traced it once.
 
-    What a network of the user's own is known by and what runs are made of the same
-    graph, so code that is edited in between cannot make them differ.
+    The identity of a user's network and what is run come from the same graph, so code
+    that is edited in between cannot make them differ.
 
     Parameters
     ----------
     skeleton : torch.nn.Module
         On no device, with the constants that tracing leaves on it.
     values : bytes
-        Digest of the tensors that its builder gave it and no file holds.
+        Digest of the tensors that its builder sets and no file holds.
     graph : fx.Graph or None
-        None if fx cannot trace it, or traces something else than it computes.
+        None if fx cannot trace it, or if the graph computes something else.
     named : dict of str to fx.Node
         Its steps.
     fault : str
@@ -57,9 +57,9 @@ class CannotRun(RuntimeError):
 
 @dataclass
 class Trial:
-    """A network that ran, what it was given, and copies of the tensors it returned.
+    """A network that was run, its images, and copies of the tensors it returned.
 
-    None were returned by a network on no device.
+    `returned` is None for a network on no device.
     """
 
     network: nn.Module
@@ -68,7 +68,7 @@ class Trial:
 
 
 def traced(backbone: Backbone, image_size: int) -> Traced:
-    """The network of a backbone, traced once; only some depend on an input size."""
+    """The network of a backbone, traced once unless it depends on the input size."""
     size = image_size if backbone.size_option else None
     return backbone.memo.get(
         ("traced", size), lambda: _trace(backbone, size or backbone.input.image_size)
@@ -76,7 +76,7 @@ def traced(backbone: Backbone, image_size: int) -> Traced:
 
 
 def _trace(backbone: Backbone, image_size: int) -> Traced:
-    """Trace a network; copies of a backbone share what one of them found."""
+    """Trace a network; copies of a backbone share the result."""
     skeleton, values = skeleton_of(backbone, image_size)
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
@@ -108,9 +108,6 @@ def _with_graph(found: Traced, trial: Trial) -> Traced:
     return replace(found, graph=graph, named=named)
 
 
-# The trial ---------------------------------------------------------------------------
-
-
 def run_once(backbone: Backbone, image_size: int) -> Trial:
     """Run a network with its weights on two images.
 
@@ -128,14 +125,14 @@ def run_once(backbone: Backbone, image_size: int) -> Trial:
 
 
 def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
-    """The same of a network that is trusted: enough to see what overwrites what."""
+    """A run without values, which shows which steps overwrite which values."""
     images = torch.zeros(2, 3, image_size, image_size, device="meta")
     return Trial(skeleton, images, None)
 
 
 def _graph_of(skeleton: nn.Module, trial: Trial):
-    """A graph and its steps: none overwrites the value of another one, and together
-    they compute what the network did."""
+    """A graph that computes what the network did, whose steps overwrite no value, and
+    its steps by name."""
     graph, named = trace(skeleton)
     watcher = Watcher(fill(skeleton, trial.network, graph))
     watcher.run(trial.images.clone())
@@ -147,15 +144,12 @@ def _graph_of(skeleton: nn.Module, trial: Trial):
 
 
 def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
-    """Compare a graph, run as it will be, with what its network returned."""
+    """Compare what a graph and its network return; graphs run with channels last."""
     without_inplace(filled).to(memory_format=torch.channels_last)
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
         raise NotTraceable("the graph it finds computes something else")
-
-
-# Graphs that run ---------------------------------------------------------------------
 
 
 def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -165,7 +159,7 @@ def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphMo
 
 
 def _part(skeleton: nn.Module, network: nn.Module, target: str):
-    """A module, parameter or buffer of the network, or a constant where it runs."""
+    """A module, parameter or buffer of the network, or a constant on its device."""
     find = operator.attrgetter(target)
     try:
         part = find(network)

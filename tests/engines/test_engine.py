@@ -30,7 +30,7 @@ def test_batch_size(place):
     assert resolve_batch_size("auto", *place, 112) == 4 * ability.batch_size
     assert resolve_batch_size("auto", *place, 5000) == 1
     assert resolve_batch_size(3, *place, 224) == 3
-    assert resolve_batch_size(100_000, *place, 224) == ability.bearable
+    assert resolve_batch_size(100_000, *place, 224) == ability.largest
     assert resolve_batch_size(100_000, *place, 8) == ability.most_images
 
 
