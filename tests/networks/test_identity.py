@@ -551,7 +551,7 @@ def test_a_builder_that_changes_under_a_backbone_is_refused(mynet, monkeypatch):
     importlib.invalidate_caches()
     sys.modules.pop("mynet")
     importlib.import_module("mynet")
-    with pytest.raises(WeightsError, match="gives another network than before"):
+    with pytest.raises(WeightsError, match="returns another network than before"):
         build_network(source)
     again = Backbone("mine", "mynet:initialised", InputSpec(16, None))
     assert weights_key(resolve_weights(again, None, 0)) != key

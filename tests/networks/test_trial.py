@@ -494,7 +494,7 @@ def test_a_builder_whose_settings_change_is_refused(builder, name, value, layer,
     est = features(backbone, weights=None, layer=layer)
     assert backbone.lasting and est.get_feature_names_out().shape == (4,)
     setattr(builder, name, value)
-    with pytest.raises(WeightsError, match="gives another network than before"):
+    with pytest.raises(WeightsError, match="returns another network than before"):
         est.transform(X)
 
 
