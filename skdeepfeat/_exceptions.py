@@ -34,6 +34,12 @@ def closest(name, known) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def in_one_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 # Packages between us and the user's line, and those below a thread.
 BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}
 BETWEEN |= {"concurrent", "threading", "multiprocessing"}

@@ -427,7 +427,7 @@ class PretrainedCNNFeatures(
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.columns.width)
         report, clock = Report(self, len(images)), Clock()
-        table = open_table(self.cache, plan.lasting)
+        table = open_table(self.cache, plan.obstacle)
         rows = Rows(images, table, plan.columns, out, report, clock)
         with progress_bar(len(images), self.verbose) as show, rows:
             for window in rows.windows(resolve_threads(self.n_jobs), plan.rescaled):

@@ -49,9 +49,9 @@ class Plan:
     columns: Columns
 
     @property
-    def lasting(self) -> bool:
-        """Whether its features may be kept in a folder."""
-        return self.pooled.source.identity.lasting
+    def obstacle(self) -> str:
+        """Why its features may not be kept in a folder, or ""."""
+        return self.pooled.source.identity.obstacle
 
     @property
     def rescaled(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from skdeepfeat import Backbone, clear_caches, register_backbone
-from skdeepfeat._networks import tracing
+from skdeepfeat._networks import trial
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -53,7 +53,7 @@ def count_images(monkeypatch):
     Shapes are found without images, and graphs are compared with images of noise.
     """
     forward, seen, lock = torch.nn.Conv2d.forward, [0], threading.Lock()
-    try_out, comparing = tracing._try_out, threading.local()
+    try_out, comparing = trial._try_out, threading.local()
 
     def counted(self, x):
         if self.in_channels == 3 and not x.is_meta and not vars(comparing):
@@ -69,7 +69,7 @@ def count_images(monkeypatch):
             del comparing.now
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
-    monkeypatch.setattr(tracing, "_try_out", uncounted)
+    monkeypatch.setattr(trial, "_try_out", uncounted)
     return seen
 
 

@@ -19,8 +19,7 @@ from skdeepfeat import (
 from skdeepfeat._caches import SharedTable
 from skdeepfeat._exceptions import EngineWarning
 from skdeepfeat._networks import sharing
-from skdeepfeat._networks.building import Network
-from skdeepfeat._networks.sharing import bytes_of, networks, networks_on
+from skdeepfeat._networks.sharing import SharedNetwork, bytes_of, networks_on
 from skdeepfeat._report import last_report
 
 
@@ -72,7 +71,7 @@ def own(monkeypatch):
     def use(photos, **parameters):
         backbone = Backbone.from_module(tiny_network(), image_size=8)
         PretrainedCNNFeatures(backbone, cache=None, **parameters).transform(photos)
-        seen = [weakref.ref(network) for network in networks.values()]
+        seen = [weakref.ref(network) for network in networks_on("cpu").values()]
         return [weakref.ref(backbone), *seen], backbone
 
     return use
@@ -89,7 +88,7 @@ def test_a_network_of_ones_own_dies_with_its_last_user(own, photos):
     assert len(references) == 2
     copy = tiny_backbone()  # of other preprocessing, the same network
     del backbone
-    assert all(dead(references)) and len(networks) == 0
+    assert all(dead(references)) and len(networks_on("cpu")) == 0
     del copy
 
 
@@ -97,7 +96,7 @@ def test_equal_networks_are_one_until_the_last_is_gone(photos):
     backbones = [tiny_backbone(seed=5), tiny_backbone(seed=5)]
     for backbone in backbones:
         PretrainedCNNFeatures(backbone, cache=None).transform(photos)
-    (network,) = networks.values()
+    (network,) = networks_on("cpu").values()
     network = weakref.ref(network)
     del backbone, backbones[0]
     assert dead([network]) == [False]
@@ -114,13 +113,13 @@ def test_cleared_networks_die_though_their_backbones_live(own, photos):
 
 def test_a_network_that_could_not_be_converted_dies_too(own, photos, monkeypatch):
     pytest.importorskip("openvino")
-    from skdeepfeat._engines import openvino
+    from skdeepfeat._engines import openvino_conversion
 
     def fail(*arguments):
-        raise openvino.ConversionError("it is a test")
+        raise openvino_conversion.ConversionError("it is a test")
 
     monkeypatch.setattr("skdeepfeat._engines.devices._has_openvino", lambda: True)
-    monkeypatch.setattr(openvino, "convert", fail)
+    monkeypatch.setattr(openvino_conversion, "convert", fail)
     with pytest.warns(EngineWarning, match="it is a test"):
         references, backbone = own(photos, engine="openvino")
     assert len(references) == 2  # torch runs it
@@ -162,13 +161,13 @@ def test_what_could_not_be_read_holds_no_images(photo_files, tmp_path):
 
 def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
     monkeypatch.setattr(sharing, "memory_of", lambda device: 4 * 2 * 1000)
-    monkeypatch.setattr(sharing, "_networks_of_gpu", {})
+    monkeypatch.setattr(sharing, "_networks_on", {})
     table = networks_on("cuda:0")
     assert table is networks_on("cuda:0") is not networks_on("cuda:1")
-    assert networks_on("cpu") is networks
+    assert networks_on("cpu") is networks_on("cpu") is not table
 
     def make():
-        return Network(torch.nn.Linear(10, 24, bias=False))  # 960 bytes
+        return SharedNetwork(torch.nn.Linear(10, 24, bias=False))  # 960 bytes
 
     for name in "abc":
         table.get(name, make)
@@ -177,10 +176,10 @@ def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
 
 def test_the_size_of_a_network_counts_what_is_made_of_it_once():
     linear = torch.nn.Linear(10, 10, bias=False)
-    network = Network(torch.nn.Sequential(linear, linear))
+    network = SharedNetwork(torch.nn.Sequential(linear, linear))
     assert bytes_of(network) == 400
     network.substitutes[linear,] = torch.nn.Linear(5, 5, bias=False)
-    network.cuts["same"] = linear
+    network.activations["same"] = linear
     assert bytes_of(network) == 500
 
 

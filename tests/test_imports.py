@@ -37,7 +37,7 @@ FLOOR_OF = {room: -floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 # Modules that import torch at once; all others do so inside functions, if at all.
 TORCH = {"torch", "torchvision", "safetensors.torch"}
-WITH_TORCH = {"_backbones.files", "_backbones.skeletons", "_engines.arithmetic"}
+WITH_TORCH = {"_backbones.files", "_backbones.skeletons", "_engines.tf32"}
 WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
 WITH_TORCH |= {"_finetuning.parts", "_finetuning.training"}
 WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {

@@ -23,8 +23,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skdeepfeat._features
+import skdeepfeat._networks.activations
 import skdeepfeat._networks.building
-import skdeepfeat._networks.cutting
 import skdeepfeat._plan
 from skdeepfeat import (
     Backbone,
@@ -306,7 +306,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
             print("computing", flush=True)
             time.sleep(100)
 
-        engine.TorchNetwork.start = stuck
+        engine.TorchRunner.start = stuck
         PretrainedCNNFeatures(tiny_backbone(), cache=sys.argv[1]).transform(
             sys.argv[2:]
         )
@@ -506,7 +506,7 @@ def test_transform_to_goes_on_after_a_kill(files, tmp_path):
         import skdeepfeat._engines.torch as engine
         from conftest import count_images, tiny_backbone
         from skdeepfeat import PretrainedCNNFeatures
-        forward, n = engine.TorchNetwork.start, [0]
+        forward, n = engine.TorchRunner.start, [0]
 
         def slow(self, pixels):
             n[0] += 1
@@ -515,7 +515,7 @@ def test_transform_to_goes_on_after_a_kill(files, tmp_path):
                 time.sleep(100)
             return forward(self, pixels)
 
-        engine.TorchNetwork.start = slow
+        engine.TorchRunner.start = slow
         store, out, *paths = sys.argv[1:]
         features = PretrainedCNNFeatures(tiny_backbone(), cache=store, batch_size=4)
         features.transform_to(out, paths)
@@ -575,14 +575,14 @@ def test_columns_stand_in_the_order_of_asking(files):
 
 
 def test_the_order_of_asking_makes_no_other_network(files, monkeypatch):
-    cuts, bind = [], skdeepfeat._networks.cutting.bind
+    cuts, bind = [], skdeepfeat._networks.activations.bind
 
     def counted(structure, network, nodes):
         if not next(network.parameters()).is_meta:
             cuts.append(nodes)
         return bind(structure, network, nodes)
 
-    monkeypatch.setattr("skdeepfeat._networks.cutting.bind", counted)
+    monkeypatch.setattr("skdeepfeat._networks.activations.bind", counted)
     backbone = tiny_backbone()
     for layer in (("penultimate", "block2"), ("block2", "penultimate"), (1, 4)):
         features = PretrainedCNNFeatures(backbone, layer=layer, cache=None)

@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast
 class Inspector(Protocol):
     """What only a look into a network itself can say."""
 
-    def describe(self, backbone, image_size: int, about: dict) -> tuple[dict, bool]:
-        """Named values that identify its computation, and whether they last."""
+    def describe(self, backbone, image_size: int, about: dict) -> tuple[dict, str]:
+        """Named values that identify its computation, and why they do not last."""
 
     def as_code_stands(self, backbone, image_size: int, known) -> Any:
         """The identity of a network known only by its object and its code."""

@@ -29,6 +29,8 @@ PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
 
 PACKAGED = "package:"  # begins the address of weights that ship with the package
 
+HOOKED = "this process has registered hooks on all modules"
+
 # Where builders are now that older pickles name by another module.
 MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
 
@@ -129,12 +131,18 @@ class Identity:
     ----------
     digest : bytes
         The same for all networks that compute the same.
-    lasting : bool
-        Whether it means the same in other processes, so that rows may be kept on disk.
+    obstacle : str
+        Why it means nothing in other processes, so that rows are kept in memory only.
+        Empty if it does.
     """
 
     digest: bytes
-    lasting: bool
+    obstacle: str = ""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it means the same in other processes."""
+        return not self.obstacle
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +246,7 @@ class Backbone:
             found = inspector().as_code_stands(self, image_size, found)
         if hooks := _hooks_of_all_modules():
             about = {"network": found.digest, "hooks": hooks}
-            found = Identity(digest_fields("network under hooks", 1, about), False)
+            found = Identity(digest_fields("network under hooks", 1, about), HOOKED)
         return found
 
     def _identify(self, image_size: int) -> Identity:
@@ -255,9 +263,9 @@ class Backbone:
         elif published:
             about |= {"published": published, "options": dict(self.options)}
         else:
-            about, lasting = inspector().describe(self, image_size, about)
-            return Identity(digest_fields("network", 1, about), lasting)
-        return Identity(digest_fields("network", 1, about), True)
+            about, obstacle = inspector().describe(self, image_size, about)
+            return Identity(digest_fields("network", 1, about), obstacle)
+        return Identity(digest_fields("network", 1, about))
 
     @property
     def tensors_digest(self) -> bytes | None:

@@ -1,6 +1,9 @@
-"""What an engine computes, and the protocol that every engine follows."""
+"""What an engine computes, and the protocol of a network that it runs."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 
 from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
@@ -26,12 +29,12 @@ class PooledLayers:
 
     @classmethod
     def of(cls, source: WeightsSource, weights_key: bytes, layers) -> "PooledLayers":
-        """Each layer once, by depth: the order of asking makes no other network."""
+        """Each layer once, by depth: the order of `layers` makes no difference."""
         return cls(source, weights_key, tuple(sorted(set(layers), key=_by_depth)))
 
     @property
     def digest(self) -> bytes:
-        """The same for all that is computed by the same steps."""
+        """The same for everything that is computed by the same steps."""
         about = {
             "network": self.source.identity.digest,
             "weights": self.weights_key,
@@ -46,3 +49,48 @@ def _by_depth(pooled: tuple[Layer, str]) -> tuple:
     layer, pooling = pooled
     aliased = layer.index is not None
     return not aliased, layer.index if aliased else layer.node, pooling
+
+
+class Runner(Protocol):
+    """A network of an engine on one device; it computes a batch in three steps.
+
+    For each batch ``load`` and ``start`` are called, and ``finish`` in the same order
+    once `ahead` more batches are started. A new engine is a class that follows this
+    protocol and an entry in ``running.RUNNERS`` and in ``devices.ENGINES``.
+
+    Parameters
+    ----------
+    pooled : PooledLayers
+        What to compute.
+    device : str
+        Where, as ``devices.resolve_device`` returns it.
+    precision : str
+        One that the engine knows on this class of devices.
+    batch_size : int
+        The largest number of images in a batch. Batches are padded to it; after an
+        error of `out_of_memory` they are smaller.
+
+    Attributes
+    ----------
+    ahead : int
+        How many batches are started before the first is finished. 0 if ``start``
+        computes, at least 1 if the device goes on by itself.
+    out_of_memory : type or tuple of type
+        Exceptions of ``load`` and ``start`` after which a smaller batch may fit.
+    """
+
+    ahead: int
+    out_of_memory: type[BaseException] | tuple[type[BaseException], ...]
+
+    def __init__(self, pooled: PooledLayers, device: str, precision, batch_size: int):
+        """Prepare the network; it may be shared with other runners."""
+
+    def load(self, pixels: np.ndarray) -> Any:
+        """Bring (n, h, w, 3) pixels to the device: uint8, or floats from 0 to 255."""
+
+    def start(self, loaded: Any) -> Any:
+        """Begin to compute what ``load`` returned; need not wait for the end."""
+
+    def finish(self, started: Any) -> list[np.ndarray]:
+        """Wait for what ``start`` returned: (n, width) float32 rows of each layer."""
+        ...

@@ -1,6 +1,6 @@
-""" "auto" → devices, an engine, a computed batch shape, a number of decoding threads.
+"""Resolves "auto": devices, the engine, the batch size and the number of threads.
 
-torch is only asked where a GPU may be.
+torch is imported only if there may be a GPU.
 """
 
 import os
@@ -12,7 +12,7 @@ from joblib.parallel import get_active_backend
 
 from .base import PooledLayers
 
-# Where a driver of a GPU shows itself on Linux, or on Windows' Linux.
+# Files of a GPU's driver on Linux, also under Windows.
 GPU_DRIVERS = (
     "/proc/driver/nvidia",
     "/dev/nvidiactl",
@@ -30,19 +30,20 @@ class Ability:
     Parameters
     ----------
     precisions : tuple of str
-        Arithmetic that it knows.
+        Supported values of the parameter `precision`.
     batch_size : int
-        Images of 224 pixels that are computed at once by default; of smaller images
-        more.
-    bearable : int
-        The same if more are asked for; on a CPU more make it slower.
+        Default number of images of 224 pixels in a batch; it is larger for smaller
+        images.
+    largest : int
+        Largest number of images of 224 pixels, whatever `batch_size` is requested. On
+        a CPU, larger batches are slower.
     most_images : int
-        Of whatever size.
+        Largest number of images of any size.
     """
 
     precisions: tuple[str, ...]
     batch_size: int
-    bearable: int
+    largest: int
     most_images: int
 
 
@@ -87,24 +88,24 @@ def resolve_device(device) -> str:
 
 
 def _check_gpu(device: str, index: int) -> str:
-    """The one name of a GPU, if it is there."""
+    """The full name of a GPU, or an error if there is no such GPU."""
     n = _n_gpus()
     if n == 0:
         raise ValueError(
-            f"device={device!r} was asked for, but torch sees no CUDA device here. "
+            f"device={device!r} was requested, but torch sees no CUDA device here. "
             "Use device='auto' or 'cpu'."
         )
     if index >= n:
         last = f" to 'cuda:{n - 1}'" if n > 1 else ""
         raise ValueError(
-            f"device={device!r} was asked for, but torch sees {n} CUDA "
+            f"device={device!r} was requested, but torch sees {n} CUDA "
             f"device{'s' if n > 1 else ''} here. Use 'cuda:0'{last}, or device='auto'."
         )
     return f"cuda:{index}"
 
 
 def names_of_gpus(devices: tuple[str, ...]) -> list[str]:
-    """What all processes call these GPUs, whichever of them each can see."""
+    """Names of these GPUs that are the same in all processes."""
     if device_class(devices) == "cpu":
         return []
     return list({_name_of_gpu(device) for device in devices})
@@ -118,7 +119,7 @@ def _name_of_gpu(device: str) -> str:
 
 
 def _has_driver() -> bool:
-    """Whether there may be a GPU; if not, torch need not be asked."""
+    """Whether there may be a GPU; if not, torch is not imported."""
     return sys.platform != "linux" or any(map(os.path.exists, GPU_DRIVERS))
 
 
@@ -126,11 +127,11 @@ _n_found: int | None = None  # GPUs, when this process or its parent last looked
 
 
 def _n_gpus() -> int:
-    """How many torch can use; an error where a fork has cut it off from them."""
+    """Number of GPUs that torch can use; an error in a fork, where it cannot."""
     import torch
 
     global _n_found
-    if torch.cuda._is_in_bad_fork():  # where nobody can look any more
+    if torch.cuda._is_in_bad_fork():  # where CUDA cannot be queried
         if _n_found == 0:
             return 0
         raise RuntimeError(
@@ -149,8 +150,8 @@ unconvertible: set[bytes] = set()  # what could not be converted in this process
 def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers) -> str:
     """What runs the network on this class of devices.
 
-    "auto" is OpenVINO where it is installed and knows the precision. Networks of the
-    user's own are not worth converting unless it is asked for.
+    "auto" is OpenVINO where it is installed and supports the precision. Networks of the
+    user's own are converted only on request.
     """
     if engine == "auto":
         able = _is_able("openvino", kind, precision)
@@ -178,7 +179,7 @@ def _is_able(engine: str, kind: str, precision: str) -> bool:
 
 
 def _has_openvino() -> bool:
-    """Whether it is installed, in a version that is known to do."""
+    """Whether it is installed, in a supported version."""
     try:
         return int(version("openvino").partition(".")[0]) >= 2026
     except PackageNotFoundError:
@@ -186,19 +187,19 @@ def _has_openvino() -> bool:
 
 
 def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> int:
-    """The computed batch shape: never taken from the number of images.
+    """The number of images in a batch, which never depends on the number of rows.
 
-    "auto" keeps the number of pixels, so small networks get enough work at once.
+    "auto" keeps the number of pixels, so that small images make larger batches.
     """
     ability, smaller = ENGINES[engine, kind], (224 / image_size) ** 2
     if batch_size == "auto":
         batch_size = int(ability.batch_size * smaller)
-    most = min(int(ability.bearable * smaller), ability.most_images)
+    most = min(int(ability.largest * smaller), ability.most_images)
     return max(1, min(batch_size, most))
 
 
 def resolve_threads(n_jobs) -> int:
-    """Decoding threads; None means one for every core that joblib leaves us."""
-    # Workers that may have no processes of their own may have threads.
+    """Number of decoding threads; None means one for each core that joblib allows."""
+    # A worker that may not start processes may still start threads.
     backend, _ = get_active_backend(prefer="threads")
     return max(1, backend.effective_n_jobs(-1 if n_jobs is None else n_jobs))

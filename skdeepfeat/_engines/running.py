@@ -1,16 +1,13 @@
-"""Drives batches → activations → pooled rows on one or several devices.
+"""Drives one or several devices: batches of pixels → pooled rows, in order.
 
-What computes a batch is a network of an engine, one for each device. All have three
-steps: ``load`` (pixels to the device), ``start`` (the computation, which need not have
-ended when it returns) and ``finish`` (the rows). Nothing here imports torch, so what
-another engine has prepared before needs none.
+A ``Runner`` of an engine computes the batches of each device. Nothing here imports
+torch, which networks that another engine has converted before do not need.
 """
 
 import importlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, cycle
-from typing import Any
 
 import numpy as np
 
@@ -18,26 +15,32 @@ from .._caches import SharedTable
 from .._clock import Clock
 from .._images.batches import Batch, Readable, read_batches
 from .._store.base import Computed
-from .base import PooledLayers
+from .base import PooledLayers, Runner
 from .devices import device_class, resolve_batch_size, resolve_threads
 
-NETWORKS = {
-    "torch": ".torch:TorchNetwork",
-    "openvino": ".openvino:OpenVINONetwork",
+RUNNERS = {
+    "torch": ".torch:TorchRunner",
+    "openvino": ".openvino:OpenVINORunner",
 }
 
 
-# Sizes of batches for which memory ran out, by what was computed and where.
+def runner_class(engine: str) -> type[Runner]:
+    """The class that runs networks of an engine, imported when first needed."""
+    module, _, name = RUNNERS[engine].partition(":")
+    return getattr(importlib.import_module(module, __package__), name)
+
+
+# Batch sizes for which memory ran out, by what was computed and where.
 _refused = SharedTable(256)
 
 
 def refused_sizes(pooled: PooledLayers, device: str, precision: str) -> list[int]:
-    """The list that all calls share, so that the next one begins below its sizes."""
+    """The list that all calls share, so that the next call starts with smaller ones."""
     return _refused.get((pooled.digest, device, precision), list)
 
 
 class Engine:
-    """Networks cut after the last layer, each on its device.
+    """One runner for each device, which take turns.
 
     Parameters
     ----------
@@ -63,25 +66,23 @@ class Engine:
         most = resolve_batch_size(batch_size, engine, kind, size)
         refused = [refused_sizes(pooled, device, precision) for device in devices]
         self.batch_size = min([most, *(n // 2 for n in chain.from_iterable(refused))])
-        module, _, name = NETWORKS[engine].partition(":")
-        network = getattr(importlib.import_module(module, __package__), name)
-        self.networks = [
-            network(pooled, device, precision, self.batch_size) for device in devices
+        make = runner_class(engine)
+        self.runners = [
+            make(pooled, device, precision, self.batch_size) for device in devices
         ]
         self._layers = pooled.layers
-        self._refused = dict(zip(self.networks, refused, strict=True))
+        self._refused = dict(zip(self.runners, refused, strict=True))
 
     def run(
         self, images: Readable, rows: Iterable[int], value_range, decode, n_jobs, clock
     ) -> Iterator[Computed]:
         """Features of these rows of X, in order, a batch at a time.
 
-        The devices take turns; a batch is started before the one before it is asked
-        for its rows, as far as the networks say. If none is started ahead, a
-        computation has all cores, and images are decoded between. The clock measures
-        the wait for images, the copying, and the network.
+        The devices take turns, and as many batches are started ahead as their runners
+        allow. If none is, each computation has all cores, and images are decoded in
+        between. The clock measures the wait for images, the copying, and the network.
         """
-        most = sum(network.ahead for network in self.networks)
+        ahead = sum(runner.ahead for runner in self.runners)
         batches = read_batches(
             images,
             rows,
@@ -90,20 +91,20 @@ class Engine:
             decode,
             self.batch_size,
             resolve_threads(n_jobs),
-            meanwhile=most > 0,
+            meanwhile=ahead > 0,
         )
-        turns = cycle(self.networks)
-        started: deque[tuple[Batch, Any, list]] = deque()
+        turns = cycle(self.runners)
+        started: deque[tuple[Batch, Runner, list]] = deque()
         for batch in self._waited_for(batches, clock):
-            network = next(turns)
-            started.append((batch, network, self._start(network, batch.pixels, clock)))
-            if len(started) > most:
+            runner = next(turns)
+            started.append((batch, runner, self._start(runner, batch.pixels, clock)))
+            if len(started) > ahead:
                 yield self._finish(*started.popleft(), clock)
         while started:
             yield self._finish(*started.popleft(), clock)
 
     def _waited_for(self, batches, clock: Clock) -> Iterator[Batch]:
-        """The batches; the wait for each is split as its threads spent their time."""
+        """The batches; each wait is split in the way its threads spent their time."""
         wait = Clock()
         for batch in wait.each(batches, "wait"):
             seconds = wait.seconds.pop("wait")
@@ -111,7 +112,7 @@ class Engine:
                 clock.seconds[part] += share * seconds
             yield batch
 
-    def _start(self, network, pixels: np.ndarray, clock: Clock) -> list:
+    def _start(self, runner: Runner, pixels: np.ndarray, clock: Clock) -> list:
         """Start a batch, in smaller pieces once memory has run out."""
         pieces: list = []
         start = 0
@@ -119,22 +120,24 @@ class Engine:
             chunk = pixels[start : start + self.batch_size]
             try:
                 with clock.measure("copying"):
-                    loaded = network.load(chunk)
+                    loaded = runner.load(chunk)
                 with clock.measure("network"):
-                    pieces.append(network.start(loaded))
+                    pieces.append(runner.start(loaded))
                 start += len(chunk)
-            except network.out_of_memory:
+            except runner.out_of_memory:
                 # What is finished is kept; the rest goes on in smaller pieces.
                 if len(chunk) == 1:
                     raise
-                self._refused[network].append(len(chunk))
+                self._refused[runner].append(len(chunk))
                 self.batch_size = len(chunk) // 2
         return pieces
 
-    def _finish(self, batch: Batch, network, pieces: list, clock: Clock) -> Computed:
+    def _finish(
+        self, batch: Batch, runner: Runner, pieces: list, clock: Clock
+    ) -> Computed:
         """Rows of one batch for each layer, without the padding."""
         with clock.measure("network"):
-            parts = [network.finish(piece) for piece in pieces]
+            parts = [runner.finish(piece) for piece in pieces]
         n = len(batch.rows)
         rows = [np.concatenate(pieces)[:n] for pieces in zip(*parts, strict=True)]
         features = dict(zip(self._layers, rows, strict=True))

@@ -1,18 +1,17 @@
-"""Pixels → pooled rows with torch, on a CPU or a GPU."""
+"""Runs networks with torch, on a CPU or a GPU: pixels → pooled rows."""
 
 import numpy as np
 import torch
 from torch import nn
 
 from .._images.recipe import InputSpec
-from .._networks.building import Network
-from .._networks.cutting import activations_of, explain_size
-from .._networks.hooks import HookedNetwork
+from .._networks.activations import activations_of
+from .._networks.image_size import explain_size
 from .._networks.pooling import pool
-from .._networks.sharing import PRECISIONS, get_network
+from .._networks.sharing import PRECISIONS, SharedNetwork, get_network
 from .._processes import fork_safe
-from .arithmetic import arithmetic
-from .base import PooledLayers
+from .base import PooledLayers, Runner
+from .tf32 import arithmetic
 
 
 class Normalise(nn.Module):
@@ -31,51 +30,45 @@ class Normalise(nn.Module):
         return batch.div(255).sub_(self.mean).div_(self.std)
 
 
-class PooledNetwork(nn.Module):
+class PooledModule(nn.Module):
     """(b, h, w, 3) pixels from 0 to 255 → one (b, width) float32 tensor for each layer.
 
     Parameters
     ----------
     pooled : PooledLayers
-    network : Network
+    network : SharedNetwork
         With these weights, in this precision.
     precision : str
     """
 
-    def __init__(self, pooled: PooledLayers, network: Network, precision: str):
+    def __init__(self, pooled: PooledLayers, network: SharedNetwork, precision: str):
         super().__init__()
-        source, self._layers = pooled.source, pooled.layers
-        self._source = source
+        self._source, self._layers = pooled.source, pooled.layers
+        source = pooled.source
         self.normalise, self._dtype = Normalise(source.input), PRECISIONS[precision]
-        nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
-        self._nodes = nodes
-        self.cut = activations_of(network, source, nodes)
+        self._nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
+        self.activations = activations_of(network, source, self._nodes)
         self.eval()
-
-    @property
-    def traceable(self) -> bool:
-        """Whether the network is a graph, which other engines can take over."""
-        return not isinstance(self.cut, HookedNetwork)
 
     def forward(self, pixels):
         x = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w), channels last
         with explain_size(self._source, self._nodes):
-            activations = self.cut(self.normalise(x).to(self._dtype))
+            activations = self.activations(self.normalise(x).to(self._dtype))
         return tuple(
             torch.cat(pool(activations[layer.node], layer.layout, pooling), 1)
             for layer, pooling in self._layers
         )
 
 
-class TorchNetwork:
-    """The three steps of an engine; on a GPU a batch is started ahead.
+class TorchRunner(Runner):
+    """A network that torch computes; on a GPU one batch is started ahead.
 
     Parameters
     ----------
     pooled : PooledLayers
     device, precision : str
     batch_size : int
-        How many images come at once, at most.
+        The largest number of images in a batch.
     """
 
     out_of_memory = torch.OutOfMemoryError
@@ -83,13 +76,13 @@ class TorchNetwork:
     @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         network = get_network(pooled.source, pooled.weights_key, device, precision)
-        self._network = PooledNetwork(pooled, network, precision)
+        self._network = PooledModule(pooled, network, precision)
         self._network.normalise.to(device)
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1
 
     def load(self, pixels: np.ndarray) -> torch.Tensor:
-        """8-bit pixels travel as they are, and while the device computes."""
+        """Copy the pixels as they are, 8-bit ones too, while the device computes."""
         tensor = torch.from_numpy(pixels)
         if self._device.type != "cpu":
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
@@ -97,19 +90,19 @@ class TorchNetwork:
 
     @fork_safe
     @torch.inference_mode()
-    def start(self, pixels: torch.Tensor):
-        """Compute, or tell a GPU to compute and to send the rows."""
+    def start(self, loaded: torch.Tensor):
+        """Compute; on a GPU, queue the computation and the copy of its rows."""
         kind = self._device.type
-        # The precision is ours: that of a caller's own autocast is none of the row's.
+        # A row is computed in its own precision, whatever autocast the caller is in.
         with arithmetic(self._precision, kind), torch.autocast(kind, enabled=False):
-            rows = self._network(pixels)
+            rows = self._network(loaded)
         if kind == "cpu":
             return rows, None
         sent = [row.to("cpu", non_blocking=True) for row in rows]
         return sent, torch.cuda.current_stream(self._device).record_event()
 
     def finish(self, started) -> list[np.ndarray]:
-        """The rows as arrays, once they are there."""
+        """Wait for the rows."""
         rows, arrival = started
         if arrival is not None:
             arrival.synchronize()

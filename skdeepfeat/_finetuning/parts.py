@@ -20,8 +20,8 @@ from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
 from .._networks.building import SkipInitialisation
-from .._networks.cutting import explain_size
 from .._networks.hooks import INPUT_OF
+from .._networks.image_size import explain_size
 from .._networks.layers import aliased_layers, resolve_layer
 from .._networks.pooling import pool
 from .._networks.sharing import get_network
@@ -90,9 +90,9 @@ def cut_network(source: WeightsSource, unfreeze) -> Cut:
     structure = structure_of(source.backbone, source.input.image_size)
     if not structure.traceable:
         raise ValueError(
-            f"Backbone {source.backbone.name!r} cannot be traced by torch.fx, so it "
-            "cannot be cut into a frozen and a tuned part. Use "
-            "PretrainedCNNFeatures(backbone) with any classifier instead."
+            f"Backbone {source.backbone.name!r} cannot be traced by torch.fx "
+            f"({structure.fault}), so it cannot be cut into a frozen and a tuned part. "
+            "Use PretrainedCNNFeatures(backbone) with any classifier instead."
         )
     end, inner = head_input(source)
     _refuse_other_width(source, end, inner)
@@ -175,7 +175,7 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
 
 def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
     """A module below the cut must not learn above it."""
-    below = structure.cut((start,)).nodes if start else ()
+    below = structure.graph_to((start,)).nodes if start else ()
     targets = [
         {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
         for nodes in (below, graph.nodes)
@@ -286,7 +286,7 @@ class Parts:
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to be tuned, whose parameters learn."""
         if self.cut.start is None:
-            graph = structure.cut((self.cut.end.node,))
+            graph = structure.graph_to((self.cut.end.node,))
         else:
             graph = structure.tail(self.cut.start, self.cut.end.node)
         if graph is None:

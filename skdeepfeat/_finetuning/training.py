@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from .._backbones.weights import WeightsSource
-from .._engines.arithmetic import arithmetic
 from .._engines.devices import resolve_device
+from .._engines.tf32 import arithmetic
 from .._exceptions import FeatureWarning, warn_user
 from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe

@@ -1,7 +1,7 @@
-"""Which vectors of a network are the plain average of one of its maps.
+"""Finds the vectors of a network that are the plain average of one of its maps.
 
-Such a vector is what pooling="avg" makes of the map, so that one of the two is enough
-to compute and to store.
+Such a vector equals the map under ``pooling="avg"``, so only one of the two needs to be
+computed and stored.
 """
 
 import inspect
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 
 from .._backbones.records import Layer
 
-# Steps that change no value and no order of values: once each channel has one value,
-# the vector is the same before and after them.
+# Steps that change neither the values nor their order: a vector with one value for each
+# channel is the same before and after them.
 KEEP_VALUES: set[Any] = {nn.Identity, nn.AlphaDropout, nn.FeatureAlphaDropout}
 KEEP_VALUES |= {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, "contiguous"}
 KEEP_ORDER = KEEP_VALUES | {nn.Flatten, "flatten", "squeeze", "view", "reshape"}
 KEEP_ORDER |= {torch.flatten, torch.squeeze, torch.reshape}
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
-# The axes, behind that of the batch, that go over the image.
+# The axes of the places in an image; axis 0 is the batch.
 PLACES = {"chw": {2, 3}, "hwc": {1, 2}, "tokens": {1}}
 
 
@@ -58,7 +58,7 @@ def _averaged_map(step: fx.Node, maps: dict[fx.Node, Layer], net) -> Layer | Non
 
 
 def _behind(step: fx.Node, passed: set, net, wanted=()) -> fx.Node:
-    """The last step, at this one or before it, that is wanted or not to be passed."""
+    """Go back from a step over those to be passed, and stop at one that is wanted."""
     while step not in wanted and (_kind(step, net) in passed or _is_off(step)):
         step = step.all_input_nodes[0]
     return step

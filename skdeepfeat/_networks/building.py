@@ -1,9 +1,7 @@
-"""Record + weights → a network in ``eval`` mode that needs no gradients."""
+"""Builds a network: record + weights → a module in ``eval`` mode without gradients."""
 
 import functools
 import warnings
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,15 +12,14 @@ from .._backbones.tensors import as_array, digest_tensors
 from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
 from .._digests import digest_fields
 from .._exceptions import WeightsError
-from .._processes import Lock
 from .descriptions import describe_settings
-from .filling import fill_weights
+from .loading import fill_weights
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Leave new parameters as they are: files or seeds fill them afterwards.
+    """Skip the initialisation of parameters, which a file fills afterwards.
 
-    Saves seconds for large networks, and draws nothing from the global generator.
+    This saves seconds for large networks and leaves the global generator alone.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -35,47 +32,19 @@ class SkipInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@dataclass
-class Network:
-    """A network with its weights, shared by everybody who names it.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        In single precision; on the CPU if it is `rounded` elsewhere.
-    absent : frozenset of str
-        Entries of the head that the weights file does not have.
-    cuts : dict
-        Cut networks by layer, which live as long as this one.
-    substitutes : dict
-        Modules that compute the same in less time, by those that they stand for.
-    rounded : tuple (device, dtype) or None
-        Where and in which type of numbers cut networks run, if not in this one.
-    """
-
-    module: nn.Module
-    absent: frozenset[str] = frozenset()
-    cuts: dict[tuple, Any] = field(default_factory=dict)
-    substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(default_factory=dict)
-    rounded: tuple[str, torch.dtype] | None = None
-    lock: Any = field(default_factory=Lock)
-
-
-# Building ---------------------------------------------------------------------------
-
-
-def build_network(source: WeightsSource) -> Network:
-    """A new network on the CPU with the weights of `source`."""
+def build_network(source: WeightsSource) -> tuple[nn.Module, frozenset[str]]:
+    """A new network on the CPU with the weights of `source`, and the entries of its
+    head that they lack."""
     size, backbone = source.input.image_size, source.backbone
+    absent: frozenset[str] = frozenset()
     if isinstance(source, RandomWeights):
-        network = Network(_seeded(backbone, size, source.seed))
+        module = _seeded(backbone, size, source.seed)
     else:
         state = source.read()
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
-        network = Network(*fill_weights(module, state, source))
-    network.module.eval().requires_grad_(False)
-    return network
+        module, absent = fill_weights(module, state, source)
+    return module.eval().requires_grad_(False), absent
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
@@ -94,24 +63,23 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
 
 
 def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
-    """The network without memory for its weights, for shapes and structure, and the
-    digest of values that are gone with it."""
+    """The network without memory for its weights, which is enough for shapes and
+    structure, and the digest of the values that this drops."""
     network = _without_initialisation(backbone, image_size)
     values = values_as_before(backbone, image_size, None, network)
     return network.to("meta").eval(), values
 
 
 def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
-    """The network that a graph is compared with: built alike, with numbers in it."""
+    """The network with numbers in it, which a graph is compared with."""
     if backbone.arrays is not None:
-        source = OwnWeights(backbone, backbone.input)
-        return build_network(source).module
+        return build_network(OwnWeights(backbone, backbone.input))[0]
     build = functools.partial(call_builder, backbone, image_size, official=True)
     return _with_seed(0, build).eval().requires_grad_(False)
 
 
 def _without_initialisation(backbone: Backbone, image_size: int) -> nn.Module:
-    """The network as published weights expect it, its parameters left as they are."""
+    """The network as published weights expect it, with uninitialised parameters."""
     with SkipInitialisation():
         return _with_seed(0, lambda: call_builder(backbone, image_size, official=True))
 
@@ -124,7 +92,7 @@ def _seeded(backbone: Backbone, image_size: int, seed: int) -> nn.Module:
 
 
 def _with_seed(seed: int, build):
-    """Build from a seed and put the global generator back."""
+    """Build with a seed, then restore the global generator."""
     state = torch.default_generator.get_state()
     try:
         torch.default_generator.manual_seed(seed)
@@ -134,7 +102,7 @@ def _with_seed(seed: int, build):
 
 
 def seeded_values(source: RandomWeights) -> bytes:
-    """Digest of the values that a network has from its seed."""
+    """Digest of the values that a seed gives a network."""
     backbone, size, seed = source.backbone, source.input.image_size, source.seed
     found = backbone.memo.get(
         ("seeded", size if backbone.size_option else None, seed),
@@ -144,15 +112,15 @@ def seeded_values(source: RandomWeights) -> bytes:
 
 
 def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> bytes:
-    """Digest of the values that a builder gives and no file replaces.
+    """Digest of the values that a builder sets and no file replaces.
 
-    Raises an error if they, or the settings of modules, are others than when this was
-    first asked: what is known of the network then does not hold any more.
+    Raises an error if they, or the settings of modules, differ from those of the first
+    call: what was found out about the network is no longer true then.
     """
     if not backbone.is_own or isinstance(backbone.build, Skeleton):
         return b""
     size = image_size if backbone.size_option else None
-    # Published weights have options of their own.
+    # Networks for published weights are built with other options.
     options = seed is None and bool(backbone.options)
     settings = digest_fields("settings", 1, describe_settings(network))
     _check_as_before(backbone, ("settings", size, options), settings)
@@ -162,18 +130,18 @@ def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> byt
 
 
 def _check_as_before(backbone: Backbone, name: tuple, found: bytes) -> None:
-    """Remember a digest, or compare it with the one that is remembered."""
+    """Remember a digest, or compare it with the remembered one."""
     if backbone.memo.get(name, lambda: found) != found:
         raise WeightsError(
-            f"The builder {backbone.build!r} of backbone {backbone.name!r} gives "
+            f"The builder {backbone.build!r} of backbone {backbone.name!r} returns "
             "another network than before: its code was changed, or it draws numbers "
             "that torch.manual_seed does not control. Make a new Backbone after a "
-            "change, and seed all that it draws."
+            "change, and seed all random numbers."
         )
 
 
 def _values(network: nn.Module, seed: int | None) -> bytes:
-    """Digest of all tensors of a network, or without a seed of those in no file."""
+    """Digest of all tensors of a network; without a seed, of those in no file."""
     tensors = dict(network.named_buffers())
     in_files = network.state_dict()
     if seed is None:

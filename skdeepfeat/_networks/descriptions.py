@@ -1,6 +1,6 @@
-"""Modules and their settings → plain terms that mean the same in every process.
+"""Describes modules, settings and functions in terms that hold in every process.
 
-Only what torch and torchvision publish, and what Python itself has, can be named.
+Only what torch, torchvision and Python itself provide has such a name.
 """
 
 import contextlib
@@ -17,30 +17,30 @@ from torch.overrides import resolve_name
 
 from .._backbones.tensors import as_array
 from .._digests import Tagged, digest_fields
-from .tracer import calls_its_class
+from .tracer import changed_call
 
 PUBLISHERS = {"torch", "torchvision", "operator", "math", "builtins"}
 PUBLISHED_OPERATORS = {"aten", "prims", "prim", "torchvision"}  # in torch.ops
 PLAIN = {type(None), bool, int, float, complex, str, bytes}
 SAME_IN_WORDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
-# What every module keeps for itself, and what modules keep of their own tensors.
+# Attributes of every module, and references of modules to their own tensors.
 BOOKKEEPING = set(vars(nn.Module()))
 BOOKKEEPING |= {"_flat_weights", "_flat_weight_refs"}  # of torch's recurrent networks
 BOOKKEEPING -= {"training"}
 
 
 class Undescribable(TypeError):
-    """Something of a network has no name that means the same everywhere."""
+    """Something in a network has no name that means the same everywhere; says what."""
 
 
 def is_published(thing) -> bool:
-    """Whether a class or function is torch's, torchvision's or Python's."""
+    """Whether torch, torchvision or Python provides a class or function."""
     return str(thing.__module__).partition(".")[0].lstrip("_") in PUBLISHERS
 
 
 def describe_settings(network: nn.Module) -> dict[str, list]:
-    """Settings of the modules that torch publishes, as far as they can be described.
+    """Settings of the modules that torch provides, as far as they can be described.
 
     Those of other modules are constants of the traced graph.
     """
@@ -52,7 +52,7 @@ def describe_settings(network: nn.Module) -> dict[str, list]:
 
 
 def _settings_in_words(module: nn.Module) -> dict[str, Any]:
-    """Digests of those that can be described."""
+    """Digests of the settings that can be described."""
     found = {}
     for name, value in _settings(module).items():
         with contextlib.suppress(TypeError):
@@ -62,16 +62,18 @@ def _settings_in_words(module: nn.Module) -> dict[str, Any]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module is told, its tensors and modules apart."""
+    """Attributes of a module other than its tensors and submodules."""
     return {k: v for k, v in vars(module).items() if k not in BOOKKEEPING}
 
 
 def describe_module(module: nn.Module) -> dict:
-    """Class, settings, and the modules within; nobody looks into its code."""
+    """Class, settings and submodules; the class stands for its code."""
     kind, own = type(module), vars(module)
-    replaced = [name for name in own if callable(getattr(kind, name, None))]
-    if replaced or not calls_its_class(module):
-        raise Undescribable(f"{kind.__name__} has methods or hooks of its own")
+    if change := changed_call(module):
+        raise Undescribable(change)
+    if replaced := [name for name in own if callable(getattr(kind, name, None))]:
+        about = f"class {kind.__name__}, has a replaced {replaced[0]!r} method"
+        raise Undescribable(f"one of its modules, of {about}")
     tensors = {**module._parameters, **module._buffers}
     return {
         "class": _name_in_module(kind),
@@ -84,7 +86,7 @@ def describe_module(module: nn.Module) -> dict:
 
 
 def describe_tensor(tensor: torch.Tensor) -> Tagged:
-    """Values where there are any; those of the weights are known besides."""
+    """Type, shape and values, but for the weights, which have their own digest."""
     about: list[Any] = [str(tensor.dtype), list(tensor.shape)]
     return Tagged("tensor", about if tensor.is_meta else [*about, as_array(tensor)])
 
@@ -93,7 +95,7 @@ def describe_tensor(tensor: torch.Tensor) -> Tagged:
 
 
 def describe_value(value, place=None):
-    """A constant or setting in plain terms, steps by their place in the graph."""
+    """A constant or setting in plain terms; steps by their place in the graph."""
     if type(value) in PLAIN or isinstance(value, (np.generic, np.ndarray)):
         return value
     for kinds, describe_one in KINDS:
@@ -101,7 +103,7 @@ def describe_value(value, place=None):
             return describe_one(value, place)
     if callable(value):
         return Tagged("function", name_of_function(value))
-    raise Undescribable(f"a {type(value).__name__}")
+    raise Undescribable(f"it uses an object of class {type(value).__name__}")
 
 
 def _describe_items(values, place) -> list:
@@ -136,21 +138,25 @@ def name_of_function(function) -> str:
     if isinstance(function, (OpOverload, OpOverloadPacket)):
         return _name_of_operator(function)
     try:
-        return resolve_name(function) or _name_in_module(function)
+        published = resolve_name(function)
     except TypeError as error:  # of what cannot be hashed
-        raise Undescribable(str(error)) from error
+        kind = type(function).__name__
+        raise Undescribable(f"it calls an object of class {kind}") from error
+    return published or _name_in_module(function)
 
 
 def _name_of_operator(function) -> str:
-    """Name and overload of an operator of torch.ops, where anybody may add some."""
+    """Name and overload of an operator of torch.ops, which others may extend."""
     name = str(function)
     if name.partition(".")[0] not in PUBLISHED_OPERATORS:
-        raise Undescribable(f"torch.ops.{name}")
+        raise Undescribable(
+            f"it calls torch.ops.{name}, which may differ in another process"
+        )
     return f"torch.ops.{name}"
 
 
 def _name_in_module(thing) -> str:
-    """Module and name of a class or function, if looking there finds it again."""
+    """Module and name of a class or function, if that is where it is found."""
     module = str(getattr(thing, "__module__", "")).removeprefix("_")  # as in _operator
     name = str(getattr(thing, "__qualname__", "<unnamed>"))
     try:
@@ -158,5 +164,7 @@ def _name_in_module(thing) -> str:
     except (AttributeError, KeyError):
         found = None
     if found is not thing or module.partition(".")[0] not in PUBLISHERS:
-        raise Undescribable(f"{module}.{name}")
+        raise Undescribable(
+            f"it uses {module}.{name}, which may differ in another process"
+        )
     return f"{module}.{name}"

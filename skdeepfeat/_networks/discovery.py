@@ -1,4 +1,4 @@
-"""Finds the layers of a network that has no record, and describes any node."""
+"""Finds the layers of a network without a record, and describes any node."""
 
 from .._backbones.layouts import ENLARGED, stride_of
 from .._backbones.records import Backbone, Layer
@@ -7,13 +7,11 @@ from .head import end_of
 from .hooks import INPUT_OF
 from .structure import Structure, representative_node, structure_of
 
-# Layers of networks without a record -------------------------------------------------
-
 
 def layout_of(shape: tuple, larger: tuple | None, has_class_token: bool):
-    """How the output of a node is laid out, the batch axis left out.
+    """How the output of a node is laid out, without the batch axis.
 
-    `larger` is its shape for a larger image: places become more, channels do not.
+    `larger` is its shape for a larger image: it has more places, but as many channels.
     """
     if len(shape) == 1:
         return "vector"
@@ -29,8 +27,8 @@ def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
 
 
 def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
-    """Its top-level children, in the order in which they are used, what enters its
-    classifier, and its classes; or what it returns, where no classifier ends it."""
+    """Its top-level children in the order of use, the input of its classifier and the
+    classes, or what it returns if it does not end with a classifier."""
     structure = structure_of(backbone, backbone.input.image_size)
     children = [name for name, _ in structure.skeleton.named_children()]
     blocks = _in_order_of_use(structure, children)
@@ -94,7 +92,7 @@ def _larger_shape(structure: Structure, node: str, shape: tuple) -> tuple | None
 
 
 def _in_order_of_use(structure: Structure, names: list[str]) -> list[str]:
-    """Those of these modules that are used, in the order of the computation."""
+    """The modules that are used, in the order of the computation."""
     if not structure.traceable:
         return names
     used = {name: representative_node(name, structure.nodes) for name in names}

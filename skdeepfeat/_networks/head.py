@@ -11,14 +11,12 @@ from .hooks import RETURNED
 from .structure import Structure, kind_of_classifier, structure_of
 from .tracer import ENDS
 
-# The end of a network ----------------------------------------------------------------
-
-# What may follow the scores of classes: it has no weights, and moves nothing between
-# them. By name, whether it is a module, a function or a method.
+# What may follow the scores of classes: steps without weights that do not mix them. By
+# name, whether it is a module, a function or a method.
 AFTER_SCORES = {"softmax", "logsoftmax", "sigmoid", "flatten", "squeeze", "reshape"}
 AFTER_SCORES |= {"view", "unflatten", "contiguous", "float", "identity"}
 AFTER_SCORES |= {"dropout", "dropout1d", "dropout2d", "featuredropout", "alphadropout"}
-# What may follow maps of scores besides, as in SqueezeNet.
+# What may also follow maps of scores, as in SqueezeNet.
 AFTER_MAPS = {"adaptiveavgpool2d", "avgpool2d", "adaptivemaxpool2d", "maxpool2d"}
 AFTER_MAPS |= {"mean", "amax", "relu"}
 SHAPES = {"size", "dim", "numel"}  # methods that read no values
@@ -30,7 +28,7 @@ def find_head(backbone: Backbone) -> str | None:
     structure = structure_of(backbone, backbone.input.image_size)
     try:
         classifier, _ = end_of(structure)
-    except Exception:  # it takes no images of its size, as who asks for layers learns
+    except Exception:  # it takes no images of its size; reported with its layers
         return None
     if classifier is None or not structure.traceable:
         return classifier
@@ -48,12 +46,12 @@ def end_of(structure: Structure) -> tuple[str | None, str | None]:
     name = structure.name_of(returned)
     classifier = _classifier_before(structure, returned)
     if classifier and not _is_vector(structure.shapes((name,)).get(name)):
-        classifier = None  # a value for each place is no class of an image
+        classifier = None  # values for each place are no classes of an image
     return classifier, name
 
 
 def _is_vector(shape) -> bool:
-    """Whether an image gives a row of numbers, and at one place alone."""
+    """Whether an image has a row of numbers, for a single place."""
     return bool(shape) and math.prod(shape) == max(shape)
 
 
@@ -74,7 +72,7 @@ def _classifier_before(structure: Structure, node: fx.Node) -> str | None:
 
 
 def _only_input(node: fx.Node) -> fx.Node | None:
-    """The one step whose values a step reads, if nobody else reads them."""
+    """The only step whose values a step reads, if no other step reads them."""
     inputs = [n for n in node.all_input_nodes if not _reads_shape(n)]
     if len(inputs) != 1 or inputs[0].op in ENDS:
         return None
@@ -83,7 +81,7 @@ def _only_input(node: fx.Node) -> fx.Node | None:
 
 
 def _reads_shape(node: fx.Node) -> bool:
-    """Whether a step gives sizes of a tensor, or numbers made of them."""
+    """Whether a step returns sizes of a tensor, or numbers computed from them."""
     if node.target in SHAPES or (node.target is getattr and node.args[1] == "shape"):
         return True
     made_of = node.all_input_nodes
@@ -91,7 +89,7 @@ def _reads_shape(node: fx.Node) -> bool:
 
 
 def _end_when_run(structure: Structure) -> tuple[str | None, str | None]:
-    """The same of a network that fx cannot trace: seen in what it computes."""
+    """The same for a network that fx cannot trace: found by running it."""
     size = structure.image_size
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     name, module, given, returned = _last_with_weights(structure.real_network(), x)
@@ -109,7 +107,7 @@ def _end_when_run(structure: Structure) -> tuple[str | None, str | None]:
 
 
 def _last_with_weights(network: nn.Module, x):
-    """(name, module, its output) of the last to run that has weights, and the output
+    """Name, module and output of the last module with weights to run, and the output
     of the network."""
     seen: list = []
     for name, module in network.named_modules():
@@ -127,7 +125,7 @@ def _copy(value):
 
 
 def _results_of(kind: str, scores) -> list[torch.Tensor]:
-    """What a network may return whose classifier gives these scores."""
+    """What a network may return if its classifier returns these scores."""
     if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
         return []
     maps = [scores, scores.relu()] if kind == "convolution" else [scores]

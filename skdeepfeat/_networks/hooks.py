@@ -1,4 +1,4 @@
-"""Activations of a network that torch.fx cannot trace, read with hooks."""
+"""Reads activations with hooks, for networks that torch.fx cannot trace."""
 
 import copy
 
@@ -12,11 +12,11 @@ RETURNED = "returned"  # what a network returns that fx cannot trace
 
 
 class HookedNetwork:
-    """Activations of a network that fx cannot trace.
+    """Callable that returns the activations of a network that fx cannot trace.
 
-    A private copy of the network is hooked, run under a lock, and left by an
-    exception once the last layer has answered. It runs in the memory format of its
-    author, which its code may rely on.
+    A private copy of the network is hooked, run under a lock, and stopped by an
+    exception once all layers are read. It runs in torch's default memory format, which
+    its code may rely on.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class HookedNetwork:
 
     def _keeper(self, node):
         def keep(module, args, output=None):
-            """Keep what a module takes or gives, the first time it is used."""
+            """Keep the input or output of a module, the first time it is used."""
             value = args[0] if output is None else output
             if isinstance(value, torch.Tensor):  # a later step may work in place
                 self._seen.setdefault(node, value.clone())
@@ -66,9 +66,9 @@ class HookedNetwork:
             return dict(self._seen)
 
     def state_dict(self):
-        """Entries of the network, as of a module."""
+        """Entries of the network, like those of a module."""
         return self._network.state_dict()
 
     def to(self, device, dtype) -> None:
-        """Run there, in this type of numbers, from now on."""
+        """Run on this device, in this type, from now on."""
         self._network.to(device, dtype)

@@ -1,9 +1,9 @@
-"""What a network of the user's own computes → what it is known by.
+"""Identifies a network of the user's own by what it computes.
 
-The traced graph says what is computed: its steps in order, the functions and modules
-that they call, with their settings and constants. Only what torch and torchvision
-publish, and what Python itself has, can be named; a network with a step of any other
-kind, or without a graph that computes the same, is known by the object and its code.
+The traced graph describes the computation: its steps in order, the functions and
+modules that they call, their settings and constants. Only what torch, torchvision and
+Python itself provide can be named. A network with any other kind of step, or without a
+graph that computes the same, is identified by the object and its code.
 """
 
 from operator import attrgetter
@@ -13,7 +13,7 @@ from torch import fx, nn
 from .._backbones.records import Backbone, Identity
 from .._digests import digest_fields
 from .._processes import fork_safe
-from .code import digest_code
+from .code_digest import digest_code
 from .descriptions import (
     Undescribable,
     describe_module,
@@ -25,38 +25,39 @@ from .structure import Structure, structure_of
 
 
 @fork_safe
-def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, bool]:
-    """Named values that tell this network from all others, weights apart, and whether
-    they mean the same in other processes."""
+def describe(backbone: Backbone, image_size: int, about: dict) -> tuple[dict, str]:
+    """Named values that identify this network, weights apart, and why they mean
+    nothing in other processes, or ""."""
     structure = structure_of(backbone, image_size)
     if structure.values:
         about = {**about, "values": structure.values}
     try:
         described = _describe_graph(structure)
         graph = digest_fields("graph", 1, described)
-        return {**about, "graph": graph}, True
-    except TypeError:  # also of values that have no digest
-        return {**about, "token": backbone.token}, False
+        return {**about, "graph": graph}, ""
+    except TypeError as error:  # also of values that have no digest
+        return {**about, "token": backbone.token}, str(error)
 
 
 @fork_safe
 def as_code_stands(backbone: Backbone, image_size: int, known: Identity) -> Identity:
-    """The identity of a network that nothing but its object and its code describe.
+    """The identity of a network that only the object and its code describe.
 
-    Its code is looked at again each time, because what is edited is what runs.
+    Its code is read again each time, because it may have been edited.
     """
     skeleton = structure_of(backbone, image_size).skeleton
     about = {"network": known.digest, "code": digest_code(backbone, skeleton)}
-    return Identity(digest_fields("network as its code stands", 1, about), False)
-
-
-# The graph ---------------------------------------------------------------------------
+    return Identity(
+        digest_fields("network as its code stands", 1, about), known.obstacle
+    )
 
 
 def _describe_graph(structure: Structure) -> dict:
     """Steps, and the modules and tensors that they use."""
-    if structure.graph is None or not structure.checked:
-        raise Undescribable("nobody knows what it computes")
+    if structure.graph is None:
+        raise Undescribable(f"torch.fx cannot trace it ({structure.fault})")
+    if structure.fault:
+        raise Undescribable(structure.fault)
     place = {node: i for i, node in enumerate(structure.graph.nodes)}
     steps = [_describe_step(structure, node, place) for node in structure.graph.nodes]
     used = [n for n in structure.graph.nodes if n.op in ("call_module", "get_attr")]
@@ -77,7 +78,7 @@ def _describe_step(structure: Structure, node: fx.Node, place: dict) -> list:
 
 
 def _describe_part(skeleton: nn.Module, target: str):
-    """A module, or a tensor: by value unless it is one of the weights."""
+    """A module or a tensor; weights have no values here."""
     part = attrgetter(target)(skeleton)
     describe_one = describe_module if isinstance(part, nn.Module) else describe_tensor
     return describe_one(part)

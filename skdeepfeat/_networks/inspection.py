@@ -1,4 +1,4 @@
-"""Answers the questions that a record asks of its network: see ``Inspector``."""
+"""Answers what a record needs to know about its network: see ``Inspector``."""
 
 from .building import seeded_values
 from .head import find_head

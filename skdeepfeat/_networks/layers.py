@@ -1,7 +1,7 @@
-"""Names of layers → records: aliases, indices, nodes, "did you mean".
+"""Resolves layers: aliases, indices and names of nodes → records of layers.
 
-Torch is needed only for what the registry's data do not hold: nodes without an alias
-and networks of the user's own.
+torch is needed only for what is not in the registry: nodes without an alias, and
+networks of the user's own.
 """
 
 from dataclasses import replace
@@ -90,7 +90,7 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     if full is None:
         aliases = [layer.alias for layer in aliased_layers(backbone)]
         named = repr(backbone.name) if is_listed(backbone) else "backbone"
-        why = " (its modules, as torch.fx cannot trace it)"
+        why = f" (its modules, as torch.fx cannot trace it: {structure.fault})"
         raise ValueError(
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "

@@ -1,8 +1,8 @@
-"""Activations (n, c, h, w) → rows (n, d): pure functions, and the table POOLINGS.
+"""Pools activations (n, c, h, w) to rows (n, d): one function for each pooling.
 
-They use only methods of the tensors that they get, so torch is not imported here.
-Vectors pass through unchanged. Each entry of the table is a tuple of functions whose
-results stand side by side.
+The functions use only methods of their tensors, so torch is not imported here. Vectors
+pass through unchanged. Each entry of POOLINGS is a tuple of functions whose results are
+concatenated.
 
 References
 ----------
@@ -61,7 +61,7 @@ POOLINGS = {
 
 
 def pool(activation, layout, pooling):
-    """Rows of one activation, as a list of (n, d) tensors that stand side by side."""
+    """Rows of one activation, as a list of (n, d) tensors to concatenate."""
     activation = activation.float()
     as_maps = LAYOUTS[layout].as_maps
     if as_maps is None:
@@ -71,7 +71,7 @@ def pool(activation, layout, pooling):
 
 
 def pooled_width(layout, shape, pooling):
-    """Number of features that pooling leaves of one image's activation."""
+    """Number of features of one image after pooling."""
     laid_out = LAYOUTS[layout]
     channels, places = shape[laid_out.channels], laid_out.places(shape)
     if not places:
@@ -82,7 +82,7 @@ def pooled_width(layout, shape, pooling):
 
 
 def check_size(n_rows, n_features, pooling):
-    """Refuse unpooled output above the limit, naming the bytes it would take."""
+    """Raise an error if unpooled output would exceed the limit."""
     size = n_rows * n_features * 4
     if pooling == "flatten" and size > FLATTEN_LIMIT:
         raise OutputTooLarge(

@@ -1,49 +1,88 @@
 """Networks with their weights, built once and shared by all estimators.
 
-They live in one bounded table for each device.
+They live in one bounded cache for each device.
 """
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from .._backbones.weights import WeightsSource
 from .._caches import SharedTable
-from .building import Network, build_network
+from .._processes import Lock
+from .building import build_network
 
 MAX_NETWORKS = 8
-GPU_SHARE = 0.25  # of a GPU's memory, that networks may take
+GPU_SHARE = 0.25  # of the memory of a GPU that networks may take
 
 PRECISIONS = {
     "float32": torch.float32,
-    "tf32": torch.float32,  # rounded inside the GPU's multiplications alone
+    "tf32": torch.float32,  # rounded only inside the multiplications of a GPU
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
 
 
-# The table --------------------------------------------------------------------------
+@dataclass
+class SharedNetwork:
+    """A network with its weights, shared by all estimators that use it.
 
-networks = SharedTable(MAX_NETWORKS)
-_networks_of_gpu: dict[str, SharedTable] = {}
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In single precision; on the CPU if it is `rounded` elsewhere.
+    absent : frozenset of str
+        Entries of the head that the weights file does not have.
+    rounded : tuple (device, dtype) or None
+        Where and in which type the layers are computed, if not as `module` is.
+
+    Attributes
+    ----------
+    activations : dict
+        Callables that return the activations of layers, by input size and nodes. They
+        live as long as this network.
+    substitutes : dict
+        Faster modules that compute the same, by the modules that they replace.
+    lock : Lock
+        Held while either is filled.
+    """
+
+    module: nn.Module
+    absent: frozenset[str] = frozenset()
+    rounded: tuple[str, torch.dtype] | None = None
+    activations: dict[tuple, Any] = field(default_factory=dict, init=False)
+    substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(
+        default_factory=dict, init=False
+    )
+    lock: Any = field(default_factory=Lock, init=False)
+
+
+_networks_on: dict[str, SharedTable] = {}
 
 
 def networks_on(device: str) -> SharedTable:
-    """The networks on a device: some on a CPU, a share of its memory on a GPU."""
+    """The networks on a device: a number on the CPU, a share of the memory of a GPU."""
+    if device not in _networks_on:
+        _networks_on.setdefault(device, _make_cache(device))
+    return _networks_on[device]
+
+
+def _make_cache(device: str) -> SharedTable:
+    """An empty cache with the bound of a device."""
     if torch.device(device).type == "cpu":
-        return networks
-    if device not in _networks_of_gpu:
-        bound = GPU_SHARE * memory_of(device)
-        _networks_of_gpu.setdefault(device, SharedTable(bound, bytes_of))
-    return _networks_of_gpu[device]
+        return SharedTable(MAX_NETWORKS)
+    return SharedTable(GPU_SHARE * memory_of(device), bytes_of)
 
 
 def memory_of(device: str) -> int:
-    """Bytes of memory that a GPU has."""
+    """Bytes of memory of a GPU."""
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def bytes_of(network: Network) -> int:
-    """What a network takes on its device, with all that was made of it."""
+def bytes_of(network: SharedNetwork) -> int:
+    """Bytes that a network and everything made of it take on its device."""
     made = [m for m in network.substitutes.values() if isinstance(m, nn.Module)]
     modules = made if network.rounded else [network.module, *made]
     storages = {
@@ -58,13 +97,13 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
     """The network of these weights on this device; `key` is the weights' digest."""
 
     def make():
-        network, dtype = build_network(source), PRECISIONS[precision]
+        module, absent = build_network(source)
+        module.to(memory_format=torch.channels_last)
+        dtype = PRECISIONS[precision]
         if dtype is torch.float32:
-            network.module.to(device=device)
-        else:  # batch norms are taken in first, and then all is rounded once
-            network.rounded = device, dtype
-        network.module.to(memory_format=torch.channels_last)
-        return network
+            return SharedNetwork(module.to(device), absent)
+        # Batch norms are folded first, so that all weights are rounded once.
+        return SharedNetwork(module, absent, rounded=(device, dtype))
 
     # Some networks are built for one size.
     size = source.input.image_size if source.backbone.size_option else None

@@ -1,4 +1,4 @@
-"""What is known of a network without its weights: its nodes, and shapes at a size."""
+"""The structure of a network without its weights: nodes, graphs to them, shapes."""
 
 import torch
 from torch import fx, nn
@@ -9,18 +9,32 @@ from .._backbones.weights import resolve_weights
 from .._processes import fork_safe
 from .building import build_network
 from .hooks import INPUT_OF, RETURNED, HookedNetwork
-from .tracer import ENDS, without_inplace
-from .tracing import fill, traced
+from .overwriting import without_inplace
+from .tracer import ENDS
+from .trial import fill, traced
 
 
 class Structure:
-    """What is known of a network without its weights: nodes, and shapes at a size.
+    """The structure of a network for one input size: nodes, graphs to them, shapes.
 
     Parameters
     ----------
     backbone : Backbone
     image_size : int
         Side of the input.
+
+    Attributes
+    ----------
+    skeleton : torch.nn.Module
+        The network on no device.
+    graph : fx.Graph or None
+        None if torch.fx cannot trace the network.
+    fault : str
+        Why there is no graph, or why it may compute something else; else empty.
+    values : bytes
+        Digest of the tensors that the builder sets and no file holds.
+    nodes : tuple of str
+        Names of the steps, or of the modules if there is no graph.
     """
 
     def __init__(self, backbone: Backbone, image_size: int):
@@ -31,7 +45,7 @@ class Structure:
             found.graph,
             found.named,
         )
-        self.values, self.checked = found.values, found.checked
+        self.values, self.fault = found.values, found.fault
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
@@ -43,17 +57,17 @@ class Structure:
         return self.graph is not None
 
     def canonical(self, node: str) -> str | None:
-        """The full name of a node, None if there is no such node.
+        """The full name of a node, or None if there is no such node.
 
-        A module stands for the last node within it.
+        The name of a module means the last node within it.
         """
         reader = node.removesuffix(INPUT_OF)
         if reader != node:
             return node if reader in self.nodes else None
         return representative_node(node, self.nodes)
 
-    def cut(self, nodes: tuple[str, ...]) -> fx.Graph:
-        """The graph that returns {node: value} for these nodes and does no more."""
+    def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
+        """The graph that returns {node: value} for these nodes and computes no more."""
         assert self.graph is not None
         copies: dict[fx.Node, fx.Node] = {}
         graph = fx.Graph()
@@ -66,10 +80,10 @@ class Structure:
     def tail(self, start: str, end: str) -> fx.Graph | None:
         """The graph from the value of one node to that of another.
 
-        None if anything before `start` is needed besides, so that it is no cut.
+        None if it also needs anything before `start`.
         """
-        graph = self.cut((start, end))
-        for node in list(graph.nodes):  # checks of the image's shape need the image
+        graph = self.graph_to((start, end))
+        for node in list(graph.nodes):  # these checks of the shape need the image
             if node.target is torch._assert:
                 graph.erase_node(node)
         returned = graph.output_node().args[0]
@@ -96,9 +110,9 @@ class Structure:
         return order[self.step(node)] <= order[self.step(other)]
 
     def block_of(self, ends: tuple[str, ...]) -> dict[str, int]:
-        """Module, parameter or buffer → which block uses it first.
+        """Module, parameter or buffer → the block that uses it first.
 
-        Block i is what comes before node ``ends[i]``, and after the one before it.
+        Block i ends with node ``ends[i]`` and begins after the end of block i - 1.
         """
         assert self.graph is not None
         last = [self.step(name) for name in ends]
@@ -112,14 +126,14 @@ class Structure:
         return found
 
     def step(self, name: str) -> fx.Node:
-        """The step of this name, or what enters it if the name says so."""
+        """The step of this name, or what enters it if the name ends in ".input"."""
         if not name.endswith(INPUT_OF):
             return self._named[name]
         reader = self._named[name.removesuffix(INPUT_OF)]
         return _before_dropout(reader.all_input_nodes[0], self.skeleton)
 
     def returned(self) -> fx.Node | None:
-        """The step whose value the network returns, None if it returns several."""
+        """The step whose value the network returns, or None if it returns several."""
         assert self.graph is not None
         node = self.graph.output_node().args[0]
         if not isinstance(node, fx.Node) or node.op in ENDS:
@@ -131,7 +145,7 @@ class Structure:
         return next(name for name, step in self._named.items() if step is node)
 
     def kind(self, node: fx.Node) -> str:
-        """What a step does, in one word: "softmax" of nn.Softmax and of F.softmax."""
+        """What a step does, in one word: "softmax" for nn.Softmax and for F.softmax."""
         if node.op == "call_module":
             name = type(self.skeleton.get_submodule(str(node.target))).__name__
         else:
@@ -139,7 +153,7 @@ class Structure:
         return name.lower().replace("_", "")
 
     def classifier_kind(self, node: fx.Node) -> str | None:
-        """Whether a step may give classes: see `kind_of_classifier`."""
+        """Which kind of classifier a step may be: see `kind_of_classifier`."""
         if node.op == "call_module":
             module = self.skeleton.get_submodule(str(node.target))
             return kind_of_classifier(module)
@@ -158,9 +172,9 @@ class Structure:
 
     @fork_safe
     def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
-        """Shape of one image's output at each node, the batch axis left out.
+        """Shape of the output of each node for one image, without the batch axis.
 
-        Nodes whose output is no tensor with one row for each image are left out.
+        Nodes whose output is not a tensor with a row for each image are left out.
         """
         size, n = image_size or self.image_size, 2
         device = "meta" if self.traceable else "cpu"
@@ -175,11 +189,11 @@ class Structure:
         }
 
     def real_network(self) -> nn.Module:
-        """The network with weights, its own if it has any, and nobody else's."""
+        """A new network with weights: its own or published ones, or random ones."""
         backbone = self.backbone
         has_weights = backbone.arrays is not None or backbone.weights
         source = resolve_weights(backbone, "default" if has_weights else None, 0)
-        return build_network(source).module
+        return build_network(source)[0]
 
 
 def structure_of(backbone: Backbone, image_size: int) -> Structure:
@@ -198,7 +212,7 @@ def representative_node(name: str, nodes) -> str | None:
 
 
 def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
-    """Dropout does nothing in evaluation; name what enters it."""
+    """The step before dropout, which does nothing in evaluation."""
     if node.op != "call_module":
         return node
     module = net.get_submodule(str(node.target))
@@ -208,7 +222,7 @@ def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
 
 
 def kind_of_classifier(module: nn.Module) -> str | None:
-    """ "linear", or "convolution" if it looks at one pixel at a time."""
+    """ "linear", "convolution" for a 1 × 1 convolution, or None."""
     if isinstance(module, nn.Linear):
         return "linear"
     pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
@@ -220,7 +234,7 @@ def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     the last of `nodes`."""
     if not structure.traceable:
         return HookedNetwork(network, nodes)
-    return fill_graph(structure, network, structure.cut(nodes)).eval()
+    return fill_graph(structure, network, structure.graph_to(nodes)).eval()
 
 
 def fill_graph(structure: Structure, network: nn.Module, graph: fx.Graph):

@@ -1,8 +1,7 @@
-"""Network → the graph of its steps, each with a name.
+"""Traces a network with torch.fx: network → graph of its steps, each with a name.
 
-fx runs the code of a network on stand-ins and records what happens to them. Steps that
-are seen to overwrite an earlier value are made to give a new one, so that any value may
-be read from the graph.
+fx runs the code of the network on stand-ins for its tensors and records what happens to
+them.
 """
 
 import inspect
@@ -11,33 +10,34 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from .._processes import Lock
 
-ENDS = ("placeholder", "output")  # of a graph, which are no steps
+ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
 
-# Where a module keeps what is called before and after its forward.
+# Attributes of a module that hold its hooks.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
+BRANCHES = "its code branches on the values of a tensor"
+
+
 class NotTraceable(RuntimeError):
-    """The graph of the network would not compute what the network computes."""
+    """The graph of a network would not compute what the network does; says why."""
 
 
 def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of a network as its code says, and its named steps."""
-    if not calls_its_class(net):  # fx would look at the class alone
-        raise NotTraceable(f"the call of {type(net).__name__} was changed")
+    """The graph of a network that follows its code, and its steps by name."""
+    if change := changed_call(net):  # fx would look at the class alone
+        raise NotTraceable(change)
     tracer = Tracer()
     with Tracer.trace_lock:
         graph = tracer.trace(net)
     if tracer.refused:
-        raise NotTraceable("the code goes on where a value cannot be known")
+        raise NotTraceable(BRANCHES)
     _allow_any_memory_format(graph)
     inside = {n: step for step, n in tracer.name_of.items() if step.op not in ENDS}
     return graph, inside
@@ -45,22 +45,29 @@ def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
 
 def calls_its_class(module: nn.Module) -> bool:
     """Whether a call of a module is a call of its class's forward and no more."""
-    own = vars(module)
-    hooked = any(own[place] for place in HOOKS)
-    return not (hooked or "forward" in own) and (
-        type(module).__call__ is nn.Module.__call__
-    )
+    return not changed_call(module)
+
+
+def changed_call(module: nn.Module) -> str:
+    """Why a call of a module is not just a call of its class's forward, or ""."""
+    own, name = vars(module), type(module).__name__
+    if any(own[place] for place in HOOKS):
+        return f"one of its modules, of class {name}, has a hook"
+    if "forward" in own:
+        return f"one of its modules, of class {name}, has a replaced 'forward' method"
+    if type(module).__call__ is not nn.Module.__call__:
+        return f"one of its modules, of class {name}, has its own '__call__' method"
+    return ""
 
 
 class Tracer(fx.Tracer):
     """Records the steps of a network, named as torchvision names them.
 
-    A module that is one step has its own name; any other step that of the module which
-    takes it and of its function; what repeats is numbered.
+    A module that is one step has its own name. Any other step has the name of the
+    module that runs it and of its function. Repeated names are numbered.
 
-    While fx traces, every call of every module in the process passes through its
-    tracer; those of other threads are let through untouched, and `trace_lock` keeps two
-    traces apart.
+    While fx traces, all calls of modules in the process pass through its tracer. Calls
+    of other threads go on unchanged, and `trace_lock` prevents two traces at once.
     """
 
     trace_lock = Lock()
@@ -82,9 +89,9 @@ class Tracer(fx.Tracer):
         self.refused = False
 
     def to_bool(self, obj):
-        """Refuse to say whether a value is true, also to code that would not mind."""
+        """Refuse to say whether a value is true; code may go on after the error."""
         self.refused = True
-        return super().to_bool(obj)
+        raise NotTraceable(BRANCHES)
 
     def is_leaf_module(self, m, module_qualified_name):
         """Whether a module is one step."""
@@ -117,83 +124,13 @@ class Tracer(fx.Tracer):
         return proxy
 
 
-# Rewriting ---------------------------------------------------------------------------
-
-
 def _allow_any_memory_format(graph: fx.Graph) -> None:
-    """Views of other shapes are copies where the memory format demands it.
+    """Replace views by reshapes, which copy where the memory format requires it.
 
-    The network itself may run in another format than its author's.
+    Graphs run with channels last, in which a view may be impossible.
     """
     for view, reshape in (("view", "reshape"), ("view_as", "reshape_as")):
         for node in graph.find_nodes(op="call_method", target=view):
             given = (*node.args, *node.kwargs.values())
             if not any(isinstance(value, torch.dtype) for value in given):
                 node.target = reshape
-
-
-def make_out_of_place(
-    graph: fx.Graph, net: nn.Module, overwritten: Mapping[fx.Node, list | None]
-) -> None:
-    """Let the steps that overwrite earlier values give new ones.
-
-    What is computed later from an overwritten value is computed from the result of the
-    step instead, so the network means the same. `overwritten` has for each such
-    step the earlier ones whose whole value it overwrites, None where that is a part.
-    """
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    now: dict[fx.Node, fx.Node] = {}  # where the value of a step is, once overwritten
-    for node, before in overwritten.items():
-        if before is None or not _make_out_of_place(node, net):
-            raise NotTraceable(f"{node} overwrites what it does not return")
-        for step in {now.get(step, step) for step in before}:
-            step.replace_all_uses_with(
-                node, delete_user_cb=lambda user, node=node: order[user] > order[node]
-            )
-        now |= dict.fromkeys(before, node)
-
-
-def without_inplace(net: nn.Module) -> nn.Module:
-    """Switch off what modules do in place."""
-    for module in net.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
-    return net
-
-
-def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
-    """Rewrite a step that works in place; says whether that can be done."""
-    if node.op == "call_module":  # see `without_inplace`
-        return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
-        return hasattr(torch.Tensor, node.target)
-    if twin := _twin_of(node.target):
-        node.target = twin
-        return True
-    return _pass_inplace_false(node)
-
-
-def _twin_of(function) -> Callable | None:
-    """The function that gives a new value: torch.add of torch.add_, for instance."""
-    name = getattr(function, "__name__", "")
-    if name.endswith("_"):
-        for place in (torch, F):
-            if getattr(place, name, None) is function:
-                return getattr(place, name.removesuffix("_"), None)
-    return None
-
-
-def _pass_inplace_false(node: fx.Node) -> bool:
-    """Calls such as F.relu(x, inplace=True) become F.relu(x, inplace=False)."""
-    try:
-        signature = inspect.signature(node.target)  # type: ignore[arg-type]
-    except ValueError:  # builtins have none, and no such argument either
-        return False
-    if "inplace" not in signature.parameters:
-        return False
-    bound = signature.bind(*node.args, **node.kwargs)
-    was_in_place = bool(bound.arguments.get("inplace", False))
-    bound.arguments["inplace"] = False
-    node.args, node.kwargs = bound.args, bound.kwargs
-    return was_in_place

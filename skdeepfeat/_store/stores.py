@@ -15,11 +15,10 @@ from .disk import DiskTable
 from .memory import MemoryTable
 
 NOT_LASTING = (
-    "The code of this network cannot be described (it has hooks, closures or replaced "
-    "methods, or torch.fx cannot trace it), so a later process could not tell it from "
-    "another one: its features are kept in memory, not in the folder. To keep them "
-    "there, name it with Backbone.from_module(net, ..., version='1'), and type another "
-    "version whenever you change it."
+    "The features of this network are kept in memory, not in the folder, because a "
+    "later process could not recognise the network: {obstacle}. To keep them in the "
+    "folder, name the network with Backbone.from_module(net, ..., version='1'), and "
+    "type another version whenever you change its code."
 )
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
@@ -141,20 +140,19 @@ class FeatureStore:
         self.open().clear()
 
 
-def open_table(cache, lasting: bool = True) -> Table:
+def open_table(cache, obstacle: str = "") -> Table:
     """The table behind the `cache` parameter; None is one that keeps nothing.
 
-    What is not `lasting`, because nothing but the process knows what it is, is kept in
-    memory instead of a folder.
+    `obstacle` says why features may not be kept in a folder; memory is used instead.
     """
     if cache is None:
         return MemoryTable(0)
     in_memory = isinstance(cache, str) and cache == "memory"
     store = cache if isinstance(cache, FeatureStore) else None
     store = store or FeatureStore(None if in_memory else cache)
-    if store.path is None or lasting:
+    if store.path is None or not obstacle:
         return store.open()
-    warn_user(NOT_LASTING, StoreWarning)
+    warn_user(NOT_LASTING.format(obstacle=obstacle), StoreWarning)
     return FeatureStore().open()
 
 

@@ -252,7 +252,7 @@ def rates_alone(name, kind, paths):
     layer = resolve_layer(source.backbone, "penultimate", source.input.image_size)
     pooled = PooledLayers(source, source.key(), ((layer, "avg"),))
     engine = Engine(pooled, ("cpu",), "float32", "auto", kind)
-    n, network = engine.batch_size, engine.networks[0]
+    n, runner = engine.batch_size, engine.runners[0]
 
     def decode(some):
         options = (source.input, None, "exact", n, 2, True)
@@ -261,11 +261,11 @@ def rates_alone(name, kind, paths):
     def compute(some):
         started = deque()
         for _ in range(0, len(some), n):
-            started.append(network.start(network.load(pixels)))
-            if len(started) > network.ahead:
-                network.finish(started.popleft())
+            started.append(runner.start(runner.load(pixels)))
+            if len(started) > runner.ahead:
+                runner.finish(started.popleft())
         while started:
-            network.finish(started.popleft())
+            runner.finish(started.popleft())
 
     pixels = decode(paths[:n])[0].pixels
     return rate(decode, paths), rate(compute, [None] * (8 * n))

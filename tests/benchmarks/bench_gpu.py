@@ -156,7 +156,7 @@ def recipe_of(spec):
 def bare_network(trial, name, precision, memory_format=torch.channels_last):
     """A network without its head, on the device."""
     if name == "mini":
-        trunk = build_network(source_of(trial, name)).module
+        trunk, _ = build_network(source_of(trial, name))
         net = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
         net = models.get_model(name, weights=None)
@@ -348,17 +348,17 @@ def make_engine(trial, name, precision):
 def engine_rate(trial, name, precision, n_batches=8):
     """Images a second of our steps on the same pixels, with copies to and fro."""
     engine = make_engine(trial, name, precision)
-    network, size = engine.networks[0], engine.spec.image_size
+    runner, size = engine.runners[0], engine.spec.image_size
     pixels = np.zeros((engine.batch_size, size, size, 3), np.uint8)
 
     def run():
         started = deque()
         for _ in range(n_batches):
-            started.append(network.start(network.load(pixels)))
-            if len(started) > network.ahead:
-                network.finish(started.popleft())
+            started.append(runner.start(runner.load(pixels)))
+            if len(started) > runner.ahead:
+                runner.finish(started.popleft())
         while started:
-            network.finish(started.popleft())
+            runner.finish(started.popleft())
 
     n_images = engine.batch_size * n_batches
     return items_per_second(run, n_images, trial.passes, trial.wait)

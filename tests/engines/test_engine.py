@@ -1,14 +1,26 @@
 """The engine: device, computed shape, and what it does when memory runs out."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from skdeepfeat import ImageWarning, PretrainedCNNFeatures, clear_caches
-from skdeepfeat._engines.devices import ENGINES, resolve_batch_size, resolve_device
-from skdeepfeat._engines.torch import TorchNetwork
+from skdeepfeat import PretrainedCNNFeatures, clear_caches
+from skdeepfeat._clock import Clock
+from skdeepfeat._engines.base import Runner
+from skdeepfeat._engines.devices import (
+    ENGINES,
+    Ability,
+    resolve_batch_size,
+    resolve_device,
+)
+from skdeepfeat._engines.running import RUNNERS, Engine
+from skdeepfeat._engines.torch import TorchRunner
+from skdeepfeat._images.containers import read_images
+from skdeepfeat._images.recipe import InputSpec
 
 
 @pytest.mark.parametrize("place", ENGINES, ids="-".join)
@@ -18,7 +30,7 @@ def test_batch_size(place):
     assert resolve_batch_size("auto", *place, 112) == 4 * ability.batch_size
     assert resolve_batch_size("auto", *place, 5000) == 1
     assert resolve_batch_size(3, *place, 224) == 3
-    assert resolve_batch_size(100_000, *place, 224) == ability.bearable
+    assert resolve_batch_size(100_000, *place, 224) == ability.largest
     assert resolve_batch_size(100_000, *place, 8) == ability.most_images
 
 
@@ -30,10 +42,177 @@ def test_device():
             resolve_device("cuda")
 
 
+# The driving of devices, with a runner that needs no network -------------------------
+
+
+class FakeRunner(Runner):
+    """Rows are the mean pixel of each image; notes what it is told to do."""
+
+    ahead = 1
+    out_of_memory = MemoryError
+    capacity: ClassVar[dict[str, int]] = {}  # images at once, by device; 1000 if absent
+    events: ClassVar[list[tuple]] = []
+
+    def __init__(self, pooled, device, precision, batch_size):
+        self.device = device
+
+    def load(self, pixels):
+        assert pixels.dtype == np.uint8
+        return pixels
+
+    def start(self, loaded):
+        self.events.append(("start", self.device, len(loaded)))
+        if len(loaded) > self.capacity.get(self.device, 1000):
+            raise MemoryError
+        return loaded
+
+    def finish(self, started):
+        self.events.append(("finish", self.device, len(started)))
+        means = started.mean((1, 2), dtype=np.float32)  # (n, 3)
+        return [means, means[:, :1]]
+
+
+class Waiting(FakeRunner):
+    """As on a CPU: nothing is started ahead."""
+
+    ahead = 0
+
+
+class FullWhenLoading(FakeRunner):
+    """Memory runs out for the pixels already."""
+
+    def load(self, pixels):
+        if len(pixels) > 2:
+            raise MemoryError
+        return pixels
+
+
+class Broken(FakeRunner):
+    """An error that smaller batches do not help with."""
+
+    def start(self, loaded):
+        raise RuntimeError("the device is lost")
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def make_engine(monkeypatch):
+    """Makes an engine of fake runners, one for each device."""
+
+    def make(devices=("fake:0",), batch_size=4, runner=FakeRunner, name="fake"):
+        monkeypatch.setitem(RUNNERS, "fake", f"{__name__}:{runner.__name__}")
+        spec = InputSpec(8, None)
+        pooled = SimpleNamespace(
+            source=SimpleNamespace(input=spec), digest=name.encode()
+        )
+        return Engine(pooled, devices, "float32", batch_size, "fake")
+
+    monkeypatch.setitem(ENGINES, ("fake", "fake"), Ability(("float32",), 4, 64, 64))
+    monkeypatch.setattr(FakeRunner, "capacity", {})
+    monkeypatch.setattr(FakeRunner, "events", [])
+    return make
+
+
+def run(engine, X=IMAGES):
+    """All that an engine computes."""
+    images = read_images(X)
+    rows = range(len(images))
+    return list(engine.run(images, rows, None, "exact", 1, Clock()))
+
+
+def check_rows(computed, unreadable=()):
+    """Every row once, in order, with its own features."""
+    rows = [row for batch in computed for row in batch.rows]
+    assert rows == [row for row in range(len(IMAGES)) if row not in unreadable]
+    means = np.concatenate([batch.features[0] for batch in computed])
+    firsts = np.concatenate([batch.features[1] for batch in computed])
+    expected = IMAGES[rows].mean((1, 2), dtype=np.float32)
+    np.testing.assert_array_equal(means, expected)
+    np.testing.assert_array_equal(firsts, expected[:, :1])
+
+
+@pytest.mark.parametrize("runner", [FakeRunner, Waiting])
+@pytest.mark.parametrize("devices", [("fake:0",), ("fake:0", "fake:1")])
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 64])
+def test_rows_come_in_order(runner, devices, batch_size, make_engine):
+    check_rows(run(make_engine(devices, batch_size, runner)))
+    shapes = {n for event, _, n in FakeRunner.events if event == "start"}
+    assert shapes == {batch_size}  # the last batch is padded
+
+
+def test_devices_take_turns_and_start_ahead(make_engine):
+    check_rows(run(make_engine(("fake:0", "fake:1"), 2)))
+    started = [device for event, device, _ in FakeRunner.events if event == "start"]
+    finished = [device for event, device, _ in FakeRunner.events if event == "finish"]
+    assert started == finished == ["fake:0", "fake:1"] * 2 + ["fake:0"]
+    # One batch for each device is under way when the first one is finished.
+    assert [event for event, *_ in FakeRunner.events[:4]] == ["start"] * 3 + ["finish"]
+
+
+def test_nothing_is_started_ahead_of_a_runner_that_waits(make_engine):
+    run(make_engine(batch_size=2, runner=Waiting))
+    assert [event for event, *_ in FakeRunner.events] == ["start", "finish"] * 5
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_what_is_computed(make_engine):
+    FakeRunner.capacity["fake:0"] = 3
+    check_rows(run(make_engine(batch_size=8)))
+    started = [n for event, _, n in FakeRunner.events if event == "start"]
+    assert started == [8, 4] + [2] * 8  # two batches of 8, the second padded
+    assert [n for event, _, n in FakeRunner.events if event == "finish"] == [2] * 8
+
+
+def test_out_of_memory_while_loading_halves_the_batch_too(make_engine):
+    check_rows(run(make_engine(batch_size=8, runner=FullWhenLoading)))
+    assert {n for event, _, n in FakeRunner.events if event == "start"} == {2}
+
+
+def test_out_of_memory_on_one_of_two_devices_loses_nothing(make_engine):
+    FakeRunner.capacity["fake:1"] = 3
+    check_rows(run(make_engine(("fake:0", "fake:1"), 4)))
+
+
+def test_out_of_memory_for_a_single_image_is_an_error(make_engine):
+    FakeRunner.capacity["fake:0"] = 0
+    with pytest.raises(MemoryError):
+        run(make_engine())
+
+
+def test_other_errors_of_a_runner_reach_the_user(make_engine):
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        run(make_engine(runner=Broken))
+    assert not FakeRunner.events
+
+
+def test_each_device_remembers_the_sizes_it_refused(make_engine):
+    FakeRunner.capacity["fake:1"] = 3
+    run(make_engine(("fake:0", "fake:1"), 8))
+    assert make_engine(("fake:0",), 8).batch_size == 8
+    assert make_engine(("fake:1",), 8).batch_size == 2
+    assert make_engine(("fake:0", "fake:1"), 8).batch_size == 2
+    assert make_engine(("fake:1",), 8, name="another computation").batch_size == 8
+    clear_caches()
+    assert make_engine(("fake:1",), 8).batch_size == 8
+
+
+@pytest.mark.parametrize("devices", [("fake:0",), ("fake:0", "fake:1")])
+def test_unreadable_images_are_reported_and_the_others_computed(devices, make_engine):
+    X = list(IMAGES)
+    X[0] = X[5] = "missing.png"
+    computed = run(make_engine(devices, 2), X)
+    check_rows(computed, unreadable=(0, 5))
+    assert [error.row for batch in computed for error in batch.errors] == [0, 5]
+
+
+# Parameters and the engines of the package -------------------------------------------
+
+
 @pytest.fixture
 def small_memory(monkeypatch):
-    """A device that bears three images at once; remembers the shapes it computed."""
-    start, shapes = TorchNetwork.start, []
+    """A device with memory for three images at once; the batch sizes it computed."""
+    start, shapes = TorchRunner.start, []
 
     def limited(self, pixels):
         if len(pixels) > 3:
@@ -41,7 +220,7 @@ def small_memory(monkeypatch):
         shapes.append(len(pixels))
         return start(self, pixels)
 
-    monkeypatch.setattr(TorchNetwork, "start", limited)
+    monkeypatch.setattr(TorchRunner, "start", limited)
     return shapes
 
 
@@ -56,16 +235,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_finished_rows(small_memory, ph
     np.testing.assert_array_equal(out, expected)
 
 
-def test_out_of_memory_for_a_single_image_is_an_error(monkeypatch, photos):
-    def full(self, pixels):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(TorchNetwork, "start", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        PretrainedCNNFeatures("tiny", cache=None).transform(photos)
-
-
-def test_the_next_call_begins_with_what_memory_bore(small_memory, photos):
+def test_the_next_call_starts_with_the_sizes_that_fit(small_memory, photos):
     est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
     first = est.transform(photos)
     assert small_memory == [2] * 8  # one batch of 16, most of it padding
@@ -86,7 +256,7 @@ def test_the_next_call_begins_with_what_memory_bore(small_memory, photos):
     ],
     ids=str,
 )
-def test_what_memory_bore_says_nothing_of_other_computations(
+def test_the_sizes_that_fit_say_nothing_of_other_computations(
     change, small_memory, photos
 ):
     parameters = {"backbone": "resnet18", "weights": None, "cache": None}
@@ -97,7 +267,7 @@ def test_what_memory_bore_says_nothing_of_other_computations(
     assert small_memory == [2] * 8
 
 
-def test_clear_caches_forgets_what_memory_bore(small_memory, photos):
+def test_clear_caches_forgets_the_sizes_that_fit(small_memory, photos):
     est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
     est.transform(photos)
     clear_caches()
@@ -106,7 +276,7 @@ def test_clear_caches_forgets_what_memory_bore(small_memory, photos):
     assert small_memory == [2] * 8
 
 
-def test_threads_share_what_memory_bore(small_memory, photos):
+def test_threads_share_the_sizes_that_fit(small_memory, photos):
     est = PretrainedCNNFeatures("tiny", cache=None, batch_size=16)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda _: est.transform(photos), range(8)))
@@ -128,103 +298,19 @@ def test_reduced_precision_points_the_same_way(precision, photos):
     assert (cosine / np.linalg.norm(reduced, axis=1) > 0.999).all()
 
 
-# Several devices, and batches started ahead -------------------------------------------
+def test_a_list_of_gpus_gives_the_rows_of_one_device(photos, monkeypatch):
+    class OnTheCPU(TorchRunner):
+        def __init__(self, pooled, device, precision, batch_size):
+            super().__init__(pooled, "cpu", precision, batch_size)
+            self.ahead = 1
 
-
-class FakeNetwork:
-    """A device that starts at once and ends when it is asked for the rows."""
-
-    ahead = 1
-    out_of_memory = torch.OutOfMemoryError
-    bears = 1000
-
-    def __init__(self, pooled, device, precision, batch_size):
-        self.device, self.events = device, EVENTS
-        self.network = TorchNetwork(pooled, "cpu", precision, batch_size)
-
-    def load(self, pixels):
-        return self.network.load(pixels)
-
-    def start(self, pixels):
-        if len(pixels) > self.bears:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        self.events.append(("start", self.device))
-        return pixels
-
-    def finish(self, pixels):
-        self.events.append(("finish", self.device))
-        return self.network.finish(self.network.start(pixels))
-
-
-EVENTS = []
-
-
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """Two devices that compute as the CPU does; what they did when."""
-    EVENTS.clear()
-    devices = ("cuda:0", "cuda:1")
     monkeypatch.setattr("skdeepfeat._engines.devices._n_gpus", lambda: 2)
-    monkeypatch.setattr("skdeepfeat._engines.torch.TorchNetwork", FakeNetwork)
-    return list(devices)
-
-
-def test_devices_take_turns_and_keep_the_order(two_gpus, photos):
-    X = np.concatenate([photos, photos[:, ::-1], photos[:, :, ::-1]])
-    options = {"cache": None, "batch_size": 4}
-    expected = PretrainedCNNFeatures("tiny", device="cpu", **options)
-    est = PretrainedCNNFeatures("tiny", device=two_gpus, **options)
-    rows = est.transform(X)
-    started = [device for event, device in EVENTS if event == "start"]
-    finished = [device for event, device in EVENTS if event == "finish"]
-    assert started == finished == ["cuda:0", "cuda:1"] * 2 + ["cuda:0"]
-    # Two batches are in flight before the first one is asked for its rows.
-    assert [event for event, _ in EVENTS[:4]] == ["start"] * 3 + ["finish"]
-    EVENTS.clear()
-    np.testing.assert_array_equal(rows, expected.transform(X))
+    monkeypatch.setattr("skdeepfeat._engines.torch.TorchRunner", OnTheCPU)
+    est = PretrainedCNNFeatures("tiny", cache=None, batch_size=4)
+    expected = est.transform(photos)
+    est.set_params(device=["cuda:0", "cuda:1"])
+    np.testing.assert_array_equal(est.transform(photos), expected)
     assert est.stats_["device"] == "cuda"
-
-
-def test_memory_that_runs_out_ahead_loses_nothing(two_gpus, photos, monkeypatch):
-    monkeypatch.setattr(FakeNetwork, "bears", 3)
-    X = np.concatenate([photos, photos[:, ::-1]])
-    est = PretrainedCNNFeatures("tiny", device=two_gpus, cache=None, batch_size=8)
-    rows = est.transform(X)
-    monkeypatch.setattr(FakeNetwork, "bears", 1000)
-    expected = est.set_params(batch_size=2).transform(X)
-    np.testing.assert_array_equal(rows, expected)
-
-
-def test_each_device_is_known_for_what_it_bore(two_gpus, photos, monkeypatch):
-    first, second = two_gpus
-    start = FakeNetwork.start
-
-    def limited(self, pixels):
-        if self.device == second and len(pixels) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return start(self, pixels)
-
-    monkeypatch.setattr(FakeNetwork, "start", limited)
-    X = np.concatenate([photos, photos[:, ::-1]])
-
-    def n_started(device):
-        EVENTS.clear()
-        est = PretrainedCNNFeatures("tiny", device=device, cache=None, batch_size=8)
-        est.transform(X)
-        return sum(event == "start" for event, _ in EVENTS)
-
-    assert n_started(two_gpus) == 1 + 4  # 8 on the first, 4 times 2 on the second
-    assert n_started(first) == 2
-    assert n_started(second) == n_started(two_gpus) == 6
-
-
-def test_errors_on_several_devices_name_their_row(two_gpus, photo_files):
-    X = [*photo_files[:3], "missing.png", *photo_files[3:]]
-    options = {"cache": None, "batch_size": 2, "on_error": "nan"}
-    est = PretrainedCNNFeatures("tiny", device=two_gpus, **options)
-    with pytest.warns(ImageWarning):
-        rows = est.transform(X)
-    assert np.isnan(rows[3]).all() and np.isfinite(np.delete(rows, 3, 0)).all()
 
 
 @pytest.mark.parametrize("device", [[], ["cpu", "cuda:0"], ["gpu"], 3])

@@ -27,7 +27,7 @@ from skdeepfeat import (
 )
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._engines.devices import resolve_device
-from skdeepfeat._engines.torch import PooledNetwork
+from skdeepfeat._engines.torch import PooledModule
 
 GPU = "cuda:0"
 N_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -284,7 +284,7 @@ def test_a_stream_of_the_program_is_respected(many):
 @pytest.fixture
 def passes(monkeypatch):
     """The size of each batch that a network is given, and which of them fail."""
-    forward, seen = PooledNetwork.forward, SimpleNamespace(sizes=[], failing=())
+    forward, seen = PooledModule.forward, SimpleNamespace(sizes=[], failing=())
 
     def limited(self, pixels):
         seen.sizes.append(len(pixels))
@@ -292,7 +292,7 @@ def passes(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, pixels)
 
-    monkeypatch.setattr(PooledNetwork, "forward", limited)
+    monkeypatch.setattr(PooledModule, "forward", limited)
     return seen
 
 

@@ -13,10 +13,10 @@ from torchvision.ops import Conv2dNormActivation
 from skdeepfeat import Backbone, PretrainedCNNFeatures, list_layers
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_source, resolve_weights
+from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
-from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.hooks import HookedNetwork
-from skdeepfeat._networks.sharing import get_network
+from skdeepfeat._networks.sharing import SharedNetwork, get_network
 from skdeepfeat._networks.smallnets import mini
 from skdeepfeat._networks.structure import Structure, bind, structure_of
 from skdeepfeat._networks.tracer import Tracer
@@ -26,7 +26,7 @@ def cut(name, nodes, size=64):
     source = resolve_source(name, None, 0, size)
     structure = structure_of(source.backbone, size)
     nodes = tuple(structure.canonical(node) for node in nodes)
-    return activations_of(build_network(source), source, nodes), nodes
+    return activations_of(SharedNetwork(*build_network(source)), source, nodes), nodes
 
 
 # Nodes whose value a later in-place step of torchvision's own code would change.
@@ -72,7 +72,7 @@ def test_only_what_nobody_reads_is_overwritten():
     net = Net().eval()
     backbone = Backbone.from_module(net, image_size=8)
     source = resolve_weights(backbone, "default", 0)
-    network = build_network(source)
+    network = SharedNetwork(*build_network(source))
     nodes = structure_of(backbone, 8).nodes
     x = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_rewriting_a_graph_changes_nothing_else():
     net = Colliding().eval()
     backbone = Backbone.from_module(net, image_size=8)
     source = resolve_weights(backbone, "default", 0)
-    network = build_network(source)
+    network = SharedNetwork(*build_network(source))
     for norm in (network.module.a[1], network.module.a_1, network.module.residual[1]):
         norm.running_mean.normal_()
     x = torch.randn(2, 3, 8, 8)
@@ -147,7 +147,7 @@ def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
 )
 def test_convolutions_take_in_the_batch_norms_after_them(name):
     source = resolve_source(name, None, 0, 64)
-    backbone, network = source.backbone, build_network(source)
+    backbone, network = source.backbone, SharedNetwork(*build_network(source))
     for norm in network.module.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):  # or there is nothing to take in
             norm.running_mean.normal_(0, 0.1)
@@ -250,7 +250,9 @@ def test_networks_that_fx_cannot_trace(photos):
     assert len(results) == 4 and all(np.array_equal(r, out) for r in results)
     alone = PretrainedCNNFeatures(backbone, layer="conv", cache=None).transform(photos)
     np.testing.assert_array_equal(out[:, :4], alone)
-    with pytest.raises(ValueError, match=r"Did you mean 'conv'.*cannot trace it"):
+    with pytest.raises(
+        ValueError, match=r"'conv'.*cannot trace it: its code branches on"
+    ):
         PretrainedCNNFeatures(backbone, layer="konv").transform(photos)
 
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from skdeepfeat import Backbone, list_backbones, list_layers
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_weights
+from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.averages import with_averages
-from skdeepfeat._networks.cutting import activations_of
 from skdeepfeat._networks.sharing import get_network
 from skdeepfeat._networks.structure import structure_of
 

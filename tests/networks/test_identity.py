@@ -45,9 +45,9 @@ from skdeepfeat._backbones.weights import resolve_weights
 from skdeepfeat._caches import Memo
 from skdeepfeat._digests import Tagged, changed_fields, digest_fields
 from skdeepfeat._images.recipe import InputSpec
+from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
-from skdeepfeat._networks.cutting import activations_of
-from skdeepfeat._networks.sharing import get_network
+from skdeepfeat._networks.sharing import SharedNetwork, get_network
 from skdeepfeat._networks.structure import Structure, structure_of
 
 
@@ -226,6 +226,15 @@ def pooled(pool):
     return with_helper(lambda self, x: pool(x.flatten(2), 2, stride=1))
 
 
+def zeroing(self, x):
+    x[:, 0].zero_()
+    return x
+
+
+def checking(self, x):
+    return x * 2 if isinstance(x, torch.fx.Proxy) else x
+
+
 ONE_WAY = {
     "function as attribute": lambda: (Activated(act=F.relu), Activated(act=torch.tanh)),
     "functions of one private name": lambda: (
@@ -293,7 +302,7 @@ def rows_of(made, cache, X):
 def test_networks_that_differ_in_one_way_never_share_a_row(way, place, X, tmp_path):
     store = FeatureStore(tmp_path if place == "folder" else None, name=way)
     with warnings.catch_warnings():  # what cannot be described is kept in memory
-        warnings.filterwarnings("ignore", "The code of this network", StoreWarning)
+        warnings.filterwarnings("ignore", "The features of this network", StoreWarning)
         served = [rows_of(made, store, X) for made in ONE_WAY[way]()]
     computed = [rows_of(made, None, X) for made in ONE_WAY[way]()]
     for stored, alone in zip(served, computed, strict=True):
@@ -347,6 +356,42 @@ def test_what_cannot_be_described_is_known_by_the_object_alone(make, X):
     np.testing.assert_array_equal(
         features(one).transform(X), features(two).transform(X)
     )
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (
+            lambda: Untraceable(factor=2.0),
+            "its code branches on the values of a tensor",
+        ),
+        (lambda: hooked("0", True), "one of its modules, of class Conv2d, has a hook"),
+        (
+            lambda: hooked("", True),
+            "one of its modules, of class Sequential, has a hook",
+        ),
+        (lambda: with_forward("1", True), "of class ReLU, has a replaced 'forward'"),
+        (lambda: Calling(), "of class Calling, has its own '__call__' method"),
+        (lambda: Wrapped(factor=2.0), r"it uses \w+\.opaque, which may differ"),
+        (lambda: parametrized(2.0), "ParametrizedConv2d, which may differ"),
+        (lambda: with_helper(zeroing), "its step 'zero_' overwrites an earlier value"),
+        (lambda: with_helper(checking), "the graph it finds computes something else"),
+    ],
+)
+def test_the_user_learns_why_features_are_kept_in_memory(make, reason, X, tmp_path):
+    est = features(backbone_of(seeded(make())), cache=tmp_path, layer=0)
+    with pytest.warns(StoreWarning, match=f"recognise the network: .*{reason}"):
+        est.fit(X).transform(X)
+
+
+def test_a_network_that_cannot_be_run_is_not_known_by_its_graph():
+    def fail(self, x):
+        return x if isinstance(x, torch.fx.Proxy) or x.is_meta else x.no_such_method()
+
+    known = backbone_of(seeded(with_helper(fail))).identity_at(16)
+    assert not known.lasting
+    reason = "it cannot be run on two images (AttributeError: 'Tensor' object has no"
+    assert known.obstacle.startswith(reason)
 
 
 def test_copies_carry_the_token_of_a_network():
@@ -507,7 +552,7 @@ def test_a_builder_that_changes_under_a_backbone_is_refused(mynet, monkeypatch):
     importlib.invalidate_caches()
     sys.modules.pop("mynet")
     importlib.import_module("mynet")
-    with pytest.raises(WeightsError, match="gives another network than before"):
+    with pytest.raises(WeightsError, match="returns another network than before"):
         build_network(source)
     again = Backbone("mine", "mynet:initialised", InputSpec(16, None))
     assert resolve_weights(again, None, 0).key() != key
@@ -551,7 +596,9 @@ def test_steps_that_were_changed_are_not_rewritten(X):
     x = torch.rand(2, 3, 16, 16)
     source = resolve_weights(backbone_of(net), "default", 0)
     with torch.inference_mode():
-        found = activations_of(build_network(source), source, ("0", "2"))(x)
+        found = activations_of(
+            SharedNetwork(*build_network(source)), source, ("0", "2")
+        )(x)
         torch.testing.assert_close(found["2"], net(x))
         torch.testing.assert_close(found["0"], net[0](x))
 
@@ -1049,10 +1096,10 @@ def test_a_memo_is_asked_once_and_forgotten_with_the_caches():
 
 
 def test_a_network_is_traced_once(monkeypatch, X):
-    from skdeepfeat._networks import tracing
+    from skdeepfeat._networks import trial
 
-    traced, trace = [], tracing.trace
-    monkeypatch.setattr(tracing, "trace", lambda n: (traced.append(1), trace(n))[1])
+    traced, trace = [], trial.trace
+    monkeypatch.setattr(trial, "trace", lambda n: (traced.append(1), trace(n))[1])
     backbone = backbone_of(seeded(Net()))
     assert backbone.lasting and Structure(backbone, 16).traceable
     features(backbone).fit(X).transform(X)

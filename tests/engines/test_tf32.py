@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skdeepfeat._engines.arithmetic import arithmetic
+from skdeepfeat._engines.tf32 import arithmetic
 
 newer = pytest.mark.skipif(
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"),
@@ -31,7 +31,7 @@ SETTINGS = {
 
 CODE = """
 import sys, torch
-from skdeepfeat._engines.arithmetic import arithmetic, own_precision
+from skdeepfeat._engines.tf32 import arithmetic, own_precision
 b = torch.backends
 get, put = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
 ABOVE = ("generic", "all"), ("cuda", "all"), ("mkldnn", "all")

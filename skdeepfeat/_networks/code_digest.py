@@ -1,7 +1,7 @@
-"""The functions of a user's network → a digest of the code as it stands.
+"""Computes a digest of the code of a user's network, as it is at this moment.
 
-Code may be edited while a process runs, in a notebook for instance, and what is known
-of a network may depend on it.
+Code may be edited while a process runs, for instance in a notebook, and its features
+may depend on it.
 """
 
 import sys
@@ -22,10 +22,10 @@ MOST_FUNCTIONS = 2000  # that are looked at
 
 
 def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
-    """Digest of the functions that a network may call, and of what they read.
+    """Digest of the functions that a network may call and of the values they read.
 
-    Names are looked up where a function would find them, as far as they are written in
-    it; what is reached in other ways is not seen.
+    Names that are written in a function are looked up where the function would find
+    them; what it reaches in other ways is not seen.
     """
     waiting: deque[Any] = deque(_classes_of(skeleton))
     waiting += [value for module in skeleton.modules() for value in _called_by(module)]
@@ -44,13 +44,13 @@ def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
 
 
 def _classes_of(skeleton: nn.Module) -> list[type]:
-    """The classes that modules are of, in order of use."""
+    """The classes of the modules and their bases, in order of use."""
     kinds = (base for m in skeleton.modules() for base in type(m).__mro__)
     return list(dict.fromkeys(kinds))
 
 
 def _called_by(module: nn.Module) -> list:
-    """What a module keeps that may be a function: attributes, and hooks."""
+    """What may be functions of a module: its attributes and hooks."""
     own = vars(module)
     hooks = [hook for place in HOOKS for hook in own[place].values()]
     return [*(v for k, v in own.items() if k not in HOOKS), *hooks]
@@ -64,13 +64,13 @@ def _function_behind(thing):
 
 
 def _is_own(thing) -> bool:
-    """Whether this is a function or class, and neither torch's nor Python's."""
+    """Whether this is a function or class that neither torch nor Python provides."""
     root = str(getattr(thing, "__module__", "")).partition(".")[0]
     return isinstance(thing, (FunctionType, type)) and root not in NOT_OWN
 
 
 def _values_of(thing) -> list:
-    """What a function or class is made of: its code, and all that its names mean."""
+    """What a function or class consists of: its code, and the values of its names."""
     if isinstance(thing, type):
         return list(vars(thing).values())
     cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
@@ -81,13 +81,13 @@ def _values_of(thing) -> list:
 def _is_full(cell) -> bool:
     try:
         cell.cell_contents  # noqa: B018
-    except ValueError:  # its function has not come so far
+    except ValueError:  # not assigned yet
         return False
     return True
 
 
 def _globals_of(function: FunctionType) -> list:
-    """What the names in the code of a function mean, there or in modules it names."""
+    """Values of the names in a function, among its globals or in modules it names."""
     names = list(_names_in(function.__code__))
     places = [function.__globals__]
     named = [function.__globals__.get(name) for name in names]
@@ -101,7 +101,7 @@ def _is_own_module(value) -> bool:
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """Names of globals and attributes, also in functions within."""
+    """Names of globals and attributes, also in nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -109,7 +109,7 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 def _in_words(value) -> Any:
-    """Code and plain values as they are; of anything else, what it is."""
+    """Code and plain values by what they are, anything else by its type."""
     if isinstance(value, CodeType):
         return _describe_code(value)
     try:
@@ -119,7 +119,7 @@ def _in_words(value) -> Any:
 
 
 def _describe_code(code: CodeType) -> list:
-    """What a function does, without where it stands."""
+    """What a function does, regardless of file and line."""
     constants = [
         _describe_code(c) if isinstance(c, CodeType) else str(c) for c in code.co_consts
     ]

@@ -22,7 +22,7 @@ from skdeepfeat import (
     list_layers,
 )
 from skdeepfeat._images.recipe import InputSpec
-from skdeepfeat._networks import tracing
+from skdeepfeat._networks import trial
 from skdeepfeat._networks.structure import structure_of
 from skdeepfeat._networks.tracer import Tracer
 
@@ -353,10 +353,8 @@ class Activated(Net):
 
 
 def test_copies_share_what_one_of_them_found(monkeypatch):
-    tried, try_out = [], tracing._try_out
-    monkeypatch.setattr(
-        tracing, "_try_out", lambda *a: (tried.append(1), try_out(*a))[1]
-    )
+    tried, try_out = [], trial._try_out
+    monkeypatch.setattr(trial, "_try_out", lambda *a: (tried.append(1), try_out(*a))[1])
     backbone = backbone_of(Activated().eval())
     for other in (pickle.loads(pickle.dumps(backbone)), copy.deepcopy(backbone)):
         assert other == backbone and other.lasting
@@ -365,7 +363,7 @@ def test_copies_share_what_one_of_them_found(monkeypatch):
 
 
 def test_published_networks_are_trusted(monkeypatch):
-    monkeypatch.setattr(tracing, "_try_out", None)
+    monkeypatch.setattr(trial, "_try_out", None)
     assert structure_of(backbone_named("squeezenet1_1"), 64).traceable
 
 
@@ -496,7 +494,7 @@ def test_a_builder_whose_settings_change_is_refused(builder, name, value, layer,
     est = features(backbone, weights=None, layer=layer)
     assert backbone.lasting and est.get_feature_names_out().shape == (4,)
     setattr(builder, name, value)
-    with pytest.raises(WeightsError, match="gives another network than before"):
+    with pytest.raises(WeightsError, match="returns another network than before"):
         est.transform(X)
 
 

@@ -1,7 +1,7 @@
-"""Record of a network → its graph, which is known to compute what the network does.
+"""Traces a network once and tries whether its graph computes the same.
 
-The network of a user is run once on two images, and its graph too. Where the two differ
-there is no graph, and the network runs as it is.
+A network of the user's own and its graph are run on two images. If their outputs
+differ, the graph is dropped and the network is run as it is, with hooks.
 """
 
 import operator
@@ -12,47 +12,54 @@ from torch import fx, nn
 
 from .._backbones.records import Backbone
 from .._caches import SharedTable
+from .._exceptions import in_one_line
 from .building import skeleton_of, trial_network
-from .code import digest_code
-from .evidence import Watcher, check_rows, copied, measuring, same, two_images
-from .tracer import NotTraceable, make_out_of_place, trace, without_inplace
+from .code_digest import digest_code
+from .comparison import check_rows, copied, measuring, same, two_images
+from .overwriting import Watcher, make_out_of_place, without_inplace
+from .tracer import NotTraceable, trace
 
 _tried = SharedTable(32)
 
 
 @dataclass
 class Traced:
-    """A network without its weights, as fx saw it the one time that it looked.
+    """A network without its weights, as fx traced it once.
 
-    What a network of the user's own is known by and what runs are made of the same
-    graph, so code that is edited in between cannot make them differ.
+    The identity of a user's network and what is run come from the same graph, so code
+    that is edited in between cannot make them differ.
 
     Parameters
     ----------
     skeleton : torch.nn.Module
         On no device, with the constants that tracing leaves on it.
     values : bytes
-        Digest of the tensors that its builder gave it and no file holds.
+        Digest of the tensors that its builder sets and no file holds.
     graph : fx.Graph or None
-        None if fx cannot trace it, or traces something else than it computes.
+        None if fx cannot trace it, or if the graph computes something else.
     named : dict of str to fx.Node
         Its steps.
-    checked : bool
-        Whether the graph is known to compute what the network computes.
+    fault : str
+        Why there is no graph, or why it could not be compared with the network; empty
+        if the graph is known to compute what the network computes.
     """
 
     skeleton: nn.Module
     values: bytes
     graph: fx.Graph | None = None
     named: dict[str, fx.Node] = field(default_factory=dict)
-    checked: bool = False
+    fault: str = ""
+
+
+class CannotRun(RuntimeError):
+    """A network cannot be run here; says why."""
 
 
 @dataclass
 class Trial:
-    """A network that ran, what it was given, and copies of the tensors it returned.
+    """A network that was run, its images, and copies of the tensors it returned.
 
-    None were returned by a network on no device.
+    `returned` is None for a network on no device.
     """
 
     network: nn.Module
@@ -61,7 +68,7 @@ class Trial:
 
 
 def traced(backbone: Backbone, image_size: int) -> Traced:
-    """The network of a backbone, traced once; only some depend on an input size."""
+    """The network of a backbone, traced once unless it depends on the input size."""
     size = image_size if backbone.size_option else None
     return backbone.memo.get(
         ("traced", size), lambda: _trace(backbone, size or backbone.input.image_size)
@@ -69,12 +76,12 @@ def traced(backbone: Backbone, image_size: int) -> Traced:
 
 
 def _trace(backbone: Backbone, image_size: int) -> Traced:
-    """Trace a network; copies of a backbone share what one of them found."""
+    """Trace a network; copies of a backbone share the result."""
     skeleton, values = skeleton_of(backbone, image_size)
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
         with measuring():
-            return _with_graph(found, on_no_device(skeleton, image_size), True)
+            return _with_graph(found, on_no_device(skeleton, image_size))
     code = digest_code(backbone, skeleton)
     name = backbone.token, image_size, values, code
     return _tried.get(name, lambda: _try_out(backbone, image_size, found))
@@ -83,26 +90,26 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
 def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
     """Trace a network of the user's own, and compare the graph with a run of it."""
     with measuring():
-        if trial := run_once(backbone, image_size):
-            return _with_graph(found, trial, True)
-        trial = on_no_device(found.skeleton, image_size)
-        return _with_graph(found, trial, False)
+        try:
+            return _with_graph(found, run_once(backbone, image_size))
+        except CannotRun as error:
+            found = _with_graph(found, on_no_device(found.skeleton, image_size))
+            return replace(found, fault=found.fault or str(error))
 
 
-def _with_graph(found: Traced, trial: Trial, checked: bool) -> Traced:
-    """Add the graph, if there is one that computes the same."""
+def _with_graph(found: Traced, trial: Trial) -> Traced:
+    """Add the graph if there is one that computes the same, or else why not."""
     try:
         graph, named = _graph_of(found.skeleton, trial)
-    except Exception:  # fx raises whatever the traced code raises
-        return found
-    return replace(found, graph=graph, named=named, checked=checked)
+    except NotTraceable as error:
+        return replace(found, fault=str(error))
+    except Exception as error:  # fx raises whatever the traced code raises
+        return replace(found, fault=in_one_line(error))
+    return replace(found, graph=graph, named=named)
 
 
-# The trial ---------------------------------------------------------------------------
-
-
-def run_once(backbone: Backbone, image_size: int) -> Trial | None:
-    """Run a network with its weights; None if it cannot run here.
+def run_once(backbone: Backbone, image_size: int) -> Trial:
+    """Run a network with its weights on two images.
 
     Raises a ValueError if it has no row of its own for each image.
     """
@@ -110,21 +117,22 @@ def run_once(backbone: Backbone, image_size: int) -> Trial | None:
     images = two_images(backbone.input, image_size)
     try:
         returned = copied(network(images.clone()))
-    except Exception:  # whatever the network raises
-        return None
+    except Exception as error:  # whatever the network raises
+        reason = f"it cannot be run on two images ({in_one_line(error)})"
+        raise CannotRun(reason) from error
     check_rows(backbone.name, network, images, returned)
     return Trial(network, images, returned)
 
 
 def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
-    """The same of a network that is trusted: enough to see what overwrites what."""
+    """A run without values, which shows which steps overwrite which values."""
     images = torch.zeros(2, 3, image_size, image_size, device="meta")
     return Trial(skeleton, images, None)
 
 
 def _graph_of(skeleton: nn.Module, trial: Trial):
-    """A graph and its steps: none overwrites the value of another one, and together
-    they compute what the network did."""
+    """A graph that computes what the network did, whose steps overwrite no value, and
+    its steps by name."""
     graph, named = trace(skeleton)
     watcher = Watcher(fill(skeleton, trial.network, graph))
     watcher.run(trial.images.clone())
@@ -136,15 +144,12 @@ def _graph_of(skeleton: nn.Module, trial: Trial):
 
 
 def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
-    """Compare a graph, run as it will be, with what its network returned."""
+    """Compare what a graph and its network return; graphs run with channels last."""
     without_inplace(filled).to(memory_format=torch.channels_last)
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
-        raise NotTraceable("the graph computes something else")
-
-
-# Graphs that run ---------------------------------------------------------------------
+        raise NotTraceable("the graph it finds computes something else")
 
 
 def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
@@ -154,7 +159,7 @@ def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphMo
 
 
 def _part(skeleton: nn.Module, network: nn.Module, target: str):
-    """A module, parameter or buffer of the network, or a constant where it runs."""
+    """A module, parameter or buffer of the network, or a constant on its device."""
     find = operator.attrgetter(target)
     try:
         part = find(network)

@@ -1,4 +1,4 @@
-"""Puts the entries of a weights file into a network, or says which do not fit."""
+"""Loads the entries of a weights file into a network, or says which do not fit."""
 
 import re
 
@@ -8,16 +8,14 @@ from .._backbones.records import Backbone
 from .._backbones.weights import WeightsSource
 from .._exceptions import WeightsError
 
-# Filling ----------------------------------------------------------------------------
-
 
 def fill_weights(
     module: nn.Module, state, source: WeightsSource
 ) -> tuple[nn.Module, frozenset[str]]:
-    """Put the entries into the network, or say which do not fit.
+    """Load the entries into the network, or raise an error that names the wrong ones.
 
-    The head may be absent or made for other classes: it stays empty then, and its
-    entries are returned, so that no layer is read that needs them.
+    The head may be missing or have other classes: then it stays empty and its entries
+    are returned, so that no layer that needs them is read.
     """
     state = _renamed(state, source.backbone)
     own = module.state_dict()
@@ -32,7 +30,7 @@ def fill_weights(
 
 
 def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
-    """Names of the head's entries that the file lacks or has for other classes."""
+    """Names of entries of the head that are missing or have other classes."""
     absent = set()
     for name in [k for k in own if head and k.startswith(f"{head}.")]:
         if name not in state or state[name].shape != own[name].shape:
@@ -52,7 +50,7 @@ def _check_shapes(state, own, source: WeightsSource) -> None:
 
 
 def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> None:
-    """Refuse missing and left-over entries, but for those that no feature needs."""
+    """Raise an error for missing or unexpected entries that a feature may need."""
     missing = [
         name
         for name in result.missing_keys
@@ -71,7 +69,7 @@ def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> No
 
 
 def _fill_transient_buffers(network: nn.Module, state) -> None:
-    """Buffers that state dicts leave out, which a user's own network brings along."""
+    """Fill buffers that state dicts leave out, which come with a user's own network."""
     kept = network.state_dict().keys()
     for name, buffer in network.named_buffers():
         if name in state and name not in kept:
@@ -79,7 +77,7 @@ def _fill_transient_buffers(network: nn.Module, state) -> None:
 
 
 def _renamed(state, backbone: Backbone):
-    """Old names brought up to date, in a copy that keeps torch's version marks."""
+    """A copy with old names replaced, which keeps torch's version metadata."""
     renamed = state.copy()
     if backbone.rename:
         for name in list(renamed):
@@ -88,7 +86,7 @@ def _renamed(state, backbone: Backbone):
 
 
 def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
-    """One sentence about entries that do not fit, at most six of them named."""
+    """A message about entries that do not fit, which names at most six of them."""
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
     return (
         f"The weights in {source.name!r} do not fit backbone "

@@ -1,10 +1,10 @@
-"""Whether a GPU rounds to TF32, whatever the process is set to.
+"""Makes a GPU round to TF32, or not, whatever the settings of the process are.
 
-A convolution is told so for each call. A multiplication of matrices knows the setting
-of the process alone, which is changed where it is not as asked for, and put back
-exactly. torch 2.9 and later have that setting twice: ``fp32_precision``, which is
-"none" where that of the backend holds, or else that of all backends; and an older one,
-which raises an error where it does not find its like there.
+A convolution takes this as an argument of each call. A matrix multiplication follows a
+setting of the process, which is changed for the computation if necessary and then
+restored exactly. torch 2.9 and later have two such settings: ``fp32_precision``, where
+"none" means that the value of the backend applies, or else that of all backends; and an
+older one, which raises an error if the two contradict each other.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from .._processes import Lock
 _one_at_a_time = Lock()
 
 CONVOLUTION = torch.ops.aten.convolution.default
-TOLD_HOW = torch.ops.aten._convolution.default  # the same, with four more arguments
+WITH_SETTINGS = torch.ops.aten._convolution.default  # has four more arguments
 
 Part = tuple[str, str]  # a backend and an operation
 MULTIPLICATION = ("cuda", "matmul")
-BESIDE = ("mkldnn", "matmul")  # which the older setting changes too
+ALSO_CHANGED = ("mkldnn", "matmul")  # by the older setting
 _read: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
 _write: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
 
 
 @contextlib.contextmanager
 def arithmetic(precision: str, kind: str) -> Iterator[None]:
-    """A context in which a GPU rounds to TF32 if that is asked for, and else never.
+    """A context in which a GPU rounds to TF32 if `precision` is "tf32", else never.
 
-    torch rounds in convolutions by default, so that features would differ from those
-    of a CPU by up to a thousandth.
+    By default torch rounds in convolutions, so features would differ from those of a
+    CPU by up to a thousandth.
     """
     if kind == "cpu" or precision in ("bfloat16", "float16"):  # nothing to round
         yield
@@ -56,22 +56,22 @@ class Convolutions(TorchDispatchMode):
         self._rounds = rounds
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """Compute a step, which may be made of others."""
+        """Compute an operation, or the operations that it is composed of."""
         kwargs = kwargs or {}
         if function is CONVOLUTION:
             cudnn = torch.backends.cudnn
             how = (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, self._rounds)
-            return TOLD_HOW(*args, *how, **kwargs)
+            return WITH_SETTINGS(*args, *how, **kwargs)
         with self:
-            made_of_others = function.decompose(*args, **kwargs)
-        if made_of_others is not NotImplemented:
-            return made_of_others
+            composed = function.decompose(*args, **kwargs)
+        if composed is not NotImplemented:
+            return composed
         return function(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def multiplications(rounds: bool) -> Iterator[None]:
-    """A context in which multiplications of matrices round or do not."""
+    """A context in which matrix multiplications round or do not."""
     with _one_at_a_time, contextlib.ExitStack() as undo:
         if _rounds() != rounds:
             _change(rounds, undo)
@@ -86,12 +86,12 @@ def _rounds() -> bool:
 
 
 def _change(rounds: bool, undo: contextlib.ExitStack) -> None:
-    """Change both settings, so that nobody who reads one meanwhile meets an error."""
-    for part in (MULTIPLICATION, BESIDE) if _read else ():
+    """Change both settings, so that code that reads either one gets no error."""
+    for part in (MULTIPLICATION, ALSO_CHANGED) if _read else ():
         undo.callback(_write, part[0], part[1], own_precision(part))
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the two contradict each other already
+    except RuntimeError:  # the two already contradict each other
         _write(*MULTIPLICATION, "tf32" if rounds else "ieee")
         return
     undo.callback(torch.set_float32_matmul_precision, before)
@@ -99,7 +99,7 @@ def _change(rounds: bool, undo: contextlib.ExitStack) -> None:
 
 
 def own_precision(part: Part) -> str:
-    """What was set for a part, which is "none" where that above it holds."""
+    """What was set for a part: "none" if the setting above it applies."""
     holds, above = _read(*part), _above(part)
     if above is None or holds == "none":
         return holds
@@ -111,7 +111,7 @@ def own_precision(part: Part) -> str:
 
 
 def _above(part: Part) -> Part | None:
-    """Whose precision holds where a part has none of its own."""
+    """The part whose precision applies if this one has none of its own."""
     backend, operation = part
     if backend == "generic":
         return None

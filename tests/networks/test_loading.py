@@ -216,7 +216,7 @@ def test_training_heads_in_a_file_are_not_needed(name, tmp_path):
     net = models.get_model(name, weights=None, init_weights=False)
     torch.save(net.state_dict(), tmp_path / "net.pth")
     backbone = resolve_backbone(name)
-    network = build_network(resolve_weights(backbone, tmp_path / "net.pth", 0)).module
+    network, _ = build_network(resolve_weights(backbone, tmp_path / "net.pth", 0))
     assert network.transform_input and not network.training
 
 
