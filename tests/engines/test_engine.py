@@ -105,7 +105,9 @@ def make_engine(monkeypatch):
         monkeypatch.setitem(RUNNERS, "fake", f"{__name__}:{runner.__name__}")
         spec = InputSpec(8, None)
         pooled = SimpleNamespace(
-            source=SimpleNamespace(input=spec), digest=name.encode()
+            source=SimpleNamespace(input=spec),
+            layers=("means", "firsts"),
+            digest=name.encode(),
         )
         return Engine(pooled, devices, "float32", batch_size, "fake")
 
@@ -126,8 +128,8 @@ def check_rows(computed, unreadable=()):
     """Every row once, in order, with its own features."""
     rows = [row for batch in computed for row in batch.rows]
     assert rows == [row for row in range(len(IMAGES)) if row not in unreadable]
-    means = np.concatenate([batch.features[0] for batch in computed])
-    firsts = np.concatenate([batch.features[1] for batch in computed])
+    means = np.concatenate([batch.features["means"] for batch in computed])
+    firsts = np.concatenate([batch.features["firsts"] for batch in computed])
     expected = IMAGES[rows].mean((1, 2), dtype=np.float32)
     np.testing.assert_array_equal(means, expected)
     np.testing.assert_array_equal(firsts, expected[:, :1])
