@@ -463,10 +463,10 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         n_blocks : int
             Groups of layers with weights of their own, below the head.
         """
-        from .parts import cut_network
+        from .parts import find_tuned_part
 
         source, _ = self._source(0)
-        return len(cut_network(source, "all").blocks)
+        return len(find_tuned_part(source, "all").blocks)
 
     # Fit ----------------------------------------------------------------------------
 
@@ -490,10 +490,10 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         source, key = self._frozen_source() if going_on else self._source(seed)
         self._frozen_features(first_seed).fit(images)  # its parameters must do later
 
-        from .parts import Fitted, cut_network
+        from .parts import Fitted, find_tuned_part
         from .training import fine_tune
 
-        cut = cut_network(source, self.unfreeze)
+        tuned = find_tuned_part(source, self.unfreeze)
         is_part = epochs is not None
         split_seed = first_seed if self.early_stopping and not is_part else None
         data, held_out = self._read(
@@ -503,7 +503,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         fitted = fine_tune(
             source,
             key,
-            cut,
+            tuned,
             data,
             held_out,
             len(encoder.classes_),

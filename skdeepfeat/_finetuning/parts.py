@@ -30,7 +30,7 @@ from .._processes import fork_safe
 
 
 @dataclass(frozen=True)
-class Cut:
+class TunedPart:
     """Where a network is cut.
 
     Parameters
@@ -85,7 +85,7 @@ class Fitted:
 # Where to cut ----------------------------------------------------------------------
 
 
-def cut_network(source: WeightsSource, unfreeze) -> Cut:
+def find_tuned_part(source: WeightsSource, unfreeze) -> TunedPart:
     """Where to cut for this number of blocks, this lowest layer, or "all"."""
     structure = structure_of(source.backbone, source.input.image_size)
     if not structure.traceable:
@@ -102,7 +102,7 @@ def cut_network(source: WeightsSource, unfreeze) -> Cut:
     start = frozen[-1].node if frozen else None
     if not tuned:
         start = end.node
-    return Cut(start, end, tuple(layer.node for layer in tuned), inner)
+    return TunedPart(start, end, tuple(layer.node for layer in tuned), inner)
 
 
 def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
@@ -234,14 +234,14 @@ class Head(nn.Module):
         return self.last(self.dropout(self.inner(x)))
 
     @torch.no_grad()
-    def absorb(self, mean, scale) -> None:
+    def take_raw(self, mean, scale) -> None:
         """Take rows as they are, instead of standardised ones."""
         first = self._first()
         first.weight.div_(scale)
         first.bias.sub_(first.weight @ mean)
 
     @torch.no_grad()
-    def expect(self, mean, scale) -> None:
+    def take_standardised(self, mean, scale) -> None:
         """Take standardised rows, instead of those as they are."""
         first = self._first()
         first.bias.add_(first.weight @ mean)
@@ -260,41 +260,43 @@ class Parts:
     source : WeightsSource
     key : bytes
         Digest of the weights.
-    cut : Cut
+    tuned : TunedPart
     head : Head
     device : torch.device
     """
 
-    def __init__(self, source: WeightsSource, key: bytes, cut: Cut, head: Head, device):
-        self.spec, self.cut, self.device = source.input, cut, device
+    def __init__(
+        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, device
+    ):
+        self.spec, self.tuned, self.device = source.input, tuned, device
         self._source = source
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.seed is None
         structure = structure_of(source.backbone, self.spec.image_size)
         network = get_network(source, key, str(device), "float32").module
-        ends = (cut.start, *cut.blocks) if cut.start else cut.blocks
+        ends = (tuned.start, *tuned.blocks) if tuned.start else tuned.blocks
         self.block_of = structure.block_of(ends)
-        nodes = tuple(dict.fromkeys(n for n in (cut.start, cut.end.node) if n))
+        nodes = tuple(dict.fromkeys(n for n in (tuned.start, tuned.end.node) if n))
         self._nodes, self._frozen = nodes, bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
         self._names = {*network.state_dict(), *dict(network.named_buffers())}
         self.tail: nn.Module = nn.Identity()
-        if cut.has_tail:
+        if tuned.has_tail:
             self.tail = self._private_tail(structure, network)
 
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to be tuned, whose parameters learn."""
-        if self.cut.start is None:
-            graph = structure.cut((self.cut.end.node,))
+        if self.tuned.start is None:
+            graph = structure.cut((self.tuned.end.node,))
         else:
-            graph = structure.tail(self.cut.start, self.cut.end.node)
+            graph = structure.tail(self.tuned.start, self.tuned.end.node)
         if graph is None:
             raise ValueError(
-                f"The network cannot be cut after {self.cut.start!r}, because later "
+                f"The network cannot be cut after {self.tuned.start!r}, because later "
                 "layers read earlier ones too. Choose another 'unfreeze', or 'all'."
             )
-        _refuse_shared_modules(structure, self.cut.start, graph)
+        _refuse_shared_modules(structure, self.tuned.start, graph)
         tail = copy.deepcopy(fill_graph(structure, network, graph))
         for parameter in tail.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
@@ -316,13 +318,15 @@ class Parts:
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:
         """What enters the tail."""
-        return batch if self.cut.start is None else self.frozen(batch)[self.cut.start]
+        return (
+            batch if self.tuned.start is None else self.frozen(batch)[self.tuned.start]
+        )
 
     def above(self, entered: torch.Tensor) -> torch.Tensor:
         """Scores of what enters the tail."""
         with explain_size(self._source, self._nodes):
             left = self.tail(entered)
-        left = left[self.cut.end.node] if isinstance(left, dict) else left
+        left = left[self.tuned.end.node] if isinstance(left, dict) else left
         return self.classify(self.pooled(left))
 
     def whole(self, batch: torch.Tensor) -> torch.Tensor:
@@ -337,13 +341,13 @@ class Parts:
     def standardised(self, mean: torch.Tensor, scale: torch.Tensor):
         """A context in which the head learns from standardised rows."""
         self.mean, self.scale = mean.to(self.device), scale.to(self.device)
-        self.head.expect(self.mean, self.scale)
+        self.head.take_standardised(self.mean, self.scale)
         yield
-        self.head.absorb(self.mean, self.scale)
+        self.head.take_raw(self.mean, self.scale)
 
     def pooled(self, activation: torch.Tensor) -> torch.Tensor:
         """What enters the head as rows."""
-        return torch.cat(pool(activation, self.cut.end.layout, "avg"), 1)
+        return torch.cat(pool(activation, self.tuned.end.layout, "avg"), 1)
 
     def groups(self, rate, layer_decay, decay, head_only=False) -> list[dict]:
         """Parameters with learning rate and weight decay: the lower, the slower."""
@@ -364,8 +368,8 @@ class Parts:
     def _depth(self, name: str) -> int:
         """How many blocks below the head a parameter of the tail is, at least 1."""
         part = next(t for t in self.block_of if name == t or name.startswith(f"{t}."))
-        first = 0 if self.cut.start is None else 1
-        return max(1, len(self.cut.blocks) - (self.block_of[part] - first))
+        first = 0 if self.tuned.start is None else 1
+        return max(1, len(self.tuned.blocks) - (self.block_of[part] - first))
 
     def norms(self) -> list[nn.Module]:
         """Batch norms of the tail."""

@@ -34,7 +34,7 @@ from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe
 from .augmentation import augmentation
 from .data import Data
-from .parts import Cut, Fitted, Head, Parts
+from .parts import Fitted, Head, Parts, TunedPart
 from .scratch import scratch_array
 
 FROZEN_BATCH = 16  # images that go through the frozen trunk at once
@@ -82,7 +82,7 @@ class Frozen:
 
     def __init__(self, parts: Parts, data: Data, keep: bool):
         self._parts, self._data = parts, data
-        self._keep = keep and parts.cut.start is not None
+        self._keep = keep and parts.tuned.start is not None
 
     @property
     def rows(self) -> torch.Tensor:
@@ -97,16 +97,16 @@ class Frozen:
     @cached_property
     def _computed(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         parts, n = self._parts, len(self._data)
-        size, kept = (n, parts.cut.width), None
+        size, kept = (n, parts.tuned.width), None
         array = scratch_array(size, np.float32, f"The features of {n:,} images")
         rows = torch.from_numpy(array)
         for chunk in _chunks(n):
             values = self._frozen(chunk)
-            rows[chunk] = parts.pooled(values[parts.cut.end.node]).cpu()
+            rows[chunk] = parts.pooled(values[parts.tuned.end.node]).cpu()
             if self._keep and chunk.start == 0:
-                kept = _room_for(n, values[parts.cut.start])
+                kept = _room_for(n, values[parts.tuned.start])
             if kept is not None:
-                kept = _put(kept, chunk, values[parts.cut.start])
+                kept = _put(kept, chunk, values[parts.tuned.start])
         return rows, kept
 
     @torch.inference_mode()
@@ -205,7 +205,7 @@ def train(
     history: list[dict] = []
     if previous is not None:
         parts.load(previous)
-    alone, joint = _epochs(parts.cut, recipe, previous)
+    alone, joint = _epochs(parts.tuned, recipe, previous)
     frozen = Frozen(parts, data, keep=recipe.augment == "none" and joint > 0)
     scaling = previous.scaling if previous else frozen.scaling(data.weights)
     with parts.standardised(*map(torch.from_numpy, scaling.values())):
@@ -232,10 +232,12 @@ def _warn_of_nothing_learned(history, guessing: float, recipe: Recipe) -> None:
         )
 
 
-def _epochs(cut: Cut, recipe: Recipe, previous: Fitted | None) -> tuple[int, int]:
+def _epochs(
+    tuned: TunedPart, recipe: Recipe, previous: Fitted | None
+) -> tuple[int, int]:
     """Epochs of the head alone, and of head and tail together."""
     alone = 0 if previous is not None else recipe.head_epochs
-    return (alone, recipe.epochs) if cut.has_tail else (alone + recipe.epochs, 0)
+    return (alone, recipe.epochs) if tuned.has_tail else (alone + recipe.epochs, 0)
 
 
 @dataclass
@@ -282,7 +284,7 @@ def _head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
     if held_out is not None:
         others = rows_of(Frozen(parts, held_out, keep=False))
         check = _checker(parts.head, others, parts.classify, held_out)
-    rate = recipe.learning_rate * (HEAD_RATE if parts.cut.inner is None else 1)
+    rate = recipe.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
     return Phase(
         "head",
         epochs,
@@ -472,7 +474,7 @@ def _warn(message: str) -> None:
 def fine_tune(
     source: WeightsSource,
     key: bytes,
-    cut: Cut,
+    tuned: TunedPart,
     data: Data,
     held_out: Data | None,
     n_classes: int,
@@ -480,7 +482,7 @@ def fine_tune(
     previous: Fitted | None,
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
-    """Cut the network, train, and leave torch's global generator as it was."""
+    """TunedPart the network, train, and leave torch's global generator as it was."""
     device = torch.device(resolve_device(recipe.device))
     if source.seed is not None:  # random weights have nothing to preserve below
         recipe = replace(recipe, layer_decay=1.0)
@@ -490,6 +492,6 @@ def fine_tune(
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(recipe.seed)
-        head = Head(cut.width, n_classes, recipe.dropout, cut.inner)
-        parts = Parts(source, key, cut, head, device)
+        head = Head(tuned.width, n_classes, recipe.dropout, tuned.inner)
+        parts = Parts(source, key, tuned, head, device)
         return train(parts, data, held_out, recipe, previous, epoch_done)

@@ -46,7 +46,7 @@ from skdeepfeat import (
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_source, weights_key
 from skdeepfeat._finetuning.data import Data, read_pixels
-from skdeepfeat._finetuning.parts import Cut, Head, cut_network
+from skdeepfeat._finetuning.parts import Head, TunedPart, find_tuned_part
 from skdeepfeat._images import batches
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
@@ -153,9 +153,9 @@ def test_head_alone(images):
 
 def test_lower_blocks_learn_slower():
     source = resolve_source("resnet18", None, 0, None)
-    cut = cut_network(source, 2)
-    head = Head(cut.width, 3, 0.0)
-    parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
+    part = find_tuned_part(source, 2)
+    head = Head(part.width, 3, 0.0)
+    parts = training.Parts(source, weights_key(source), part, head, torch.device("cpu"))
     rates = {}
     for group in parts.groups(1.0, 0.5, 0.01):
         rates |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
@@ -190,9 +190,9 @@ FAMILIES = [
 def test_every_family_can_be_cut(name, unfreeze, tops):
     """Trunk, tail and head together compute what the whole network does."""
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
-    cut, key = cut_network(source, unfreeze), weights_key(source)
+    part, key = find_tuned_part(source, unfreeze), weights_key(source)
     parts = training.Parts(
-        source, key, cut, Head(cut.width, 2, 0.0, cut.inner), torch.device("cpu")
+        source, key, part, Head(part.width, 2, 0.0, part.inner), torch.device("cpu")
     )
     tuned = {p.split(".")[0] for p, _ in parts.tail.named_parameters()}
     assert tuned == tops
@@ -201,21 +201,21 @@ def test_every_family_can_be_cut(name, unfreeze, tops):
     parts.tail.eval()
     with torch.no_grad():
         whole = training.Parts(
-            source, key, cut_network(source, 0), parts.head, parts.device
+            source, key, find_tuned_part(source, 0), parts.head, parts.device
         )
-        expected = whole.pooled(whole.frozen(x)[cut.end.node])
+        expected = whole.pooled(whole.frozen(x)[part.end.node])
         left = parts.tail(parts.below(x))
-        left = left[cut.end.node] if isinstance(left, dict) else left
+        left = left[part.end.node] if isinstance(left, dict) else left
     torch.testing.assert_close(parts.pooled(left), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unfreeze_by_name_and_number_agree():
     source = resolve_source("resnet18", None, 0, None)
-    assert cut_network(source, "block3") == cut_network(source, 2)
-    everything = cut_network(source, "all")
-    assert everything == cut_network(source, 5) == cut_network(source, "stem")
+    assert find_tuned_part(source, "block3") == find_tuned_part(source, 2)
+    everything = find_tuned_part(source, "all")
+    assert everything == find_tuned_part(source, 5) == find_tuned_part(source, "stem")
     assert everything.start is None
-    assert isinstance(everything, Cut)
+    assert isinstance(everything, TunedPart)
 
 
 # Engine -----------------------------------------------------------------------------
@@ -278,13 +278,13 @@ def test_training_pixels_are_those_of_the_features(images):
             read_images(X), range(len(X)), source.input, None, 1
         ).pixels
         assert pixels.shape[2] > 32
-        cut = cut_network(source, 0)
-        head = Head(cut.width, 2, 0.0)
+        part = find_tuned_part(source, 0)
+        head = Head(part.width, 2, 0.0)
         parts = training.Parts(
-            source, weights_key(source), cut, head, torch.device("cpu")
+            source, weights_key(source), part, head, torch.device("cpu")
         )
         with torch.no_grad():
-            rows = parts.pooled(parts.frozen(parts.prepare(pixels))[cut.end.node])
+            rows = parts.pooled(parts.frozen(parts.prepare(pixels))[part.end.node])
         expected = PretrainedCNNFeatures("mini", image_size=32, cache=None).transform(X)
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
         assert clf.n_iter_ == 5
@@ -947,9 +947,9 @@ def trunk(channels=8):
 def as_trained(clf, X):
     """Scores of the tuned tail and head as they were left by training."""
     source, key = clf._frozen_source()
-    cut = cut_network(source, clf.unfreeze)
-    head = Head(cut.width, len(clf.classes_), 0.0, cut.inner)
-    parts = training.Parts(source, key, cut, head, torch.device("cpu"))
+    part = find_tuned_part(source, clf.unfreeze)
+    head = Head(part.width, len(clf.classes_), 0.0, part.inner)
+    parts = training.Parts(source, key, part, head, torch.device("cpu"))
     parts.load(training.Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
@@ -1213,9 +1213,9 @@ def test_activations_too_large_for_half_precision(images):
         for name, array in backbone.arrays.items()
     }
     source = resolve_source(replace(backbone, arrays=arrays), "default", 0, None)
-    cut = replace(cut_network(source, 1), start="0")
-    head = Head(cut.width, 2, 0.0)
-    parts = training.Parts(source, weights_key(source), cut, head, torch.device("cpu"))
+    part = replace(find_tuned_part(source, 1), start="0")
+    head = Head(part.width, 2, 0.0)
+    parts = training.Parts(source, weights_key(source), part, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
     data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):
