@@ -32,7 +32,6 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_sample_weight
 from torchvision import models
 
-import skdeepfeat._finetuning.training as training
 from skdeepfeat import (
     Backbone,
     FineTunedClassifier,
@@ -45,8 +44,9 @@ from skdeepfeat import (
 )
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_source, weights_key
+from skdeepfeat._finetuning import frozen, phases, training
 from skdeepfeat._finetuning.data import Data, read_pixels
-from skdeepfeat._finetuning.parts import Head, TunedPart, find_tuned_part
+from skdeepfeat._finetuning.parts import Fitted, Head, Parts, TunedPart, find_tuned_part
 from skdeepfeat._images import batches
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
@@ -102,10 +102,10 @@ def test_frozen_is_frozen(images, augment):
     for name, array in after.items():
         same = np.array_equal(array, before[name])
         assert same != (name in tuned), name
-    frozen = PretrainedCNNFeatures("tiny", layer="block2", cache=None)
+    plain = PretrainedCNNFeatures("tiny", layer="block2", cache=None)
     np.testing.assert_array_equal(
         clf.as_features("block2", cache=None).transform(images[0]),
-        frozen.transform(images[0]),
+        plain.transform(images[0]),
     )
 
 
@@ -155,7 +155,7 @@ def test_lower_blocks_learn_slower():
     source = resolve_source("resnet18", None, 0, None)
     part = find_tuned_part(source, 2)
     head = Head(part.width, 3, 0.0)
-    parts = training.Parts(source, weights_key(source), part, head, torch.device("cpu"))
+    parts = Parts(source, weights_key(source), part, head, torch.device("cpu"))
     rates = {}
     for group in parts.groups(1.0, 0.5, 0.01):
         rates |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
@@ -191,7 +191,7 @@ def test_every_family_can_be_cut(name, unfreeze, tops):
     """Trunk, tail and head together compute what the whole network does."""
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     part, key = find_tuned_part(source, unfreeze), weights_key(source)
-    parts = training.Parts(
+    parts = Parts(
         source, key, part, Head(part.width, 2, 0.0, part.inner), torch.device("cpu")
     )
     tuned = {p.split(".")[0] for p, _ in parts.tail.named_parameters()}
@@ -200,9 +200,7 @@ def test_every_family_can_be_cut(name, unfreeze, tops):
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     parts.tail.eval()
     with torch.no_grad():
-        whole = training.Parts(
-            source, key, find_tuned_part(source, 0), parts.head, parts.device
-        )
+        whole = Parts(source, key, find_tuned_part(source, 0), parts.head, parts.device)
         expected = whole.pooled(whole.frozen(x)[part.end.node])
         left = parts.tail(parts.below(x))
         left = left[part.end.node] if isinstance(left, dict) else left
@@ -244,7 +242,7 @@ def test_the_frozen_trunk_is_computed_once(images, monkeypatch):
 
 def test_too_little_disk_is_said_and_survived(images, monkeypatch):
     usage = type("usage", (), {"free": 100})
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: usage)
     with pytest.warns(UserWarning, match=r"would take .* bytes, more than half"):
         clf = classifier().fit(*images)
     assert clf.score(*images) > 0.5
@@ -280,9 +278,7 @@ def test_training_pixels_are_those_of_the_features(images):
         assert pixels.shape[2] > 32
         part = find_tuned_part(source, 0)
         head = Head(part.width, 2, 0.0)
-        parts = training.Parts(
-            source, weights_key(source), part, head, torch.device("cpu")
-        )
+        parts = Parts(source, weights_key(source), part, head, torch.device("cpu"))
         with torch.no_grad():
             rows = parts.pooled(parts.frozen(parts.prepare(pixels))[part.end.node])
         expected = PretrainedCNNFeatures("mini", image_size=32, cache=None).transform(X)
@@ -455,7 +451,8 @@ def test_training_never_rounds_beyond_its_precision(images, augment, monkeypatch
             out.register_hook(lambda gradient: seen.add(("backward", *active)))
         return out
 
-    monkeypatch.setattr(training, "arithmetic", noted)
+    for module in (frozen, phases, training):
+        monkeypatch.setattr(module, "arithmetic", noted)
     X, y = images
     clf = classifier(
         augment=augment, unfreeze=1, early_stopping=True, validation_fraction=0.2
@@ -476,7 +473,8 @@ def test_functions_of_the_user_do_not_run_in_that_context(images, monkeypatch):
         yield
         active.clear()
 
-    monkeypatch.setattr(training, "arithmetic", noted)
+    for module in (frozen, phases, training):
+        monkeypatch.setattr(module, "arithmetic", noted)
     seen = []
     augment = lambda image: (seen.append(list(active)), image)[1]  # noqa: E731
     classifier(augment=augment).fit(*images)
@@ -788,8 +786,8 @@ def test_calibrated_and_stacked(images):
     X, y = images
     calibrated = CalibratedClassifierCV(classifier(), cv=2).fit(X, y)
     assert calibrated.predict_proba(X).shape == (40, 3)
-    frozen = make_pipeline(PretrainedCNNFeatures("tiny"), GaussianNB())
-    estimators = [("tuned", classifier()), ("frozen", frozen)]
+    untuned = make_pipeline(PretrainedCNNFeatures("tiny"), GaussianNB())
+    estimators = [("tuned", classifier()), ("frozen", untuned)]
     stacked = StackingClassifier(estimators, LinearSVC(), cv=2)
     assert stacked.fit(X, y).score(X, y) > 0.5
 
@@ -949,8 +947,8 @@ def as_trained(clf, X):
     source, key = clf._frozen_source()
     part = find_tuned_part(source, clf.unfreeze)
     head = Head(part.width, len(clf.classes_), 0.0, part.inner)
-    parts = training.Parts(source, key, part, head, torch.device("cpu"))
-    parts.load(training.Fitted(**clf.weights_))
+    parts = Parts(source, key, part, head, torch.device("cpu"))
+    parts.load(Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
     pixels = read_pixels(read_images(X), range(len(X)), source.input, None, 1).pixels
@@ -1215,9 +1213,9 @@ def test_activations_too_large_for_half_precision(images):
     source = resolve_source(replace(backbone, arrays=arrays), "default", 0, None)
     part = replace(find_tuned_part(source, 1), start="0")
     head = Head(part.width, 2, 0.0)
-    parts = training.Parts(source, weights_key(source), part, head, torch.device("cpu"))
+    parts = Parts(source, weights_key(source), part, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
     data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
     with pytest.warns(UserWarning, match="do not fit in half precision"):
-        frozen = training.Frozen(parts, data, keep=True)
-        assert frozen.entered is None and frozen.rows.shape == (4, 8)
+        computed = frozen.Frozen(parts, data, keep=True)
+        assert computed.entered is None and computed.rows.shape == (4, 8)
