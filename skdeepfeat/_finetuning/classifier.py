@@ -8,9 +8,7 @@ from safetensors.numpy import save_file
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._backbones.records import Backbone
@@ -26,13 +24,11 @@ from .._caches import Companions
 from .._exceptions import (
     FeatureWarning,
     ImageError,
-    ImageWarning,
     WeightsError,
     warn_user,
 )
 from .._features import PretrainedCNNFeatures
 from .._images.input import read_input, set_input_tags
-from .._processes import fork_safe
 from .._report import FitTask, hand_over, last_report
 from .._validation import (
     CallbackSupportMixin,
@@ -45,6 +41,7 @@ from .._validation import (
     complete_state,
     with_callbacks,
 )
+from .labels import HoldOut, Labels
 
 _tuned = Companions()  # classifier → Backbone
 
@@ -473,90 +470,76 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     def _train(
         self, X, y, sample_weight, classes, going_on, stop=lambda: False, epochs=None
     ):
-        """Everything that fit and partial_fit share."""
-        self._validate_params()
-        check_image_shape(self.image_shape)
-        images = read_input(
-            self, X, reset=not going_on, allow_nan=self.on_error == "nan"
-        )
-        y = check_labels(self, y)
-        check_consistent_length(images, y)
-        sample_weight = check_weights(sample_weight, len(y))
-        encoder = self._encoder(y, classes, going_on)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        first_seed = self.seed_ if going_on else seed
-        if going_on:  # other batches than before
-            seed = (first_seed + self.n_iter_) % 2**31
+        """Do what fit and partial_fit share."""
+        images, labels = self._check_input(X, y, sample_weight, classes, going_on)
+        seed, first_seed = self._seeds(going_on)
         source, key = self._frozen_source() if going_on else self._source(seed)
-        self._frozen_features(first_seed).fit(images)  # its parameters must do later
+        self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
         from .parts import Fitted, find_tuned_part
-        from .training import fine_tune
+        from .training import Start
 
         tuned = find_tuned_part(source, self.unfreeze)
-        is_part = epochs is not None
-        split_seed = first_seed if self.early_stopping and not is_part else None
-        data, held_out = self._read(
-            images, y, sample_weight, encoder, source, split_seed, is_part
-        )
         previous = Fitted(**self.weights_) if going_on else None
-        fitted = fine_tune(
-            source,
-            key,
-            tuned,
-            data,
-            held_out,
-            len(encoder.classes_),
-            self._recipe(seed, epochs),
-            previous,
-            lambda entry: self._tell(entry) or stop(),
-        )
-        self.classes_ = encoder.classes_
+        start = Start(source, key, tuned, len(labels.classes), previous)
+        recipe = self._recipe(seed, epochs)
+        is_part = epochs is not None
+        hold_out = None
+        if self.early_stopping and not is_part:
+            hold_out = HoldOut(self.validation_fraction, first_seed)
+        training_set = self._read(images, labels, hold_out, source.input)
+        fitted = self._tune(start, training_set, recipe, stop, not is_part)
+        self.classes_ = labels.classes
         self.seed_ = first_seed
         self.frozen_digest_ = saved_digest(source, by_values=True)
         self._keep(fitted, going_on)
         return self
 
-    @fork_safe
-    def _read(self, images, y, sample_weight, encoder, source, split_seed, is_part):
-        """Images to train on, and if there is a seed, others held out."""
-        from .data import Data, read_pixels
+    def _check_input(self, X, y, sample_weight, classes, going_on):
+        """Images and labels, after all checks that need no network."""
+        self._validate_params()
+        check_image_shape(self.image_shape)
+        allow_nan = self.on_error == "nan"
+        images = read_input(self, X, reset=not going_on, allow_nan=allow_nan)
+        y = check_labels(self, y)
+        check_consistent_length(images, y)
+        weights = check_weights(sample_weight, len(y))
+        earlier = self.classes_ if going_on else None
+        return images, Labels.encode(y, weights, self.class_weight, classes, earlier)
 
-        targets = encoder.transform(y)
-        weights = self._weights(targets, sample_weight, encoder)
-        used = np.flatnonzero(weights)
-        if split_seed is not None:  # before anything is decoded
-            self._split(targets[used], encoder.classes_, split_seed)
+    def _seeds(self, going_on) -> tuple[int, int]:
+        """Seeds of this fit, and of the first one that it continues."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if not going_on:
+            return seed, seed
+        seed = (self.seed_ + self.n_iter_) % 2**31  # other batches than before
+        return seed, self.seed_
+
+    def _read(self, images, labels, hold_out, spec):
+        """Decode the images that count."""
+        from .data import read_training_set
+
         value_range = check_value_range(self.value_range)
-        read = read_pixels(
-            images, used.tolist(), source.input, value_range, self.n_jobs
+        return read_training_set(
+            images, labels, hold_out, spec, value_range, self.n_jobs
         )
-        if read.errors:
-            self._leave_out(read, targets[used], targets[read.rows], encoder, is_part)
-            kept = np.isin(np.arange(len(y)), read.rows)
-            weights = self._weights(targets, sample_weight * kept, encoder)
-        targets, weights = targets[read.rows], weights[read.rows]
-        data = Data.of(read.pixels, targets, weights)
-        if split_seed is None:
-            return data, None
-        train, held_out = self._split(targets, encoder.classes_, split_seed)
-        return data.at(train), data.at(held_out)
 
-    def _leave_out(self, read, used, kept, encoder, is_part) -> None:
-        """Warn of images that cannot be read, or refuse to go on without them."""
-        first, n_failed, n = read.errors[0], len(read.errors), len(used)
-        lost = np.setdiff1d(used, kept)
-        if self.on_error == "raise":
-            raise _all_errors(read.errors, n) from first.__cause__
-        if len(lost) and not (is_part and len(kept)):
-            names = encoder.classes_[lost[:5]].tolist()
-            reason = f"{first.reason}. No image of the classes {names} can be read"
-            raise ImageError(first.row, first.source, reason) from first.__cause__
-        warn_user(
-            f"{n_failed} of {n} images cannot be read and are left out. The first is "
-            f"{first}.",
-            ImageWarning,
-        )
+    def _tune(self, start, training_set, recipe, stop, needs_all_classes):
+        """Train without the images that cannot be read or have no finite features."""
+        from .data import UnusableImages
+        from .training import fine_tune
+
+        def epoch_done(entry):
+            self._print_epoch(entry)
+            return stop()
+
+        raises, errors = self.on_error == "raise", training_set.images.errors
+        while True:
+            training_set = training_set.without(errors, raises, needs_all_classes)
+            try:
+                return fine_tune(start, *training_set.split(), recipe, epoch_done)
+            except UnusableImages as found:
+                errors = found.errors
 
     def _keep(self, fitted, going_on) -> None:
         """What training has left."""
@@ -566,66 +549,6 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.history_ = [*earlier, *fitted.history]
         self.n_iter_ = len(self.history_)
 
-    def _weights(self, targets, sample_weight, encoder) -> np.ndarray:
-        """Weights of the images in the loss.
-
-        "balanced" gives all classes that have any the same weight in sum.
-        """
-        if self.class_weight == "balanced":
-            sums = np.bincount(targets, sample_weight)
-            return sample_weight / np.where(sums > 0, sums, 1)[targets]
-        classes = encoder.classes_
-        of_class = compute_class_weight(self.class_weight, classes=classes, y=classes)
-        weights = of_class[targets] * sample_weight
-        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
-            raise ValueError(
-                f"The 'class_weight' parameter of {type(self).__name__} must leave "
-                "images with a weight above 0, and none below. Got "
-                f"{self.class_weight!r} instead."
-            )
-        return weights
-
-    def _encoder(self, y, classes, going_on) -> LabelEncoder:
-        """Labels to numbers; refuses one class, and strange ones when going on."""
-        known = self.classes_ if going_on else classes
-        if going_on and classes is not None and set(classes) != set(known):
-            raise ValueError(
-                f"classes={list(classes)} are not those of the first call of "
-                f"partial_fit, {list(known)}. Leave them out, or fit a new classifier."
-            )
-        encoder = LabelEncoder().fit(y if known is None else known)
-        if len(encoder.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs images of at least 2 classes. Got one "
-                f"class only, {encoder.classes_.tolist()[0]!r}."
-            )
-        strange = np.setdiff1d(y, encoder.classes_)
-        if len(strange):
-            raise ValueError(
-                f"y has the labels {strange[:5].tolist()}, which are not among the "
-                f"classes {encoder.classes_[:5].tolist()} of the first fit. Fit a new "
-                "classifier, or set warm_start=False."
-            )
-        return encoder
-
-    def _split(self, targets, classes, seed):
-        """Positions to train on, and to hold out for early stopping."""
-        rows = np.arange(len(targets))
-        n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
-        present, counts = np.unique(targets, return_counts=True)
-        if n_held_out < len(present) or counts.min() < 2:
-            rare = classes.tolist()[present[counts.argmin()]]
-            raise ValueError(
-                f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
-                f"which cannot show all {len(present)} classes (the rarest, {rare!r}, "
-                f"has {counts.min()} images). Raise validation_fraction="
-                f"{self.validation_fraction:g}, give more images, or set "
-                "early_stopping=False."
-            )
-        return train_test_split(
-            rows, test_size=n_held_out, stratify=targets, random_state=seed
-        )
-
     def _recipe(self, seed, epochs):
         """The parameters of training."""
         from .training import Recipe
@@ -634,8 +557,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         recipe = Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
         return recipe if epochs is None else replace(recipe, epochs=epochs)
 
-    def _tell(self, entry) -> None:
-        """Print a line about an epoch."""
+    def _print_epoch(self, entry) -> None:
+        """Print a line about an epoch, if verbose."""
         if self.verbose:
             seen = "validation_accuracy"
             held_out = f", held out {entry[seen]:.3f}" if seen in entry else ""
@@ -742,16 +665,3 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
         return tags
-
-
-def _all_errors(errors: list[ImageError], n: int) -> ImageError:
-    """The first error, which says how many more there are."""
-    first = errors[0]
-    if len(errors) == 1:
-        return first
-    others = ", ".join(str(error.row) for error in errors[1:6])
-    reason = (
-        f"{first.reason}. {len(errors)} of {n} images cannot be read (also rows "
-        f"{others}{', ...' if len(errors) > 6 else ''}); nothing was trained"
-    )
-    return ImageError(first.row, first.source, reason)

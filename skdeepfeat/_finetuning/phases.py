@@ -1,4 +1,4 @@
-"""What learns in each phase of fine-tuning, from what, and how fast."""
+"""What learns in each phase of fine-tuning, from what input, and how fast."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .._engines.arithmetic import arithmetic
 from .augmentation import augmentation
 from .data import Data
-from .frozen import Frozen, chunks
+from .frozen import FrozenFeatures, chunks
 from .parts import Parts
 
 HEAD_RATE = 10  # how much faster a head of one layer learns alone
@@ -29,7 +29,7 @@ class Recipe:
     augment: str | Callable
     label_smoothing: float
     dropout: float
-    n_iter_no_change: int | None
+    n_iter_no_change: int
     device: str
     precision: str
     seed: int
@@ -37,7 +37,7 @@ class Recipe:
 
 @dataclass
 class Phase:
-    """Something that learns, epoch by epoch.
+    """Modules that learn together for some epochs.
 
     Parameters
     ----------
@@ -45,16 +45,16 @@ class Phase:
     epochs : int
     learner : nn.Module
     groups : list of dict
-        Parameters and learning rates.
+        Parameters with their learning rates.
     data : Data
     inputs : callable
-        Rows of the data → what is learned from, on the device.
+        Maps positions in the data to what the learner takes, on the device.
     scores : callable
-        Those → scores (b, classes).
-    check : callable or None
-        () → (accuracy, loss) of the images held out.
+        Maps that to scores (b, classes).
+    validate : callable or None
+        Returns (accuracy, loss) of the images held out; None if there are none.
     fixed : sequence of nn.Module
-        Norms whose statistics stay: those of the pretraining are better than those
+        Norms that keep the statistics of the pretraining, which are better than those
         of a small batch.
     """
 
@@ -65,61 +65,97 @@ class Phase:
     data: Data
     inputs: Callable[[torch.Tensor], torch.Tensor]
     scores: Callable[[torch.Tensor], torch.Tensor]
-    check: Callable[[], tuple[float, float]] | None
+    validate: Callable[[], tuple[float, float]] | None
     fixed: Sequence[nn.Module] = ()
 
+    def start_epoch(self) -> None:
+        """Put the learner in training mode, apart from the fixed norms."""
+        self.learner.train()
+        for norm in self.fixed:
+            norm.eval()
 
-def head_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
-    """The head alone, on rows of the untouched network."""
 
-    def rows_of(images: Frozen):
-        return lambda chosen: images.rows[chosen].to(parts.device)
-
-    check = None
-    if held_out is not None:
-        others = rows_of(Frozen(parts, held_out, keep=False))
-        check = _checker(parts.head, others, parts.classify, held_out)
+def head_phase(
+    parts: Parts,
+    recipe: Recipe,
+    frozen: FrozenFeatures,
+    unseen: FrozenFeatures | None,
+    epochs: int,
+) -> Phase:
+    """The head alone, on features of the untouched network."""
+    validate = None
+    if unseen is not None:
+        inputs = _rows_of(unseen, parts.device)
+        validate = _validation(parts.head, inputs, parts.classify, unseen.data)
     rate = recipe.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
     return Phase(
         "head",
         epochs,
         parts.head,
         parts.groups(rate, 1.0, recipe.weight_decay, head_only=True),
-        data,
-        rows_of(frozen),
+        frozen.data,
+        _rows_of(frozen, parts.device),
         parts.classify,
-        check,
+        validate,
     )
 
 
-def joint_phase(parts, data, held_out, recipe, frozen, epochs) -> Phase:
-    """Head and tail together, from the frozen trunk's output."""
+def joint_phase(
+    parts: Parts,
+    recipe: Recipe,
+    frozen: FrozenFeatures,
+    unseen: FrozenFeatures | None,
+    epochs: int,
+) -> Phase:
+    """Head and tail together, on what leaves the frozen blocks."""
     learner = nn.ModuleList([parts.tail, parts.head])
-    inputs, scores = _augmented(parts, data, recipe.augment), parts.whole
-    if frozen.entered is not None:
-        inputs, scores = _kept(parts, frozen.entered), parts.above
-    check = None
-    if held_out is not None:
-        unseen = _augmented(parts, held_out, "none")
-        check = _checker(learner, unseen, parts.whole, held_out)
+    inputs, scores = _inputs_and_scores(parts, recipe, frozen)
+    validate = None
+    if unseen is not None:
+        plain = _augmented(parts, unseen.data, "none")
+        validate = _validation(learner, plain, parts.whole, unseen.data)
     groups = parts.groups(recipe.learning_rate, recipe.layer_decay, recipe.weight_decay)
     fixed = parts.norms() if parts.pretrained else ()
-    return Phase("joint", epochs, learner, groups, data, inputs, scores, check, fixed)
+    return Phase(
+        "joint",
+        epochs,
+        learner,
+        groups,
+        frozen.data,
+        inputs,
+        scores,
+        validate,
+        fixed,
+    )
+
+
+def _inputs_and_scores(
+    parts: Parts, recipe: Recipe, frozen: FrozenFeatures
+) -> tuple[Callable, Callable]:
+    """What the tail and the head learn from, and how scores are computed from that."""
+    if frozen.entered is not None:
+        return _kept(frozen.entered, parts.device), parts.above
+    return _augmented(parts, frozen.data, recipe.augment), parts.whole
+
+
+def _rows_of(frozen: FrozenFeatures, device):
+    """A function that maps positions to features computed before."""
+    return lambda chosen: frozen.rows[chosen].to(device)
+
+
+def _kept(entered: torch.Tensor, device):
+    """A function that maps positions to what enters the tail, computed before."""
+    return lambda chosen: entered[chosen].to(device).float()
 
 
 def _augmented(parts: Parts, data: Data, name):
-    """A function of rows that gives the input of the network, changed at random."""
+    """A function that maps positions to input of the network, changed at random."""
     augment = augmentation(name, parts.spec)
-    return lambda rows: parts.prepare(augment(data.take(rows).to(parts.device)))
+    return lambda chosen: parts.prepare(augment(data.take(chosen).to(parts.device)))
 
 
-def _kept(parts: Parts, entered: torch.Tensor):
-    """A function of rows that gives what enters the tail, computed before."""
-    return lambda rows: entered[rows].to(parts.device).float()
-
-
-def _checker(learner: nn.Module, inputs: Callable, scores: Callable, data: Data):
-    """A function that measures (accuracy, loss) of images held out."""
+def _validation(learner: nn.Module, inputs: Callable, scores: Callable, data: Data):
+    """A function that returns (accuracy, loss) of the images held out."""
 
     def scores_of(chunk):
         batch = inputs(chunk)
@@ -127,7 +163,7 @@ def _checker(learner: nn.Module, inputs: Callable, scores: Callable, data: Data)
             return scores(batch).cpu()
 
     @torch.inference_mode()
-    def check():
+    def validate():
         learner.eval()
         found = torch.cat([scores_of(chunk) for chunk in chunks(len(data))])
         right = (found.argmax(1) == data.targets).float()
@@ -135,4 +171,4 @@ def _checker(learner: nn.Module, inputs: Callable, scores: Callable, data: Data)
         loss = F.cross_entropy(found, data.targets, reduction="none")
         return (share * right).sum().item(), (share * loss).sum().item()
 
-    return check
+    return validate

@@ -1,7 +1,7 @@
-"""Tunes the tail of a network and a new head: fit → phase → epoch → step.
+"""Trains the tail of a network and a new head: fit → phase → epoch → step.
 
-First the head learns alone, on features of the untouched network that are computed
-once and standardised. Then tail and head learn together, the lower the slower.
+First the head learns alone, on standardised features of the untouched network that are
+computed once. Then tail and head learn together, lower blocks at lower rates.
 
 References
 ----------
@@ -11,16 +11,16 @@ References
 .. [3] Loshchilov, Hutter, "Decoupled Weight Decay Regularization", 2019 (AdamW).
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,20 +30,74 @@ from .._engines.devices import resolve_device
 from .._exceptions import warn_user
 from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe
-from .data import Data
-from .frozen import Frozen
+from .data import Data, UnusableImages
+from .frozen import FrozenFeatures
+from .monitoring import Aborted, Snapshots, Stopping, has_diverged, warn_if_hopeless
 from .parts import Fitted, Head, Parts, TunedPart
 from .phases import Phase, Recipe, head_phase, joint_phase
 
-HOPELESS = 1000  # times the loss of guessing
-TOLERANCE = 1e-4  # by how much a better score must be better
-
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
-# and put back afterwards; so fits of one process take turns.
+# and restored afterwards, so one process runs one fit at a time.
 _one_at_a_time = Lock()
 
 
 # Fit --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from.
+
+    Parameters
+    ----------
+    source : WeightsSource
+    key : bytes
+        Digest of the weights.
+    tuned : TunedPart
+    n_classes : int
+    previous : Fitted or None
+        What was tuned in the fit that this one continues.
+    """
+
+    source: WeightsSource
+    key: bytes
+    tuned: TunedPart
+    n_classes: int
+    previous: Fitted | None
+
+    def parts(self, dropout: float, device: torch.device) -> Parts:
+        """The network in three parts, with a new head."""
+        tuned = self.tuned
+        head = Head(tuned.width, self.n_classes, dropout, tuned.inner)
+        return Parts(self.source, self.key, tuned, head, device)
+
+
+@fork_safe
+def fine_tune(
+    start: Start,
+    data: Data,
+    held_out: Data | None,
+    recipe: Recipe,
+    epoch_done: Callable[[dict], bool],
+) -> Fitted:
+    """Divide the network, train it, and leave torch's global generator as it was."""
+    device = torch.device(resolve_device(recipe.device))
+    if start.source.seed is not None:  # random weights have nothing to preserve below
+        recipe = replace(recipe, layer_decay=1.0)
+    with _one_at_a_time, _seeded(recipe.seed, device):
+        parts = start.parts(recipe.dropout, device)
+        return train(parts, data, held_out, recipe, start.previous, epoch_done)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A context in which torch's global generators of CPU and device start anew."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def train(
@@ -54,7 +108,7 @@ def train(
     previous: Fitted | None,
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
-    """Tune head and tail.
+    """Train the head, then head and tail.
 
     Parameters
     ----------
@@ -64,44 +118,55 @@ def train(
         For early stopping; None trains through.
     recipe : Recipe
     previous : Fitted or None
-        What to go on from; the head does not learn alone first then.
+        What to continue from; the head does not learn alone first then.
     epoch_done : callable
-        Takes the entry of an epoch; says whether to stop.
+        Takes the entry of an epoch; returns whether to stop the phase.
 
     Returns
     -------
     fitted : Fitted
-        Of the last epoch, or with `held_out` of the best one. If the loss stops being
-        a number, of the last epoch before.
+        Of the last epoch, or with `held_out` of the best one. If training diverges, of
+        the last such epoch before.
+
+    Raises
+    ------
+    UnusableImages
+        If the features of some images are not finite; before anything is trained.
     """
-    history: list[dict] = []
     if previous is not None:
         parts.load(previous)
-    alone, joint = _epochs(parts.tuned, recipe, previous)
-    frozen = Frozen(parts, data, keep=recipe.augment == "none" and joint > 0)
-    scaling = previous.scaling if previous else frozen.scaling(data.weights)
+    phases, scaling = _prepare(parts, data, held_out, recipe, previous)
+    history: list[dict] = []
     with parts.standardised(*map(torch.from_numpy, scaling.values())):
-        finished = True
-        if alone:
-            phase = head_phase(parts, data, held_out, recipe, frozen, alone)
-            finished = _run(phase, recipe, history, epoch_done)
-        if joint and finished:
-            phase = joint_phase(parts, data, held_out, recipe, frozen, joint)
-            _run(phase, recipe, history, epoch_done)
-    _warn_of_nothing_learned(history, math.log(parts.head.last.out_features), recipe)
+        for phase in phases:
+            if not train_phase(phase, recipe, history, epoch_done):
+                break
+    warn_if_hopeless(history, parts.head.last.out_features, recipe)
     return Fitted(*parts.arrays(), scaling, history)
 
 
-def _warn_of_nothing_learned(history, guessing: float, recipe: Recipe) -> None:
-    """Say so if the loss in the end is far above that of guessing."""
-    loss = history[-1]["loss"] if history else 0.0
-    if loss > HOPELESS * guessing:
-        _warn(
-            f"The loss of the last epoch is {loss:.3g}, where that of guessing is "
-            f"{guessing:.3g}: training diverged with "
-            f"learning_rate={recipe.learning_rate:g}. Try "
-            f"learning_rate={recipe.learning_rate / 10:g}."
-        )
+def _prepare(
+    parts: Parts,
+    data: Data,
+    held_out: Data | None,
+    recipe: Recipe,
+    previous: Fitted | None,
+) -> tuple[list[Phase], dict[str, np.ndarray]]:
+    """The phases to train, and the scaling of what enters the head."""
+    alone, joint = _epochs(parts.tuned, recipe, previous)
+    frozen = FrozenFeatures(parts, data, keep=recipe.augment == "none" and joint > 0)
+    unseen = None if held_out is None else FrozenFeatures(parts, held_out)
+    errors = frozen.errors(all_images=previous is None or alone > 0 or frozen.keeps)
+    if unseen is not None:
+        errors += unseen.errors(all_images=alone > 0)
+    if errors:
+        raise UnusableImages(errors)
+    phases = [
+        head_phase(parts, recipe, frozen, unseen, alone),
+        joint_phase(parts, recipe, frozen, unseen, joint),
+    ]
+    scaling = previous.scaling if previous else frozen.scaling(data.weights)
+    return [phase for phase in phases if phase.epochs], scaling
 
 
 def _epochs(
@@ -112,47 +177,54 @@ def _epochs(
     return (alone, recipe.epochs) if tuned.has_tail else (alone + recipe.epochs, 0)
 
 
-# Phase → epoch → step ---------------------------------------------------------------
+# Phase ------------------------------------------------------------------------------
 
 
-def _run(phase: Phase, recipe: Recipe, history: list, epoch_done) -> bool:
-    """All epochs of a phase; says whether the next phase may begin."""
-    batches = math.ceil(len(phase.data) / recipe.batch_size)
-    optimizer = torch.optim.AdamW(phase.groups, weight_decay=recipe.weight_decay)
-    schedule = LambdaLR(optimizer, partial(one_cycle, n_steps=phase.epochs * batches))
-    best = phase.check()[0] if phase.check is not None else -math.inf
-    kept, waited = _snapshot(phase.learner), 0
-    for epoch in range(1, phase.epochs + 1):
-        started = time.perf_counter()
-        try:
-            entry = _epoch(phase, recipe, optimizer, schedule, batches)
-        except KeyboardInterrupt:
-            _warn(f"Training was interrupted in epoch {epoch} of phase {phase.name!r}.")
-            if phase.check is not None:
-                phase.learner.load_state_dict(kept)
-            return False
-        entry["seconds"] = time.perf_counter() - started
-        if not (math.isfinite(entry["loss"]) and _is_sound(phase)):
-            phase.learner.load_state_dict(kept)
-            _warn(_what_diverged(phase, epoch, recipe))
-            return False
-        if phase.check is not None:
-            accuracy, loss = phase.check()
-            entry |= {"validation_accuracy": accuracy, "validation_loss": loss}
-        history.append({"phase": phase.name, "epoch": epoch} | entry)
-        better = entry.get("validation_accuracy", math.inf) > best + TOLERANCE
-        waited = 0 if better else waited + 1
-        if better or phase.check is None:
-            best = entry.get("validation_accuracy", best)
-            kept = _snapshot(phase.learner)
-        stop = epoch_done(history[-1])
-        patience = recipe.n_iter_no_change
-        if stop or (phase.check is not None and patience and waited >= patience):
-            break
-    if phase.check is not None:
-        phase.learner.load_state_dict(kept)
+def train_phase(
+    phase: Phase,
+    recipe: Recipe,
+    history: list[dict],
+    epoch_done: Callable[[dict], bool],
+) -> bool:
+    """Train for the epochs of a phase; returns whether the next phase may begin."""
+    snapshots = Snapshots(phase.learner)
+    try:
+        for entry in _run_epochs(phase, recipe, snapshots):
+            history.append(entry)
+            if epoch_done(entry):
+                break
+    except Aborted as reason:
+        warn_user(str(reason), ConvergenceWarning)
+        return False
+    if phase.validate is not None:
+        snapshots.restore()
     phase.learner.eval()
     return True
+
+
+def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[dict]:
+    """Run the epochs of a phase; yields the entry of each for the history."""
+    schedule = _one_cycle_schedule(phase, recipe)
+    accuracy = None if phase.validate is None else phase.validate()[0]
+    stopping = Stopping(accuracy, recipe.n_iter_no_change)
+    for epoch in range(1, phase.epochs + 1):
+        entry = {"phase": phase.name, "epoch": epoch}
+        entry |= _guarded_epoch(phase, recipe, schedule, epoch, snapshots)
+        if phase.validate is not None:
+            accuracy, loss = phase.validate()
+            entry |= {"validation_accuracy": accuracy, "validation_loss": loss}
+        if stopping.improves(accuracy):
+            snapshots.keep(epoch)
+        yield entry
+        if stopping.is_due:
+            return
+
+
+def _one_cycle_schedule(phase: Phase, recipe: Recipe) -> LambdaLR:
+    """AdamW and its learning rate over all steps of a phase."""
+    optimizer = torch.optim.AdamW(phase.groups, weight_decay=recipe.weight_decay)
+    n_steps = phase.epochs * _n_batches(phase, recipe)
+    return LambdaLR(optimizer, partial(one_cycle, n_steps=n_steps))
 
 
 def one_cycle(step: int, n_steps: int) -> float:
@@ -163,31 +235,73 @@ def one_cycle(step: int, n_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise)))
 
 
-def _epoch(phase: Phase, recipe: Recipe, optimizer, schedule, batches) -> dict:
-    """Every image once, in random order; batches are of nearly equal size."""
-    phase.learner.train()
-    for norm in phase.fixed:
-        norm.eval()
-    loss, right, rate = 0.0, 0, 0.0
-    for rows in np.array_split(torch.randperm(len(phase.data)).numpy(), batches):
-        chosen = torch.from_numpy(np.sort(rows))  # as they stand in their file
-        batch_loss, batch_right = _step(phase, recipe, optimizer, chosen)
+# Epoch ------------------------------------------------------------------------------
+
+
+def _guarded_epoch(
+    phase: Phase, recipe: Recipe, schedule: LambdaLR, epoch: int, snapshots: Snapshots
+) -> dict:
+    """One epoch and its time; aborts the phase on Ctrl-C and on divergence."""
+    started = time.perf_counter()
+    try:
+        entry = train_epoch(phase, recipe, schedule)
+    except KeyboardInterrupt:
+        if phase.validate is not None:
+            snapshots.restore()
+        raise Aborted.by_interrupt(phase, epoch) from None
+    seconds = time.perf_counter() - started
+    if has_diverged(phase, entry["loss"]):
+        snapshots.restore()
+        raise Aborted.by_divergence(phase, epoch, snapshots.epoch, recipe)
+    return entry | {"seconds": seconds}
+
+
+def train_epoch(phase: Phase, recipe: Recipe, schedule: LambdaLR) -> dict:
+    """Every image once, in random order."""
+    phase.start_epoch()
+    optimizer = schedule.optimizer
+    loss, n_right, rate = 0.0, 0, 0.0
+    for chosen in _batches(phase, recipe):
+        batch_loss, batch_right = train_step(phase, recipe, optimizer, chosen)
         rate = max(rate, optimizer.param_groups[0]["lr"])
         schedule.step()
-        loss, right = loss + batch_loss * len(rows), right + batch_right
+        loss += batch_loss * len(chosen)
+        n_right += batch_right
         if not math.isfinite(loss):
             break
     n = len(phase.data)
-    return {"loss": loss / n, "accuracy": right / n, "learning_rate": rate}
+    return {"loss": loss / n, "accuracy": n_right / n, "learning_rate": rate}
 
 
-def _step(phase: Phase, recipe: Recipe, optimizer, chosen) -> tuple[float, int]:
-    """One batch: scores, loss, gradient, step. Returns the loss and how many right."""
+def _batches(phase: Phase, recipe: Recipe) -> Iterator[torch.Tensor]:
+    """Positions of all images in random order, in batches of nearly equal size."""
+    order = torch.randperm(len(phase.data)).numpy()
+    for chosen in np.array_split(order, _n_batches(phase, recipe)):
+        yield torch.from_numpy(np.sort(chosen))  # read in the order of their file
+
+
+def _n_batches(phase: Phase, recipe: Recipe) -> int:
+    return math.ceil(len(phase.data) / recipe.batch_size)
+
+
+# Step -------------------------------------------------------------------------------
+
+
+def train_step(
+    phase: Phase, recipe: Recipe, optimizer: torch.optim.Optimizer, chosen: torch.Tensor
+) -> tuple[float, int]:
+    """One batch: scores, loss, gradient, step.
+
+    Returns
+    -------
+    loss : float
+    n_right : int
+        Number of images whose highest score is that of their class.
+    """
     batch = phase.inputs(chosen)  # which may call a function of the user's
-    device = batch.device
-    targets = phase.data.targets[chosen].to(device)
-    weights = phase.data.weights[chosen].to(device)
-    with arithmetic(recipe.precision, device.type):
+    targets = phase.data.targets[chosen].to(batch.device)
+    weights = phase.data.weights[chosen].to(batch.device)
+    with arithmetic(recipe.precision, batch.device.type):
         scores = _scores(phase, recipe, batch)
         losses = F.cross_entropy(
             scores.float(),
@@ -202,65 +316,9 @@ def _step(phase: Phase, recipe: Recipe, optimizer, chosen) -> tuple[float, int]:
     return loss.item(), int((scores.argmax(1) == targets).sum())
 
 
-def _scores(phase: Phase, recipe: Recipe, batch) -> torch.Tensor:
+def _scores(phase: Phase, recipe: Recipe, batch: torch.Tensor) -> torch.Tensor:
     """Scores in the precision of training."""
     reduced = recipe.precision != "float32"
     kind, dtype = batch.device.type, PRECISIONS[recipe.precision]
     with torch.autocast(kind, dtype, enabled=reduced):
         return phase.scores(batch)
-
-
-@torch.no_grad()
-def _is_sound(phase: Phase) -> bool:
-    """Whether the scores of an image are numbers still after the last step."""
-    phase.learner.eval()
-    batch = phase.inputs(torch.arange(1))
-    with arithmetic("float32", batch.device.type):
-        return bool(torch.isfinite(phase.scores(batch)).all())
-
-
-def _snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def _what_diverged(phase: Phase, epoch: int, recipe: Recipe) -> str:
-    kept = f"those of epoch {epoch - 1}" if epoch > 1 else "those before training"
-    return (
-        f"The loss was no number any more in epoch {epoch} of phase {phase.name!r} "
-        f"with learning_rate={recipe.learning_rate:g}. Training stopped, and of the "
-        f"weights {kept} are kept. Try learning_rate={recipe.learning_rate / 10:g}."
-    )
-
-
-def _warn(message: str) -> None:
-    warn_user(message, ConvergenceWarning)
-
-
-# The door ---------------------------------------------------------------------------
-
-
-@fork_safe
-def fine_tune(
-    source: WeightsSource,
-    key: bytes,
-    tuned: TunedPart,
-    data: Data,
-    held_out: Data | None,
-    n_classes: int,
-    recipe: Recipe,
-    previous: Fitted | None,
-    epoch_done: Callable[[dict], bool],
-) -> Fitted:
-    """TunedPart the network, train, and leave torch's global generator as it was."""
-    device = torch.device(resolve_device(recipe.device))
-    if source.seed is not None:  # random weights have nothing to preserve below
-        recipe = replace(recipe, layer_decay=1.0)
-    devices = [device] if device.type == "cuda" else []
-    with _one_at_a_time, torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(recipe.seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(recipe.seed)
-        head = Head(tuned.width, n_classes, recipe.dropout, tuned.inner)
-        parts = Parts(source, key, tuned, head, device)
-        return train(parts, data, held_out, recipe, previous, epoch_done)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import pickle
 import subprocess
@@ -44,14 +45,15 @@ from skdeepfeat import (
 )
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._backbones.weights import resolve_source, weights_key
-from skdeepfeat._finetuning import frozen, phases, training
-from skdeepfeat._finetuning.data import Data, read_pixels
+from skdeepfeat._finetuning import frozen, monitoring, phases, training
+from skdeepfeat._finetuning.data import Data, FitImages, read_pixels
+from skdeepfeat._finetuning.labels import Labels
 from skdeepfeat._finetuning.parts import Fitted, Head, Parts, TunedPart, find_tuned_part
 from skdeepfeat._images import batches
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
 from skdeepfeat._networks.sharing import get_network
-from skdeepfeat._report import last_report
+from skdeepfeat._report import FitTask, last_report
 
 
 def classifier(backbone="tiny", **parameters):
@@ -418,11 +420,19 @@ def test_one_float_image_makes_all_of_them_floats_and_keeps_their_values():
     assert few.pixels.dtype == torch.uint8 and few.rows.tolist() == [3, 60, 5]
 
 
+def data_of(pixels, targets):
+    """Images in range, each of weight 1."""
+    n = len(pixels)
+    sources = [f"image {i}" for i in range(n)]
+    images = FitImages(pixels, np.arange(n), sources, np.ones(n, bool), [])
+    return Data.of(images, np.arange(n), targets, np.ones(n))
+
+
 def test_images_held_out_are_not_copied():
     pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, 2, 2)
-    data = Data.of(pixels, np.arange(10), np.ones(10))
+    data = data_of(pixels, np.arange(10))
     some = data.at(np.array([7, 2, 5])).at([2, 0])
-    assert some.pixels is pixels and len(some) == 2
+    assert some.images.pixels is pixels and len(some) == 2
     assert some.take(torch.tensor([0, 1]))[:, 0, 0, 0].tolist() == [5, 7]
     assert some.targets.tolist() == [5, 7]
 
@@ -451,7 +461,7 @@ def test_training_never_rounds_beyond_its_precision(images, augment, monkeypatch
             out.register_hook(lambda gradient: seen.add(("backward", *active)))
         return out
 
-    for module in (frozen, phases, training):
+    for module in (frozen, monitoring, phases, training):
         monkeypatch.setattr(module, "arithmetic", noted)
     X, y = images
     clf = classifier(
@@ -473,7 +483,7 @@ def test_functions_of_the_user_do_not_run_in_that_context(images, monkeypatch):
         yield
         active.clear()
 
-    for module in (frozen, phases, training):
+    for module in (frozen, monitoring, phases, training):
         monkeypatch.setattr(module, "arithmetic", noted)
     seen = []
     augment = lambda image: (seen.append(list(active)), image)[1]  # noqa: E731
@@ -624,11 +634,11 @@ def test_a_class_without_a_readable_image_is_an_error(images):
     ]
     with pytest.raises(ImageError, match=r"No image of the classes \['bee'\]"):
         clf.fit(rows, y)
-    with pytest.raises(ImageError, match=r"\['ant', 'bee', 'cat'\] can be read"):
+    with pytest.raises(ImageError, match=r"\['ant', 'bee', 'cat'\] can be used"):
         clf.fit([None] * 40, y)
     with pytest.warns(ImageWarning, match="left out"):  # more may come
         clf.partial_fit(rows, y, classes=np.unique(y))
-    with pytest.raises(ImageError, match="can be read"):
+    with pytest.raises(ImageError, match="can be used"):
         clf.partial_fit([None] * 40, y)
 
 
@@ -863,32 +873,28 @@ def test_weights_are_saved_as_what_they_are(name, images, tmp_path):
 
 def test_a_diverging_loss_stops_with_the_last_good_weights(images, monkeypatch):
     X, y = images
-    real, calls = training._step, [0]
+    real, calls = training.train_step, [0]
 
     def diverge(*arguments):
         calls[0] += 1
         loss, right = real(*arguments)
         return (float("nan") if calls[0] > 20 else loss), right
 
-    monkeypatch.setattr(training, "_step", diverge)
+    monkeypatch.setattr(training, "train_step", diverge)
     with pytest.warns(ConvergenceWarning, match=r"epoch 2 of phase 'joint'.*0\.001"):
         clf = classifier(epochs=9).fit(X, y)
     assert clf.n_iter_ == 4
     monkeypatch.undo()
     good = classifier(epochs=9)
-    stopped = []
-    monkeypatch.setattr(
-        FineTunedClassifier,
-        "_tell",
-        lambda self, entry: stopped.append(entry) or len(stopped) == 4,
-    )
+    done = itertools.count(1)
+    monkeypatch.setattr(FitTask, "step_done", lambda task: next(done) == 4)
     good.fit(X, y)
     np.testing.assert_array_equal(clf.predict_proba(X), good.predict_proba(X))
 
 
 def test_ctrl_c_leaves_a_usable_model(images, monkeypatch):
     X, y = images
-    real, calls = training._step, [0]
+    real, calls = training.train_step, [0]
 
     def interrupt(*arguments):
         calls[0] += 1
@@ -896,7 +902,7 @@ def test_ctrl_c_leaves_a_usable_model(images, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_step", interrupt)
+    monkeypatch.setattr(training, "train_step", interrupt)
     with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2"):
         clf = classifier(epochs=9).fit(X, y)
     assert np.isfinite(clf.predict_proba(X)).all()
@@ -1169,14 +1175,11 @@ def test_balanced_classes_count_alike(images):
     """Weights of images are part of the balance, as in scikit-learn."""
     _, y = images
     weights = np.where(y == "ant", 5.0, np.where(y == "bee", 0.5, 1.0))
-    clf = classifier(class_weight="balanced")
-    encoder = clf._encoder(y, None, False)
-    targets = encoder.transform(y)
-    found = clf._weights(targets, weights, encoder)
-    sums = np.bincount(targets, found)
+    labels = Labels.encode(y, weights, "balanced", None, None)
+    sums = np.bincount(labels.targets, labels.weights)
     np.testing.assert_allclose(sums, sums[0])
     expected = compute_sample_weight("balanced", y)
-    plain = clf._weights(targets, np.ones(40), encoder)
+    plain = Labels.encode(y, np.ones(40), "balanced", None, None).weights
     np.testing.assert_allclose(plain / plain[0], expected / expected[0])
 
 
@@ -1199,7 +1202,7 @@ def test_partial_fit_holds_nothing_out(images):
     before = clf.weights_["tail"]["3.weight"].copy()
     clf.partial_fit(X[:3], y[:3])
     assert not np.array_equal(clf.weights_["tail"]["3.weight"], before)
-    with pytest.raises(ValueError, match="not those of the first call"):
+    with pytest.raises(ValueError, match="differ from those of the first call"):
         clf.partial_fit(X, y, classes=["ant", "dog"])
 
 
@@ -1215,7 +1218,7 @@ def test_activations_too_large_for_half_precision(images):
     head = Head(part.width, 2, 0.0)
     parts = Parts(source, weights_key(source), part, head, torch.device("cpu"))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
-    data = Data.of(pixels, np.arange(4) % 2, np.ones(4))
+    data = data_of(pixels, np.arange(4) % 2)
     with pytest.warns(UserWarning, match="do not fit in half precision"):
-        computed = frozen.Frozen(parts, data, keep=True)
+        computed = frozen.FrozenFeatures(parts, data, keep=True)
         assert computed.entered is None and computed.rows.shape == (4, 8)
