@@ -54,7 +54,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("name", "unfreeze", "tops"), FAMILIES, ids=lambda v: str(v))
-def test_every_family_can_be_cut(name, unfreeze, tops):
+def test_every_family_can_be_divided(name, unfreeze, tops):
     """Trunk, tail and head together compute what the whole network does."""
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     part, key = find_tuned_part(source, unfreeze), weights_key(source)
@@ -103,7 +103,7 @@ def test_too_deep(images):
         classifier(unfreeze=9).fit(*images)
     with pytest.raises(ValueError, match="'block77'"):
         classifier(unfreeze="block77").fit(*images)
-    with pytest.raises(ValueError, match="no block of backbone"):
+    with pytest.raises(ValueError, match="is not a block of backbone"):
         classifier(unfreeze="penultimate").fit(*images)
 
 
@@ -201,8 +201,8 @@ def test_predictions_are_those_of_the_trained_network(images, kind):
     )
 
 
-def test_a_module_on_both_sides_of_the_cut_is_refused(images):
-    with pytest.raises(ValueError, match="both below and above the cut"):
+def test_a_module_that_trunk_and_tail_share_is_refused(images):
+    with pytest.raises(ValueError, match="in both frozen and tuned blocks"):
         classifier(own_backbone(Twice()), unfreeze=1).fit(*images)
 
 

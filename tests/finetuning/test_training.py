@@ -259,7 +259,7 @@ def test_partial_fit(images):
         clf.partial_fit(X[:2], ["dog", "ant"])
 
 
-def test_a_large_loss_in_the_end_is_told(images):
+def test_a_large_final_loss_is_reported(images):
     with pytest.warns(ConvergenceWarning, match=r"Try learning_rate=100\."):
         classifier(learning_rate=1000).fit(*images)
 
