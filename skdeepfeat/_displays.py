@@ -1,6 +1,6 @@
-"""Figures of fitted estimators, in scikit-learn's way: from something, then plot.
+"""Figures of training histories and of searches, as scikit-learn's displays.
 
-Matplotlib is imported when something is drawn; the extra [plot] installs it.
+Matplotlib is imported only when a figure is drawn; the extra [plot] installs it.
 """
 
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from ._networks.layers import list_layers
 
 
 class Display(ABC):
-    """What all displays share."""
+    """Base of the displays."""
 
     def plot(self, ax=None):
-        """Draw it.
+        """Draw the figure.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
@@ -35,7 +35,7 @@ class Display(ABC):
 
     @abstractmethod
     def _draw(self):
-        """Draw on `ax_`, and remember the lines."""
+        """Draw on `ax_`, and store the lines in `lines_`."""
 
 
 def _new_axes():
@@ -44,31 +44,31 @@ def _new_axes():
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Displays need matplotlib; type pip install 'skdeepfeat[plot]'."
+            "Displays need matplotlib. Install it with pip install 'skdeepfeat[plot]'."
         ) from error
     return plt.subplots(layout="constrained")[1]
 
 
 class TrainingHistoryDisplay(Display):
-    """How loss or accuracy went, epoch by epoch.
+    """Loss or accuracy of a fine-tuned classifier, epoch by epoch.
 
-    Use :meth:`from_estimator` to make one.
+    Use :meth:`from_estimator` to create one.
 
     Parameters
     ----------
     history : list of dict
         The `history_` of a :class:`FineTunedClassifier`.
     metric : {"accuracy", "loss"}, default="accuracy"
-        What is shown.
+        What to show.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        Where it was drawn.
+        Axes with the curves.
     figure_ : matplotlib Figure
-        Its figure.
+        Figure that contains the axes.
     lines_ : list of matplotlib Line2D
-        Training, then images held out if there were any.
+        Curve of the training images, then that of the images held out, if any.
 
     Examples
     --------
@@ -91,16 +91,16 @@ class TrainingHistoryDisplay(Display):
         Parameters
         ----------
         estimator : FineTunedClassifier
-            Fitted.
+            A fitted classifier.
         metric : {"accuracy", "loss"}, default="accuracy"
-            What is shown.
+            What to show.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : TrainingHistoryDisplay
-            The display, drawn.
+            The display, already drawn.
         """
         check_is_fitted(estimator)
         return cls(estimator.history_, metric=metric).plot(ax=ax)
@@ -122,7 +122,7 @@ class TrainingHistoryDisplay(Display):
         self.ax_.legend()
 
     def _divide(self, place):
-        """Show where blocks begin to learn with the head."""
+        """Mark the epoch from which blocks learn together with the head."""
         self.ax_.axvline(place, color="grey", linestyle=":")
         for text, shift, side in (
             ("head alone", -6, "right"),
@@ -142,23 +142,23 @@ class TrainingHistoryDisplay(Display):
 class LayerDepthDisplay(Display):
     """Score by depth of the features, from a search over layers.
 
-    Use :meth:`from_search` to make one.
+    Use :meth:`from_search` to create one.
 
     Parameters
     ----------
     layers : list of str
         From early to late.
     scores : dict of str to ndarray of shape (n_layers,)
-        Mean test scores, by the other parameters of the search.
+        Mean test scores, for each setting of the other parameters of the search.
     score_name : str, default="score"
         Label of the vertical axis.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        Where it was drawn.
+        Axes with the curves.
     figure_ : matplotlib Figure
-        Its figure.
+        Figure that contains the axes.
     lines_ : list of matplotlib Line2D
         One for each setting of the other parameters.
 
@@ -189,20 +189,20 @@ class LayerDepthDisplay(Display):
         Parameters
         ----------
         search : GridSearchCV or similar
-            Fitted, over a parameter called "layer" or "<step>__layer", and perhaps
-            others.
+            A fitted search over a parameter called "layer" or "<step>__layer", and
+            possibly others.
         metric : str, default="score"
-            Which of several scorers.
+            Name of the scorer, if the search has several.
         names : callable, default=None
-            Takes the dict of the other parameters and returns the label of a line;
-            by default their values.
+            Takes the dict of the other parameters and returns the label of a line. By
+            default, the label lists their values.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None creates a new figure.
 
         Returns
         -------
         display : LayerDepthDisplay
-            The display, drawn.
+            The display, already drawn.
         """
         check_is_fitted(search)
         results = search.cv_results_
@@ -210,8 +210,8 @@ class LayerDepthDisplay(Display):
         keys = [k for k in candidates[0] if k == "layer" or k.endswith("__layer")]
         if not keys:
             raise ValueError(
-                "The search varies no parameter called 'layer'. Its parameters are "
-                f"{', '.join(map(repr, candidates[0]))}."
+                "The search does not vary a parameter called 'layer'. Its parameters "
+                f"are {', '.join(map(repr, candidates[0]))}."
             )
         (key,) = keys
         layers = sorted(
@@ -237,7 +237,7 @@ class LayerDepthDisplay(Display):
 
 
 def _depth_in_network(search, key):
-    """A function: layer → its place in the network, from early to late."""
+    """A function that maps a layer to its depth in the network."""
     parameters = search.estimator.get_params()
     backbone = parameters[f"{key.removesuffix('layer')}backbone"]
     place = {layer.alias: layer.index for layer in list_layers(backbone)}

@@ -1,4 +1,4 @@
-"""Which kind of transfer learning suits some data: measured, then decided."""
+"""Which kind of transfer learning suits some images: measured, then recommended."""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -11,26 +11,30 @@ from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import list_layers
 
-LARGE = 200  # images of the average class that can bear tuning a network
+LARGE = 200  # images per class, on average, from which tuning a network pays off
 
-# (is the data large, is it like what the network was trained on) → (name, why).
+# (whether there are many images, whether they resemble those of the pretraining) →
+# (strategy, reason).
 STRATEGIES = {
     (False, True): (
         "head only",
-        "few images, and the last layer serves them best: train a new head alone",
+        "there are few images, and the last layer suits them best: train a new head "
+        "alone",
     ),
     (True, True): (
         "fine-tune",
-        "many images like those of the pretraining: tune the top blocks too",
+        "there are many images, similar to those of the pretraining: tune the top "
+        "blocks too",
     ),
     (False, False): (
         "earlier layers",
-        "few images, and an earlier layer serves them better than the last one: "
-        "train a classifier on its features",
+        "there are few images, and an earlier layer suits them better than the last "
+        "one: train a classifier on its features",
     ),
     (True, False): (
         "fine-tune most layers",
-        "many images unlike those of the pretraining: tune most of the network",
+        "there are many images, unlike those of the pretraining: tune most of the "
+        "network",
     ),
 }
 
@@ -46,12 +50,12 @@ def recommend_strategy(
     verbose=1,
     **shared,
 ):
-    """Measure which kind of transfer learning suits some images.
+    """Measure which kind of transfer learning suits your images.
 
-    A linear probe is cross-validated at every depth of the network. Where an earlier
-    layer beats the last one by more than the error of the comparison, the images are
-    unlike those that the network was trained on. Together with the number of images in
-    a class this tells apart the four cases of the textbooks [1]_.
+    A linear probe is cross-validated at every depth of the network. If an earlier
+    layer beats the last one by more than the standard error of their difference, the
+    images are unlike those that the network was trained on. Together with the number of
+    images per class, this distinguishes the four cases of the textbooks [1]_.
 
     Parameters
     ----------
@@ -64,11 +68,11 @@ def recommend_strategy(
     weights : str, path or tuple, default="default"
         Its weights.
     cv : int, default=5
-        Folds; fewer where a class has fewer images.
+        Number of folds; fewer if a class has fewer images.
     random_state : int, default=0
-        Of the folds, and of the estimator that is returned.
+        Seed of the folds, and of the estimator that is returned.
     verbose : int, default=1
-        Above 0, the explanation is printed.
+        If above 0, the explanation is printed.
     **shared
         Other parameters that both estimators have, such as `image_shape`.
 
@@ -84,9 +88,9 @@ def recommend_strategy(
         accuracy : dict of str to (float, float)
             Mean accuracy of the probe at each layer, and its standard error.
         images_per_class : float
-            Of the average class.
+            Average number of images in a class.
         explanation : str
-            What was measured and decided.
+            What was measured and recommended, as text.
 
     References
     ----------
@@ -103,18 +107,13 @@ def recommend_strategy(
     True
     """
     y = np.asarray(y)
-    counts = np.unique(y, return_counts=True)[1]
-    if len(counts) < 2 or counts.min() < 2:
-        raise ValueError(
-            "recommend_strategy needs at least 2 classes with at least 2 images each. "
-            f"Got {len(counts)} classes, the smallest with {counts.min()}."
-        )
+    counts = _images_per_class(y)
     parameters = {"backbone": backbone, "weights": weights, **shared}
     folds = StratifiedKFold(
         min(cv, counts.min()), shuffle=True, random_state=random_state
     )
     scores = _probe_every_depth(X, y, parameters, folds)
-    # Of equals the deepest, so that the last layer is only left for something better.
+    # Of equal layers the deepest, so that only a better one replaces the last layer.
     best = max(reversed(list(scores)), key=lambda layer: scores[layer].mean())
     gain = scores[best] - scores["penultimate"]
     error = _standard_error(gain)
@@ -135,19 +134,30 @@ def recommend_strategy(
     )
 
 
+def _images_per_class(y) -> np.ndarray:
+    """Number of images of each class; refuses what cannot be cross-validated."""
+    counts = np.unique(y, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 2:
+        raise ValueError(
+            "recommend_strategy needs at least 2 classes with at least 2 images each. "
+            f"Got {len(counts)} classes, the smallest with {counts.min()}."
+        )
+    return counts
+
+
 def _standard_error(values) -> float:
-    """Of the mean."""
+    """Standard error of the mean."""
     return values.std(ddof=1) / np.sqrt(len(values))
 
 
 def _probe(features):
-    """A linear classifier that needs no tuning, on standardised features."""
+    """A linear classifier with fixed settings, on standardised features."""
     head = LogisticRegression(C=0.01, max_iter=1000)
     return make_pipeline(features, StandardScaler(), head)
 
 
 def _probe_every_depth(X, y, parameters, folds) -> dict[str, np.ndarray]:
-    """Accuracy in each fold, by layer from early to late; one pass of the network."""
+    """Accuracy in each fold by layer, from early to late, with one network pass."""
     features = PretrainedCNNFeatures(prefetch_layers="all", **parameters)
     aliases = [layer.alias for layer in list_layers(features.backbone)]
     depths = [alias for alias in aliases if alias != "logits"]
@@ -158,7 +168,7 @@ def _probe_every_depth(X, y, parameters, folds) -> dict[str, np.ndarray]:
 
 
 def _estimator(name, best, parameters, random_state):
-    """What a strategy means, ready to be fitted."""
+    """The estimator of a strategy, ready to be fitted."""
     if name == "earlier layers":
         return _probe(PretrainedCNNFeatures(layer=best, **parameters))
     clf = FineTunedClassifier(random_state=random_state, **parameters)
@@ -172,7 +182,7 @@ def _estimator(name, best, parameters, random_state):
 
 
 def _explain(name, why, accuracy, best, gain, error, counts) -> str:
-    """The figures and what follows from them, as text."""
+    """The measured accuracies and the recommendation, as text."""
     lines = ["Accuracy of a linear probe by depth:"]
     for layer, (mean, deviation) in accuracy.items():
         mark = "  <- best" if layer == best else ""
@@ -185,6 +195,6 @@ def _explain(name, why, accuracy, best, gain, error, counts) -> str:
         f"{counts.sum()} images in {len(counts)} classes, {counts.mean():.0f} each: "
         f"{size} (the limit is {LARGE}).",
         found,
-        f"Strategy: {name}. This is because of {why}.",
+        f"Strategy: {name}, because {why}.",
     ]
     return "\n".join(lines)

@@ -39,7 +39,8 @@ FLOOR_OF = {room: -floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 TORCH = {"torch", "torchvision", "safetensors.torch"}
 WITH_TORCH = {"_backbones.files", "_backbones.skeletons", "_engines.tf32"}
 WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
-WITH_TORCH |= {"_finetuning.parts", "_finetuning.training"}
+WITH_TORCH |= {"_finetuning.frozen", "_finetuning.parts", "_finetuning.phases"}
+WITH_TORCH |= {"_finetuning.monitoring", "_finetuning.training"}
 WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {
     "_networks.__init__",
     "_networks.layers",

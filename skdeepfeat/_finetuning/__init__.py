@@ -1,1 +1,1 @@
-"""FineTunedClassifier: its data, the parts of its network, and its training."""
+"""FineTunedClassifier: its data and labels, the parts of its network, its training."""

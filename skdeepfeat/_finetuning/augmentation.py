@@ -1,7 +1,7 @@
-"""Random changes of training images: whole batches at once, on their device.
+"""Random augmentation of training images, in whole batches on their device.
 
-Each image of a batch has parameters of its own, drawn on the CPU from torch's global
-generator, so that a seed means the same on every device. A batch is (b, 3, h, w)
+The parameters of each image are drawn on the CPU from torch's global generator, so a
+seed has the same effect on every device. A batch is (b, 3, h, w)
 floats from 0 to 255.
 
 References
@@ -23,20 +23,20 @@ from .._images.recipe import InputSpec
 
 Augment = Callable[[torch.Tensor], torch.Tensor]
 
-TRIES = 10  # boxes that are drawn for an image until one fits into it
+TRIES = 10  # boxes drawn for each image, of which the first that fits is used
 LUMA = (0.2989, 0.587, 0.114)
 
 
 def margin(spec: InputSpec) -> int:
     """Pixels that a training image has in each direction beyond the network's input.
 
-    A multiple of 4, so that the centre crop of it is the very crop of the recipe.
+    A multiple of 4, so that its centre crop is exactly the crop of the recipe.
     """
     return max(0, (spec.resize or 0) - spec.image_size) // 4 * 4
 
 
 def augmentation(name, spec: InputSpec) -> Augment:
-    """What is done to a batch of pixels before it is cropped and normalised."""
+    """The function that changes a batch of pixels before the crop and normalisation."""
     if callable(name):
         return partial(_one_by_one, name)
     steps = {
@@ -56,7 +56,7 @@ def augmentation(name, spec: InputSpec) -> Augment:
 
 
 def _one_by_one(function: Augment, pixels: torch.Tensor) -> torch.Tensor:
-    """A function of the user's, which takes one 8-bit image."""
+    """Apply a function of the user's, which takes one 8-bit image."""
     images = pixels.cpu().round().clamp(0, 255).byte()
     return torch.stack([function(image) for image in images])
 
@@ -65,7 +65,7 @@ def _one_by_one(function: Augment, pixels: torch.Tensor) -> torch.Tensor:
 
 
 class Boxes(NamedTuple):
-    """Parts of images, one for each: four tensors (b,)."""
+    """One box for each image of a batch: four tensors (b,)."""
 
     top: torch.Tensor
     left: torch.Tensor
@@ -74,7 +74,7 @@ class Boxes(NamedTuple):
 
 
 def shift(spec: InputSpec, batch: torch.Tensor) -> torch.Tensor:
-    """Mirror and shift; where there is no margin, images go on as their reflection."""
+    """Mirror and shift; without a margin, images continue as their reflection."""
     size, side, n = spec.image_size, batch.shape[-1], len(batch)
     padding = 0 if margin(spec) else size // 16
     top, left = torch.randint(side + 2 * padding - size + 1, (2, n)) - padding
@@ -85,7 +85,7 @@ def shift(spec: InputSpec, batch: torch.Tensor) -> torch.Tensor:
 def crop(spec: InputSpec, smallest: float, batch: torch.Tensor) -> torch.Tensor:
     """Mirror, and resize a random part, of at least this share, to the input size.
 
-    It hardly ever shrinks, so nothing is smoothed before.
+    Images are rarely reduced, so there is no smoothing.
     """
     side = batch.shape[-1]
     boxes, found = random_boxes(len(batch), side, (smallest, 1), (3 / 4, 4 / 3))
@@ -99,7 +99,7 @@ def crop(spec: InputSpec, smallest: float, batch: torch.Tensor) -> torch.Tensor:
 
 
 def random_boxes(n: int, side: int, shares, ratios) -> tuple[Boxes, torch.Tensor]:
-    """n boxes of random area, shape and place, and which of them fit in an image."""
+    """n boxes of random area, shape and position, and which of them fit an image."""
     area = side**2 * torch.empty(n, TRIES).uniform_(*shares)
     ratio = torch.empty(n, TRIES).uniform_(*map(math.log, ratios)).exp()
     height, width = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
@@ -113,7 +113,7 @@ def random_boxes(n: int, side: int, shares, ratios) -> tuple[Boxes, torch.Tensor
 
 
 def _resized(batch, boxes: Boxes, size: int, filter_: str) -> torch.Tensor:
-    """Parts of images as (b, 3, size, size), half of them from right to left."""
+    """Parts of images as (b, 3, size, size), half of them mirrored."""
     mirror = torch.rand(len(batch)) < 0.5
     wide = torch.where(mirror, -boxes.width, boxes.width) / size
     start = torch.where(mirror, boxes.left + boxes.width, boxes.left)
@@ -122,14 +122,14 @@ def _resized(batch, boxes: Boxes, size: int, filter_: str) -> torch.Tensor:
 
 
 def _matrices(a, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> torch.Tensor:
-    """(b, 6): (x, y) comes from (ax + by + c, dx + ey + f), in pixels."""
+    """Matrices (b, 6) that map (x, y) to (ax + by + c, dx + ey + f), in pixels."""
     return torch.stack([entry + torch.zeros_like(a) for entry in (a, b, c, d, e, f)], 1)
 
 
 def _sampled(batch, places, size: int, filter_: str, beyond: str) -> torch.Tensor:
-    """(b, 3, size, size), whose pixels come from the places that matrices say.
+    """Pixels (b, 3, size, size) sampled at the places that matrices map to.
 
-    Multiplied one by one, as a GPU may round in products of matrices.
+    Without matrix products, which a GPU may round to lower precision.
     """
     a, b, c, d, e, f = places.to(batch.device)[:, :, None, None].unbind(1)
     along = torch.arange(size, device=batch.device) + 0.5
@@ -143,14 +143,14 @@ def _sampled(batch, places, size: int, filter_: str, beyond: str) -> torch.Tenso
 
 
 def jitter(most: float, batch: torch.Tensor) -> torch.Tensor:
-    """Change brightness, contrast and saturation, in an order of its own each.
+    """Change brightness, contrast and saturation, in random order for each image.
 
-    Each step takes an image x to ``f x + (1 - f) other``, where the other is black,
-    the mean grey, or the grey of each pixel. So all three together are one linear map
-    of colours and mean colour, and values are clipped once, in the end.
+    Each step maps an image x to ``f x + (1 - f) other``, where `other` is black, the
+    mean grey, or the grey of each pixel. All three together are therefore one linear
+    map of colours and mean colour, and values are clipped only once, at the end.
     """
     n = len(batch)
-    others = torch.zeros(3, 2, 3, 3)  # of each step: of the pixel's colour, of the mean
+    others = torch.zeros(3, 2, 3, 3)  # of each step: from the pixel, from the mean
     others[CONTRAST, 1] = others[SATURATION, 0] = torch.tensor(LUMA).expand(3, 3)
     own, mean = torch.eye(3).expand(n, 3, 3), torch.zeros(n, 3, 3)
     steps = torch.rand(n, 3).argsort(1).T
@@ -169,22 +169,22 @@ BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
 
 def brighten(batch, factor):
-    """Away from black."""
+    """Blend with black."""
     return _blend(batch, 0.0, factor)
 
 
 def saturate(batch, factor):
-    """Away from grey."""
+    """Blend with the grey image."""
     return _blend(batch, _grey(batch), factor)
 
 
 def contrast(batch, factor):
-    """Away from its own mean grey."""
+    """Blend with the mean grey."""
     return _blend(batch, _grey(batch).mean((1, 2, 3), keepdim=True), factor)
 
 
 def sharpen(batch, factor):
-    """Away from a blurred image; the rim stays."""
+    """Blend with a blurred image, whose border is not blurred."""
     kernel = batch.new_ones(3, 1, 3, 3)
     kernel[:, :, 1, 1] = 5
     blurred = batch.clone()
@@ -193,13 +193,13 @@ def sharpen(batch, factor):
 
 
 def _blend(batch, other, factor):
-    """`factor` of an image and the rest of another one."""
+    """``factor * batch + (1 - factor) * other``, clipped."""
     factor = factor.to(batch.device)[:, None, None, None]
     return (factor * batch + (1 - factor) * other).clamp_(0, 255)
 
 
 def _grey(batch):
-    """(b, 1, h, w)"""
+    """The luma of each pixel, (b, 1, h, w)."""
     return (batch * batch.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
 
 
@@ -207,7 +207,7 @@ def _grey(batch):
 
 
 def trivial_augment(batch: torch.Tensor) -> torch.Tensor:
-    """One step of random kind and strength [1]_, on images of 8 bits."""
+    """One step of random kind and strength [1]_, on values rounded to 8 bits."""
     kinds = torch.randint(len(TRIVIAL), (len(batch),))
     strength = torch.randint(31, (len(batch),)) / 30
     strength *= 1 - 2 * torch.randint(2, (len(batch),))
@@ -215,7 +215,7 @@ def trivial_augment(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _by_kind(batch, kinds, functions, strength) -> torch.Tensor:
-    """Each image changed by the function of its kind, at its own strength."""
+    """Apply the function of each image's kind at its strength."""
     out = torch.empty_like(batch)
     for kind in kinds.unique().tolist():
         rows = (kinds == kind).nonzero()[:, 0]
@@ -225,17 +225,17 @@ def _by_kind(batch, kinds, functions, strength) -> torch.Tensor:
 
 
 def _moved(batch, places) -> torch.Tensor:
-    """Each pixel from another place; black where there is none."""
+    """Sample each pixel at another place; black outside the image."""
     return _sampled(batch, places, batch.shape[-1], "nearest", "zeros")
 
 
 def shear_x(batch, m):
-    """Shift rows, the lower the further."""
+    """Shift each row in proportion to its distance from the top."""
     return _moved(batch, _matrices(torch.ones_like(m), b=m))
 
 
 def shear_y(batch, m):
-    """Shift columns, those to the right further."""
+    """Shift each column in proportion to its distance from the left."""
     return _moved(batch, _matrices(torch.ones_like(m), d=m))
 
 
@@ -250,31 +250,31 @@ def translate_y(batch, m):
 
 
 def rotate(batch, m):
-    """Turn around the centre by degrees."""
+    """Rotate around the centre, by degrees."""
     cos, sin, centre = m.deg2rad().cos(), m.deg2rad().sin(), batch.shape[-1] / 2
     x, y = centre * (1 - cos + sin), centre * (1 - cos - sin)
     return _moved(batch, _matrices(cos, -sin, x, sin, cos, y))
 
 
 def posterize(batch, m):
-    """Keep the upper bits: 8 to 2 of them."""
+    """Keep the 2 to 8 highest bits."""
     step = 2 ** (6 * m.abs()).round().to(batch.device)[:, None, None, None]
     return (batch / step).floor() * step
 
 
 def solarize(batch, m):
-    """The negative of what is bright."""
+    """Invert values above a threshold."""
     threshold = 255 * (1 - m.abs().to(batch.device)[:, None, None, None])
     return torch.where(batch >= threshold, 255 - batch, batch)
 
 
 def _at(most: float, function, least=0.0):
-    """A function at a share of its greatest strength."""
+    """The function with its strength scaled to its own range."""
     return lambda batch, m: function(batch, least + most * m)
 
 
 def _in_bytes(function):
-    """A function of torchvision that treats each image of a batch by itself."""
+    """The same for a function of torchvision that takes 8-bit images."""
     return lambda batch, m: function(batch.byte()).float()
 
 

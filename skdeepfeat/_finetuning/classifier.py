@@ -1,4 +1,4 @@
-"""FineTunedClassifier: parameters, classes, and scores."""
+"""FineTunedClassifier: its parameters, its methods, and the checks of their input."""
 
 from dataclasses import fields, replace
 from numbers import Integral, Real
@@ -8,9 +8,7 @@ from safetensors.numpy import save_file
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._backbones.records import Backbone
@@ -20,13 +18,11 @@ from .._caches import Companions
 from .._exceptions import (
     FeatureWarning,
     ImageError,
-    ImageWarning,
     WeightsError,
     warn_user,
 )
 from .._features import PretrainedCNNFeatures
 from .._images.input import read_input, set_input_tags
-from .._processes import fork_safe
 from .._report import FitTask, hand_over, last_report
 from .._validation import (
     CallbackSupportMixin,
@@ -39,6 +35,7 @@ from .._validation import (
     complete_state,
     with_callbacks,
 )
+from .labels import HoldOut, Labels
 
 _tuned = Companions()  # classifier → Backbone
 
@@ -53,10 +50,10 @@ SHARED = (
 class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     """Classifier of images that trains a new head and the top of a pretrained network.
 
-    First the new head learns alone, on features of the untouched network that are
-    computed once (`head_epochs`). Then the top blocks are unfrozen and learn together
-    with the head (`epochs`), the lower the slower [1]_. Frozen blocks do not change by
-    a bit, neither their weights nor their statistics. Unfrozen batch norms learn too,
+    The new head first learns alone, on features of the untouched network that are
+    computed once (`head_epochs`). The top blocks are then unfrozen and learn together
+    with the head (`epochs`), lower blocks at lower rates [1]_. Neither the weights nor
+    the statistics of frozen blocks change by a bit. Unfrozen batch norms learn too,
     but keep the statistics of the pretraining if there was one.
 
     Parameters
@@ -64,68 +61,72 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     backbone : str or Backbone, default="mini"
         The network, as in :class:`PretrainedCNNFeatures`.
     weights : str, path, tuple, or None, default="default"
-        What to start from, as in :class:`PretrainedCNNFeatures`; None trains from
+        The initial weights, as in :class:`PretrainedCNNFeatures`; None trains from
         random weights, best with ``unfreeze="all"``.
     unfreeze : int or str, default=1
-        What learns besides the head: a number of blocks from the top, 0 for the head
-        alone, "all", or the alias of the lowest layer that learns.
+        What learns in addition to the head: a number of blocks from the top, 0 for the
+        head alone, "all", or the alias of the lowest layer that learns.
     head_epochs : int, default=3
         Epochs of the head alone. It learns from standardised features without
-        augmentation, so these epochs cost next to nothing.
+        augmentation, so these epochs cost almost nothing.
     epochs : int, default=10
-        Epochs of head and blocks together; with ``unfreeze=0`` more of the head.
+        Epochs of head and blocks together; with ``unfreeze=0``, further epochs of the
+        head.
     learning_rate : float, default=1e-3
-        Highest rate of the head, reached after a quarter of the steps of AdamW. As
-        long as a head of one layer learns alone, it learns ten times as fast.
+        Peak learning rate of the head, reached after a quarter of the steps of AdamW.
+        While a head of one layer learns alone, its rate is ten times as high.
     layer_decay : float, default=0.5
-        Ratio of the rates of a block and of what is above it. With ``weights=None``
-        there is nothing to preserve below, and all learn at the same rate.
+        Ratio of the learning rate of a block to that of the block above it. With
+        ``weights=None`` all blocks learn at the same rate, since there is nothing to
+        preserve.
     weight_decay : float, default=0.01
-        Of AdamW; biases and norms are spared.
+        Weight decay of AdamW; does not apply to biases and norms.
     batch_size : int, default=32
-        Images per step, about: batches are made of nearly equal size.
+        Approximate number of images per step: batches have nearly equal sizes.
     augment : {"none", "light", "standard", "strong"} or callable, default="standard"
-        Random changes of the training images: mirrored and shifted ("light"), mirrored,
-        cropped and coloured ("standard"), or changed at random beyond that ("strong").
-        A callable takes one uint8 tensor (3, h, w) and returns another. With "none" the
-        frozen blocks are computed once.
+        Random changes of the training images: mirrored and shifted ("light"); mirrored,
+        cropped and recoloured ("standard"); or, in addition, one random step of
+        TrivialAugment and random erasing ("strong"). A callable takes one uint8 tensor
+        (3, h, w) and returns another. With "none" the frozen blocks are computed only
+        once.
     label_smoothing : float, default=0.0
-        Share of each label that is spread over all classes.
+        Share of each label that is distributed over all classes.
     dropout : float, default=0.0
-        Before the last layer of the new head.
+        Dropout probability before the last layer of the new head.
     class_weight : dict, "balanced" or None, default=None
-        Weights of classes, as everywhere in scikit-learn.
+        Weights of the classes, as in other classifiers of scikit-learn.
     early_stopping : bool, default=False
-        Hold images out, stop when their accuracy improves no more, and keep the best
-        epoch of each phase.
+        Whether to hold images out, stop when their accuracy no longer improves, and
+        keep the best epoch of each phase.
     validation_fraction : float, default=0.1
-        Share of the images held out, stratified; only with `early_stopping`.
+        Share of the images held out, stratified by class; only with `early_stopping`.
     n_iter_no_change : int, default=5
-        Epochs to wait for an improvement; only with `early_stopping`.
+        Number of epochs to wait for an improvement; only with `early_stopping`.
     warm_start : bool, default=False
-        Go on from the last fit, without training the head alone again.
+        Whether to continue from the last fit, without training the head alone again.
     image_shape, value_range, image_size : default=None
         As in :class:`PretrainedCNNFeatures`.
     protocols : tuple of str, default=()
         As in :class:`PretrainedCNNFeatures`.
     on_error : {"raise", "nan"}, default="raise"
-        What an unreadable image does: raise :class:`ImageError` with its row; or give
-        a row of nan in `predict_proba` and `decision_function`, and be left out in
-        `fit`, with one warning. `predict` has no label for it, and raises.
+        What happens to an image that cannot be read or has no finite features.
+        "raise" raises :class:`ImageError` with its row. "nan" gives it a row of nan in
+        `predict_proba` and `decision_function` and leaves it out of `fit`, with a
+        warning; `predict` has no label for it and always raises.
     device : str, default="auto"
         "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>".
     precision : {"float32", "bfloat16"}, default="float32"
-        Arithmetic of training, under autocast. Predictions are made in "float32".
+        Precision of training, under autocast. Predictions are made in "float32".
     engine : {"auto", "torch", "openvino"}, default="auto"
         What runs the network in predictions, as in :class:`PretrainedCNNFeatures`.
     cache : "memory", path, FeatureStore, or None, default="memory"
-        Where the features that predictions are made from are kept, as in
+        Where the features behind the predictions are stored, as in
         :class:`PretrainedCNNFeatures`.
     n_jobs : int or None, default=None
-        Threads that decode images; None means all cores.
+        Number of threads that decode images; None means all cores.
     random_state : int, RandomState or None, default=None
-        Of shuffling, augmentation, dropout and new weights. The same seed gives the
-        same classifier, bit for bit, on a CPU.
+        Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
+        seed gives the same classifier, bit for bit.
     verbose : int, default=0
         Above 0, a line is printed for each epoch.
 
@@ -135,22 +136,22 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Labels.
     history_ : list of dict
         One entry for each epoch: "phase" ("head" or "joint"), "epoch", "loss",
-        "accuracy" (of the training images, while they were learned), "learning_rate",
-        "seconds", and with `early_stopping` "validation_accuracy" and
+        "accuracy" (of the training images, during the epoch), "learning_rate",
+        "seconds", and with `early_stopping` also "validation_accuracy" and
         "validation_loss".
     n_iter_ : int
         Number of epochs.
     weights_ : dict of dict of str to ndarray
-        What was tuned, "tail" and "head", and the "scaling" of what enters the head,
-        for going on.
+        The tuned "tail" and "head", and the "scaling" of what enters the head, which
+        further training needs.
     seed_ : int
-        What was drawn from `random_state`.
+        The seed drawn from `random_state`.
     errors_ : list of tuple (int, str, str)
         Row, source and reason of the images that the last prediction of this thread
         could not read.
     frozen_digest_ : str
-        Of the weights that training started from and their preprocessing,
-        hexadecimal.
+        Hexadecimal digest of the weights that training started from and of their
+        preprocessing.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -160,12 +161,18 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     See Also
     --------
     PretrainedCNNFeatures : Features of a frozen network for any classifier.
-    recommend_strategy : Which of them suits some data.
+    recommend_strategy : Find out which of them suits your images.
 
     Notes
     -----
-    Pickles hold the tuned blocks and the head. The frozen rest comes from the same
-    place as in `fit`, and is refused if it has changed.
+    Pickles hold the tuned blocks and the head. The frozen blocks are loaded from the
+    same place as in `fit`, and refused if they have changed.
+
+    `fit` checks that the features of the images are finite before it trains anything.
+    Most fits compute these features anyway, so the check costs nothing. Where they do
+    not (images held out with ``head_epochs=0``, and augmented images in a fit that
+    continues another one), only images with pixel values out of range are checked;
+    these pass through the network once more.
 
     References
     ----------
@@ -285,9 +292,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         X : sequence of n_images images
             As in :class:`PretrainedCNNFeatures`.
         y : array-like of shape (n_images,)
-            Labels of any kind, of at least two classes.
+            Labels of any type, of at least two classes.
         sample_weight : array-like of shape (n_images,), default=None
-            Weights of the images; those of weight 0 are left out.
+            Weights of the images; images of weight 0 are left out.
 
         Returns
         -------
@@ -297,22 +304,22 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ImageError
-            If images cannot be read; before anything is trained. With
-            ``on_error="nan"`` only if those were all images of a class.
+            If images cannot be read or have no finite features; raised before anything
+            is trained. With ``on_error="nan"``, only if a class has no other images.
         OSError
             If the decoded images do not fit in the folder for temporary files.
         ValueError
             If `y` has one class only, or `unfreeze` is deeper than the network.
         """
-        going_on = self.warm_start and hasattr(self, "weights_")
+        continues = self.warm_start and hasattr(self, "weights_")
         with FitTask(self, X, "epoch") as task:
-            return self._train(X, y, sample_weight, None, going_on, task.step_done)
+            return self._train(X, y, sample_weight, None, continues, task.step_done)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Train one epoch more on these images.
+        """Train for one more epoch on these images.
 
-        The first call trains the head first, as `fit` does; each call goes through a
-        cycle of learning rates of its own. Nothing is held out.
+        The first call trains the head alone first, as `fit` does. Each call runs
+        through a full cycle of learning rates. No images are held out.
 
         Parameters
         ----------
@@ -321,7 +328,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         y : array-like of shape (n_images,)
             Labels.
         classes : array-like of shape (n_classes,), default=None
-            All labels that will ever come; needed in the first call.
+            All labels that can occur in any call; required in the first call.
         sample_weight : array-like of shape (n_images,), default=None
             Weights of the images.
 
@@ -330,18 +337,18 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self : FineTunedClassifier
             The fitted classifier.
         """
-        going_on = hasattr(self, "weights_")
+        continues = hasattr(self, "weights_")
         if self.class_weight == "balanced":
             raise ValueError(
-                "class_weight='balanced' is not known from the images of one call of "
-                "partial_fit. Give the weights as a dict."
+                "class_weight='balanced' cannot be computed from the images of a "
+                "single call of partial_fit. Pass the weights as a dict."
             )
-        if classes is None and not going_on:
+        if classes is None and not continues:
             raise ValueError(
-                "The first call of partial_fit needs all labels that will ever come; "
-                "type for instance classes=np.unique(y)."
+                "The first call of partial_fit needs all labels that can occur in any "
+                "call. Pass, for example, classes=np.unique(y)."
             )
-        return self._train(X, y, sample_weight, classes, going_on, epochs=1)
+        return self._train(X, y, sample_weight, classes, continues, epochs=1)
 
     def predict(self, X):
         """Labels of images.
@@ -393,13 +400,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Returns
         -------
         scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
-            For two classes, that of the second less that of the first.
+            For two classes, the score of the second minus that of the first.
         """
         scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def as_features(self, layer="penultimate", **parameters):
-        """A transformer that gives features of the tuned network.
+        """A transformer that computes features of the tuned network.
 
         Parameters
         ----------
@@ -420,11 +427,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of what this thread's last call could not read."""
+        """Row, source and reason of the images that the last call could not read."""
         return last_report(self).errors
 
     def to_backbone(self):
-        """The tuned network as a value, weights included.
+        """The tuned network as a backbone that includes its weights.
 
         Returns
         -------
@@ -435,7 +442,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return _tuned.get(self, self.weights_, self._make_backbone)
 
     def save_weights(self, path):
-        """Write the whole tuned network to a file that `weights` can name.
+        """Write the whole tuned network to a file that `weights` accepts.
 
         Parameters
         ----------
@@ -445,191 +452,117 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if not str(path).endswith(".safetensors"):
             raise ValueError(
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
-                f"format that is written. Got {str(path)!r} instead."
+                f"format of the file. Got {str(path)!r} instead."
             )
         save_file(dict(self.to_backbone().arrays), path)
 
     def count_blocks(self):
-        """How many blocks the network has, the most that `unfreeze` can be.
+        """Number of blocks of the network, the maximum of `unfreeze`.
 
         Returns
         -------
         n_blocks : int
             Groups of layers with weights of their own, below the head.
         """
-        from .parts import cut_network
+        from .parts import find_tuned_part
 
         source, _ = self._source(0)
-        return len(cut_network(source, "all").blocks)
+        return len(find_tuned_part(source, "all").blocks)
 
     # Fit ----------------------------------------------------------------------------
 
     def _train(
-        self, X, y, sample_weight, classes, going_on, stop=lambda: False, epochs=None
+        self, X, y, sample_weight, classes, continues, stop=lambda: False, epochs=None
     ):
-        """Everything that fit and partial_fit share."""
-        self._validate_params()
-        check_image_shape(self.image_shape)
-        images = read_input(
-            self, X, reset=not going_on, allow_nan=self.on_error == "nan"
-        )
-        y = check_labels(self, y)
-        check_consistent_length(images, y)
-        sample_weight = check_weights(sample_weight, len(y))
-        encoder = self._encoder(y, classes, going_on)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        first_seed = self.seed_ if going_on else seed
-        if going_on:  # other batches than before
-            seed = (first_seed + self.n_iter_) % 2**31
-        source, key = self._frozen_source() if going_on else self._source(seed)
-        self._frozen_features(first_seed).fit(images)  # its parameters must do later
+        """Do what fit and partial_fit share."""
+        images, labels = self._check_input(X, y, sample_weight, classes, continues)
+        seed, first_seed = self._seeds(continues)
+        source, key = self._frozen_source() if continues else self._source(seed)
+        self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
-        from .parts import Fitted, cut_network
-        from .training import fine_tune
+        from .parts import Fitted, find_tuned_part
+        from .training import Start
 
-        cut = cut_network(source, self.unfreeze)
+        tuned = find_tuned_part(source, self.unfreeze)
+        previous = Fitted(**self.weights_) if continues else None
+        start = Start(source, key, tuned, len(labels.classes), previous)
+        recipe = self._recipe(seed, epochs)
         is_part = epochs is not None
-        split_seed = first_seed if self.early_stopping and not is_part else None
-        data, held_out = self._read(
-            images, y, sample_weight, encoder, source, split_seed, is_part
-        )
-        previous = Fitted(**self.weights_) if going_on else None
-        fitted = fine_tune(
-            source,
-            key,
-            cut,
-            data,
-            held_out,
-            len(encoder.classes_),
-            self._recipe(seed, epochs),
-            previous,
-            lambda entry: self._tell(entry) or stop(),
-        )
-        self.classes_ = encoder.classes_
+        hold_out = None
+        if self.early_stopping and not is_part:
+            hold_out = HoldOut(self.validation_fraction, first_seed)
+        training_set = self._read(images, labels, hold_out, source.input)
+        fitted = self._tune(start, training_set, recipe, stop, not is_part)
+        self.classes_ = labels.classes
         self.seed_ = first_seed
         self.frozen_digest_ = saved_digest(source, by_values=True)
-        self._keep(fitted, going_on)
+        self._keep(fitted, continues)
         return self
 
-    @fork_safe
-    def _read(self, images, y, sample_weight, encoder, source, split_seed, is_part):
-        """Images to train on, and if there is a seed, others held out."""
-        from .data import Data, read_pixels
+    def _check_input(self, X, y, sample_weight, classes, continues):
+        """Images and labels, after all checks that need no network."""
+        self._validate_params()
+        check_image_shape(self.image_shape)
+        allow_nan = self.on_error == "nan"
+        images = read_input(self, X, reset=not continues, allow_nan=allow_nan)
+        y = check_labels(self, y)
+        check_consistent_length(images, y)
+        weights = check_weights(sample_weight, len(y))
+        earlier = self.classes_ if continues else None
+        return images, Labels.encode(y, weights, self.class_weight, classes, earlier)
 
-        targets = encoder.transform(y)
-        weights = self._weights(targets, sample_weight, encoder)
-        used = np.flatnonzero(weights)
-        if split_seed is not None:  # before anything is decoded
-            self._split(targets[used], encoder.classes_, split_seed)
+    def _seeds(self, continues) -> tuple[int, int]:
+        """Seeds of this fit, and of the first one that it continues."""
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if not continues:
+            return seed, seed
+        seed = (self.seed_ + self.n_iter_) % 2**31  # other batches than before
+        return seed, self.seed_
+
+    def _read(self, images, labels, hold_out, spec):
+        """Decode the images that count."""
+        from .data import read_training_set
+
         value_range = check_value_range(self.value_range)
-        read = read_pixels(
-            images, used.tolist(), source.input, value_range, self.n_jobs
-        )
-        if read.errors:
-            self._leave_out(read, targets[used], targets[read.rows], encoder, is_part)
-            kept = np.isin(np.arange(len(y)), read.rows)
-            weights = self._weights(targets, sample_weight * kept, encoder)
-        targets, weights = targets[read.rows], weights[read.rows]
-        data = Data.of(read.pixels, targets, weights)
-        if split_seed is None:
-            return data, None
-        train, held_out = self._split(targets, encoder.classes_, split_seed)
-        return data.at(train), data.at(held_out)
-
-    def _leave_out(self, read, used, kept, encoder, is_part) -> None:
-        """Warn of images that cannot be read, or refuse to go on without them."""
-        first, n_failed, n = read.errors[0], len(read.errors), len(used)
-        lost = np.setdiff1d(used, kept)
-        if self.on_error == "raise":
-            raise _all_errors(read.errors, n) from first.__cause__
-        if len(lost) and not (is_part and len(kept)):
-            names = encoder.classes_[lost[:5]].tolist()
-            reason = f"{first.reason}. No image of the classes {names} can be read"
-            raise ImageError(first.row, first.source, reason) from first.__cause__
-        warn_user(
-            f"{n_failed} of {n} images cannot be read and are left out. The first is "
-            f"{first}.",
-            ImageWarning,
+        return read_training_set(
+            images, labels, hold_out, spec, value_range, self.n_jobs
         )
 
-    def _keep(self, fitted, going_on) -> None:
-        """What training has left."""
+    def _tune(self, start, training_set, recipe, stop, needs_all_classes):
+        """Train without the images that cannot be read or have no finite features."""
+        from .data import UnusableImages
+        from .training import fine_tune
+
+        def epoch_done(entry):
+            self._print_epoch(entry)
+            return stop()
+
+        raises, errors = self.on_error == "raise", training_set.images.errors
+        while True:
+            training_set = training_set.without(errors, raises, needs_all_classes)
+            try:
+                return fine_tune(start, *training_set.split(), recipe, epoch_done)
+            except UnusableImages as found:
+                errors = found.errors
+
+    def _keep(self, fitted, continues) -> None:
+        """Store what training produced."""
         names = ("tail", "head", "scaling")
         self.weights_ = {name: getattr(fitted, name) for name in names}
-        earlier = vars(self)["history_"] if going_on else []
+        earlier = vars(self)["history_"] if continues else []
         self.history_ = [*earlier, *fitted.history]
         self.n_iter_ = len(self.history_)
 
-    def _weights(self, targets, sample_weight, encoder) -> np.ndarray:
-        """Weights of the images in the loss.
-
-        "balanced" gives all classes that have any the same weight in sum.
-        """
-        if self.class_weight == "balanced":
-            sums = np.bincount(targets, sample_weight)
-            return sample_weight / np.where(sums > 0, sums, 1)[targets]
-        classes = encoder.classes_
-        of_class = compute_class_weight(self.class_weight, classes=classes, y=classes)
-        weights = of_class[targets] * sample_weight
-        if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
-            raise ValueError(
-                f"The 'class_weight' parameter of {type(self).__name__} must leave "
-                "images with a weight above 0, and none below. Got "
-                f"{self.class_weight!r} instead."
-            )
-        return weights
-
-    def _encoder(self, y, classes, going_on) -> LabelEncoder:
-        """Labels to numbers; refuses one class, and strange ones when going on."""
-        known = self.classes_ if going_on else classes
-        if going_on and classes is not None and set(classes) != set(known):
-            raise ValueError(
-                f"classes={list(classes)} are not those of the first call of "
-                f"partial_fit, {list(known)}. Leave them out, or fit a new classifier."
-            )
-        encoder = LabelEncoder().fit(y if known is None else known)
-        if len(encoder.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs images of at least 2 classes. Got one "
-                f"class only, {encoder.classes_.tolist()[0]!r}."
-            )
-        strange = np.setdiff1d(y, encoder.classes_)
-        if len(strange):
-            raise ValueError(
-                f"y has the labels {strange[:5].tolist()}, which are not among the "
-                f"classes {encoder.classes_[:5].tolist()} of the first fit. Fit a new "
-                "classifier, or set warm_start=False."
-            )
-        return encoder
-
-    def _split(self, targets, classes, seed):
-        """Positions to train on, and to hold out for early stopping."""
-        rows = np.arange(len(targets))
-        n_held_out = int(np.ceil(self.validation_fraction * len(rows)))
-        present, counts = np.unique(targets, return_counts=True)
-        if n_held_out < len(present) or counts.min() < 2:
-            rare = classes.tolist()[present[counts.argmin()]]
-            raise ValueError(
-                f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
-                f"which cannot show all {len(present)} classes (the rarest, {rare!r}, "
-                f"has {counts.min()} images). Raise validation_fraction="
-                f"{self.validation_fraction:g}, give more images, or set "
-                "early_stopping=False."
-            )
-        return train_test_split(
-            rows, test_size=n_held_out, stratify=targets, random_state=seed
-        )
-
     def _recipe(self, seed, epochs):
-        """The parameters of training."""
+        """The parameters of training, as one value."""
         from .training import Recipe
 
         names = {field.name for field in fields(Recipe)} - {"seed"}
         recipe = Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
         return recipe if epochs is None else replace(recipe, epochs=epochs)
 
-    def _tell(self, entry) -> None:
-        """Print a line about an epoch."""
+    def _print_epoch(self, entry) -> None:
+        """Print a line about an epoch, if verbose."""
         if self.verbose:
             seen = "validation_accuracy"
             held_out = f", held out {entry[seen]:.3f}" if seen in entry else ""
@@ -639,7 +572,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
 
     def _source(self, seed) -> tuple[WeightsSource, bytes]:
-        """What training starts from, and its digest."""
+        """The weights that training starts from, and their digest."""
         source = resolve_source(self.backbone, self.weights, seed, self.image_size)
         return source, source.key()
 
@@ -662,7 +595,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         return head_scores(end, inner, self.weights_["head"], rows)
 
     def _tuned_features(self, **parameters) -> PretrainedCNNFeatures:
-        """What enters the head."""
+        """The transformer that computes what enters the head."""
         if not self.weights_["tail"]:  # nothing below the head was tuned
             return self._frozen_features(self.seed_, **parameters)
         return self.as_features(prefetch_layers=(), **parameters)
@@ -693,24 +626,24 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         if found != self.frozen_digest_:
             raise WeightsError(
                 f"{what_changed(self.frozen_digest_, found, source)} changed since "
-                f"this {type(self).__name__} was fitted, so what was tuned does not "
-                "fit. Restore what it was, or fit again."
+                f"this {type(self).__name__} was fitted, so the tuned blocks no longer "
+                "match. Restore the original, or fit again."
             )
         return source, key
 
     def _accept(self, found: str) -> None:
-        """Take what there is for what training started from, and say so once."""
+        """Accept the weights found as those that training started from; warn once."""
         self.frozen_digest_ = found
         warn_user(
             f"This {type(self).__name__} was saved by another version of skdeepfeat, "
-            "which noted in another way what it was trained on. Whether the network "
-            "below what was tuned is still the same cannot be checked: compare some "
-            "predictions, and save it again to have it checked from now on.",
+            "which identified weights in another way. Whether the frozen blocks are "
+            "still the same cannot be checked: compare some predictions, and save the "
+            "classifier again to have it checked from now on.",
             FeatureWarning,
         )
 
     def _make_backbone(self) -> Backbone:
-        """The network with what was tuned."""
+        """The network with its tuned weights."""
         from .parts import Fitted, layers_at_size, weights_of
 
         source, key = self._frozen_source()
@@ -736,16 +669,3 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
         return tags
-
-
-def _all_errors(errors: list[ImageError], n: int) -> ImageError:
-    """The first error, which says how many more there are."""
-    first = errors[0]
-    if len(errors) == 1:
-        return first
-    others = ", ".join(str(error.row) for error in errors[1:6])
-    reason = (
-        f"{first.reason}. {len(errors)} of {n} images cannot be read (also rows "
-        f"{others}{', ...' if len(errors) > 6 else ''}); nothing was trained"
-    )
-    return ImageError(first.row, first.source, reason)

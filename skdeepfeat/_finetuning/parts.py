@@ -1,8 +1,8 @@
 """A network in three parts: a frozen trunk, a tail that is tuned, and a new head.
 
-The trunk is shared with everybody else and never changes; the tail is a private copy
-of the blocks to be tuned. They are cut from the traced graph of the network, so what
-lies below the cut can be computed once for all epochs.
+The trunk is shared by all estimators and never changes; the tail is a private copy of
+the blocks to tune. Both are taken from the traced graph of the network, so the output
+of the trunk can be computed once for all epochs.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ from .._processes import fork_safe
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Where a network is cut.
+class TunedPart:
+    """Which part of a network is tuned.
 
     Parameters
     ----------
     start : str or None
-        Node that the tail begins after; None if the tail is the whole network.
+        Node after which the tail begins; None if the tail is the whole network.
     end : Layer
         What enters the head.
     blocks : tuple of str
-        Nodes that end the tuned blocks, in order of depth.
+        Last nodes of the tuned blocks, in order of depth.
     inner : nn.Module or None
-        The dense layers of the head before the last one, without weights, where the
-        record's head has several.
+        The dense layers of the head before the last one, without weights, if the
+        backbone's head has several.
     """
 
     start: str | None
@@ -53,7 +53,7 @@ class Cut:
 
     @property
     def has_tail(self) -> bool:
-        """Whether anything but the head is tuned."""
+        """Whether any block is tuned, in addition to the head."""
         return len(self.blocks) > 0
 
     @property
@@ -64,7 +64,7 @@ class Cut:
 
 @dataclass
 class Fitted:
-    """What training leaves: arrays and plain values.
+    """The result of training, as arrays and plain values.
 
     Parameters
     ----------
@@ -82,17 +82,17 @@ class Fitted:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-# Where to cut ----------------------------------------------------------------------
+# Which part is tuned ----------------------------------------------------------------
 
 
-def cut_network(source: WeightsSource, unfreeze) -> Cut:
-    """Where to cut for this number of blocks, this lowest layer, or "all"."""
+def find_tuned_part(source: WeightsSource, unfreeze) -> TunedPart:
+    """The part that a number of blocks, a lowest layer, or "all" means."""
     structure = structure_of(source.backbone, source.input.image_size)
     if not structure.traceable:
         raise ValueError(
             f"Backbone {source.backbone.name!r} cannot be traced by torch.fx "
-            f"({structure.fault}), so it cannot be cut into a frozen and a tuned part. "
-            "Use PretrainedCNNFeatures(backbone) with any classifier instead."
+            f"({structure.fault}), so it cannot be divided into a frozen and a tuned "
+            "part. Use PretrainedCNNFeatures(backbone) with any classifier instead."
         )
     end, inner = head_input(source)
     _refuse_other_width(source, end, inner)
@@ -102,11 +102,11 @@ def cut_network(source: WeightsSource, unfreeze) -> Cut:
     start = frozen[-1].node if frozen else None
     if not tuned:
         start = end.node
-    return Cut(start, end, tuple(layer.node for layer in tuned), inner)
+    return TunedPart(start, end, tuple(layer.node for layer in tuned), inner)
 
 
 def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
-    """The layer that enters the head, and the head's own layers before the last."""
+    """The layer that enters the head, and the layers of the head before the last."""
     backbone, size = source.backbone, source.input.image_size
     end = resolve_layer(backbone, "penultimate", size)
     skeleton = structure_of(backbone, size).skeleton
@@ -123,12 +123,13 @@ def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
 
 
 def _refuse_other_width(source: WeightsSource, end: Layer, inner) -> None:
-    """The dense layers of a head take unpooled maps of one size only."""
+    """Refuse an image size that the dense layers of a head cannot take."""
     if inner is not None and inner[0].in_features != end.features:
         raise ValueError(
             f"Backbone {source.backbone.name!r} has a head of several layers, which "
             f"takes {inner[0].in_features} features. With image_size="
-            f"{source.input.image_size} there are {end.features}; leave it None."
+            f"{source.input.image_size} there are {end.features}; "
+            "leave image_size=None."
         )
 
 
@@ -150,7 +151,7 @@ def _tunable_blocks(structure: Structure, end: Layer) -> list[Layer]:
 
 
 def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
-    """How many blocks, from the top, `unfreeze` means."""
+    """Number of blocks, from the top, that `unfreeze` means."""
     name = source.backbone.name
     aliases = [layer.alias for layer in blocks]
     if unfreeze == "all":
@@ -160,8 +161,8 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
         nodes = [layer.node for layer in blocks]
         if wanted.node not in nodes:
             raise ValueError(
-                f"unfreeze={unfreeze!r} is no block of backbone {name!r} that could be "
-                f"tuned. Its blocks are {', '.join(map(repr, aliases))}."
+                f"unfreeze={unfreeze!r} is not a block of backbone {name!r} that can "
+                f"be tuned. Its blocks are {', '.join(map(repr, aliases))}."
             )
         return len(blocks) - nodes.index(wanted.node)
     if unfreeze > len(blocks):
@@ -174,7 +175,7 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
 
 
 def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
-    """A module below the cut must not learn above it."""
+    """Refuse modules that the trunk and the tail share."""
     below = structure.graph_to((start,)).nodes if start else ()
     targets = [
         {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
@@ -187,8 +188,8 @@ def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> No
     ]
     if both:
         raise ValueError(
-            f"The network uses {both[0]!r} both below and above the cut, so it cannot "
-            "be frozen and learn. Choose another 'unfreeze', or 'all'."
+            f"The network uses {both[0]!r} in both frozen and tuned blocks, but it "
+            "cannot be frozen and learn. Choose another 'unfreeze', or 'all'."
         )
 
 
@@ -202,15 +203,15 @@ def _has_parameters(part) -> bool:
 
 
 class Head(nn.Module):
-    """Rows (n, d) → scores (n, classes): dropout, and the dense layers of the record.
+    """Maps rows (n, d) to scores (n, classes): dense layers and dropout.
 
     Parameters
     ----------
     n_features, n_classes : int
     dropout : float
-        Before the last layer.
+        Dropout probability before the last layer.
     inner : nn.Module or None
-        The record's own dense layers up to the last one, which alone is replaced.
+        The backbone's own dense layers up to the last one, which is replaced.
     """
 
     def __init__(self, n_features, n_classes, dropout, inner=None):
@@ -226,7 +227,7 @@ class Head(nn.Module):
         for module in self.inner.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        if inner is None:  # no class is likelier than another
+        if inner is None:  # start from equal probabilities
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
@@ -234,21 +235,21 @@ class Head(nn.Module):
         return self.last(self.dropout(self.inner(x)))
 
     @torch.no_grad()
-    def absorb(self, mean, scale) -> None:
-        """Take rows as they are, instead of standardised ones."""
+    def take_raw(self, mean, scale) -> None:
+        """Change the weights so that the head takes rows as they are."""
         first = self._first()
         first.weight.div_(scale)
         first.bias.sub_(first.weight @ mean)
 
     @torch.no_grad()
-    def expect(self, mean, scale) -> None:
-        """Take standardised rows, instead of those as they are."""
+    def take_standardised(self, mean, scale) -> None:
+        """Change the weights so that the head takes standardised rows."""
         first = self._first()
         first.bias.add_(first.weight @ mean)
         first.weight.mul_(scale)
 
     def _first(self) -> nn.Linear:
-        """The layer that rows enter."""
+        """The first dense layer."""
         return next(m for m in self.modules() if isinstance(m, nn.Linear))
 
 
@@ -260,48 +261,51 @@ class Parts:
     source : WeightsSource
     key : bytes
         Digest of the weights.
-    cut : Cut
+    tuned : TunedPart
     head : Head
     device : torch.device
     """
 
-    def __init__(self, source: WeightsSource, key: bytes, cut: Cut, head: Head, device):
-        self.spec, self.cut, self.device = source.input, cut, device
+    def __init__(
+        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, device
+    ):
+        self.spec, self.tuned, self.device = source.input, tuned, device
         self._source = source
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.pretrained
         structure = structure_of(source.backbone, self.spec.image_size)
         network = get_network(source, key, str(device), "float32").module
-        ends = (cut.start, *cut.blocks) if cut.start else cut.blocks
+        ends = (tuned.start, *tuned.blocks) if tuned.start else tuned.blocks
         self.block_of = structure.block_of(ends)
-        nodes = tuple(dict.fromkeys(n for n in (cut.start, cut.end.node) if n))
+        nodes = tuple(dict.fromkeys(n for n in (tuned.start, tuned.end.node) if n))
         self._nodes, self._frozen = nodes, bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
         self._names = {*network.state_dict(), *dict(network.named_buffers())}
         self.tail: nn.Module = nn.Identity()
-        if cut.has_tail:
+        if tuned.has_tail:
             self.tail = self._private_tail(structure, network)
 
     def _private_tail(self, structure, network) -> nn.Module:
-        """A copy of the blocks to be tuned, whose parameters learn."""
-        if self.cut.start is None:
-            graph = structure.graph_to((self.cut.end.node,))
+        """A copy of the blocks to tune, whose parameters learn."""
+        if self.tuned.start is None:
+            graph = structure.graph_to((self.tuned.end.node,))
         else:
-            graph = structure.tail(self.cut.start, self.cut.end.node)
+            graph = structure.tail(self.tuned.start, self.tuned.end.node)
         if graph is None:
             raise ValueError(
-                f"The network cannot be cut after {self.cut.start!r}, because later "
-                "layers read earlier ones too. Choose another 'unfreeze', or 'all'."
+                f"The network cannot be divided after {self.tuned.start!r}, because "
+                "later layers also read earlier ones. Choose another 'unfreeze', or "
+                "'all'."
             )
-        _refuse_shared_modules(structure, self.cut.start, graph)
+        _refuse_shared_modules(structure, self.tuned.start, graph)
         tail = copy.deepcopy(fill_graph(structure, network, graph))
         for parameter in tail.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return tail
 
     def prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(b, 3, s, s) pixels → normalised input of the network on its device."""
+        """Normalised input of the network, on its device, from pixels (b, 3, s, s)."""
         size = self.spec.image_size
         pixels = v2.functional.center_crop(pixels, [size, size])
         batch = pixels.to(self.device).float()
@@ -309,50 +313,52 @@ class Parts:
         return self.normalise(batch)
 
     def frozen(self, batch: torch.Tensor) -> dict:
-        """What the untouched network has where the tail begins and where it ends."""
+        """Activations of the untouched network where the tail begins and ends."""
         with explain_size(self._source, self._nodes):
             return self._frozen(batch)
 
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:
-        """What enters the tail."""
-        return batch if self.cut.start is None else self.frozen(batch)[self.cut.start]
+        """What enters the tail, from the input of the network."""
+        return (
+            batch if self.tuned.start is None else self.frozen(batch)[self.tuned.start]
+        )
 
     def above(self, entered: torch.Tensor) -> torch.Tensor:
-        """Scores of what enters the tail."""
+        """Scores from what enters the tail."""
         with explain_size(self._source, self._nodes):
             left = self.tail(entered)
-        left = left[self.cut.end.node] if isinstance(left, dict) else left
+        left = left[self.tuned.end.node] if isinstance(left, dict) else left
         return self.classify(self.pooled(left))
 
     def whole(self, batch: torch.Tensor) -> torch.Tensor:
-        """Scores of the input of the network."""
+        """Scores from the input of the network."""
         return self.above(self.below(batch))
 
     def classify(self, rows: torch.Tensor) -> torch.Tensor:
-        """Scores of rows that enter the head."""
+        """Scores from rows that enter the head."""
         return self.head((rows - self.mean) / self.scale)
 
     @contextlib.contextmanager
     def standardised(self, mean: torch.Tensor, scale: torch.Tensor):
         """A context in which the head learns from standardised rows."""
         self.mean, self.scale = mean.to(self.device), scale.to(self.device)
-        self.head.expect(self.mean, self.scale)
+        self.head.take_standardised(self.mean, self.scale)
         yield
-        self.head.absorb(self.mean, self.scale)
+        self.head.take_raw(self.mean, self.scale)
 
     def pooled(self, activation: torch.Tensor) -> torch.Tensor:
-        """What enters the head as rows."""
-        return torch.cat(pool(activation, self.cut.end.layout, "avg"), 1)
+        """Activations pooled to rows, which enter the head."""
+        return torch.cat(pool(activation, self.tuned.end.layout, "avg"), 1)
 
     def groups(self, rate, layer_decay, decay, head_only=False) -> list[dict]:
-        """Parameters with learning rate and weight decay: the lower, the slower."""
+        """Parameters with learning rates, lower for lower blocks, and weight decay."""
         groups: dict[tuple, dict] = {}
         named = [(0, p) for p in self.head.parameters()]
         tuned = () if head_only else self.tail.named_parameters()
         named += [(self._depth(name), p) for name, p in tuned]
         for depth, parameter in named:
-            bare = parameter.ndim <= 1  # biases and norms do not decay
+            bare = parameter.ndim <= 1  # no weight decay for biases and norms
             group = {
                 "params": [],
                 "lr": rate * layer_decay**depth,
@@ -362,10 +368,10 @@ class Parts:
         return list(groups.values())
 
     def _depth(self, name: str) -> int:
-        """How many blocks below the head a parameter of the tail is, at least 1."""
+        """Number of blocks from the head down to a parameter of the tail, from 1."""
         part = next(t for t in self.block_of if name == t or name.startswith(f"{t}."))
-        first = 0 if self.cut.start is None else 1
-        return max(1, len(self.cut.blocks) - (self.block_of[part] - first))
+        first = 0 if self.tuned.start is None else 1
+        return max(1, len(self.tuned.blocks) - (self.block_of[part] - first))
 
     def norms(self) -> list[nn.Module]:
         """Batch norms of the tail."""
@@ -373,18 +379,18 @@ class Parts:
         return [module for module in self.tail.modules() if isinstance(module, kind)]
 
     def arrays(self) -> tuple[dict, dict]:
-        """Copies of all that was tuned, as plain arrays: the tail's, the head's."""
-        tail = _arrays(self.tail)  # constants of the code are no weights
+        """Copies of the tuned weights as plain arrays: the tail's, the head's."""
+        tail = _arrays(self.tail)  # constants of the code are not weights
         return {k: v for k, v in tail.items() if k in self._names}, _arrays(self.head)
 
     def load(self, fitted: Fitted) -> None:
-        """Go on from what was tuned before."""
+        """Continue from the weights of an earlier fit."""
         lost = fitted.tail.keys() - self.tail.state_dict().keys()
         if lost:
             raise ValueError(
-                f"'unfreeze' is less than before, so that {len(lost)} tuned parameters "
-                f"such as {min(lost)!r} would be lost. Go on with at least as many "
-                "blocks, or save_weights(path) and fit a new classifier with "
+                f"'unfreeze' is smaller than before, so {len(lost)} tuned parameters "
+                f"such as {min(lost)!r} would be lost. Continue with at least as many "
+                "blocks, or call save_weights(path) and fit a new classifier with "
                 "weights=path."
             )
         _load(self.tail, fitted.tail)
@@ -403,10 +409,10 @@ def _load(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
 @fork_safe
 @torch.inference_mode()
 def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray:
-    """Scores (n, classes) of the rows that enter a trained head.
+    """Scores (n, classes) of rows that enter a trained head.
 
-    In double precision, so that what is rounded to single does not depend on a row's
-    place among others.
+    Computed in double precision, so that the rounded scores of a row do not depend on
+    the rows around it.
     """
     with SkipInitialisation():
         head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
@@ -418,7 +424,7 @@ def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray
 def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:
     """All weights of the tuned network as arrays, named as in the network.
 
-    The last layer is left out: its classes are those of one data set.
+    The last layer is left out, since its classes are specific to one data set.
     """
     module = get_network(source, key, "cpu", "float32").module
     tensors = dict(module.state_dict()) | dict(module.named_buffers())
@@ -447,7 +453,7 @@ def _names_of(tensors: dict[str, torch.Tensor], name: str) -> list[str]:
 
 
 def layers_at_size(source: WeightsSource) -> list[Layer]:
-    """The aliased layers, with their shapes for the input size in use."""
+    """The aliased layers, with their shapes at the image size in use."""
     backbone, size = source.backbone, source.input.image_size
     layers = aliased_layers(backbone)
     if size == backbone.input.image_size:

@@ -1,0 +1,124 @@
+"""What is watched while a network trains: improvement, the best weights, divergence."""
+
+import math
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from .._engines.tf32 import arithmetic
+from .._exceptions import warn_user
+from .phases import Phase, Recipe
+
+TOLERANCE = 1e-4  # smaller gains in accuracy do not count as an improvement
+HOPELESS = 1000  # a final loss this many times that of guessing is reported
+
+
+class Stopping:
+    """Decides which epoch is the best so far, and when training stops early.
+
+    Parameters
+    ----------
+    accuracy : float or None
+        Validation accuracy before training; None without validation. Then each epoch
+        counts as an improvement, and training never stops early.
+    patience : int
+        Number of epochs without improvement after which training stops.
+    """
+
+    def __init__(self, accuracy: float | None, patience: int):
+        self._best, self._patience, self._n_waited = accuracy, patience, 0
+
+    def improves(self, accuracy: float | None) -> bool:
+        """Record the validation accuracy of an epoch; returns whether it is better."""
+        if self._best is None or accuracy is None:
+            return True
+        if accuracy > self._best + TOLERANCE:
+            self._best, self._n_waited = accuracy, 0
+            return True
+        self._n_waited += 1
+        return False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether patience has run out."""
+        return self._n_waited >= self._patience
+
+
+class Snapshots:
+    """Keeps a copy of the weights of one epoch: the best, or the last, so far.
+
+    Parameters
+    ----------
+    learner : nn.Module
+
+    Attributes
+    ----------
+    epoch : int
+        The epoch of the copy; 0 before training.
+    """
+
+    def __init__(self, learner: nn.Module):
+        self._learner = learner
+        self.keep(0)
+
+    def keep(self, epoch: int) -> None:
+        """Copy the weights as they are after this epoch."""
+        state = self._learner.state_dict()
+        self._weights = {name: value.clone() for name, value in state.items()}
+        self.epoch = epoch
+
+    def restore(self) -> None:
+        """Put the copied weights back."""
+        self._learner.load_state_dict(self._weights)
+
+
+class Aborted(Exception):
+    """A phase ended before its time; the message says why and what to do about it."""
+
+    @classmethod
+    def by_interrupt(cls, phase: Phase, epoch: int) -> "Aborted":
+        """The user pressed Ctrl-C."""
+        return cls(
+            f"Training was interrupted in epoch {epoch} of phase {phase.name!r}."
+        )
+
+    @classmethod
+    def by_divergence(
+        cls, phase: Phase, epoch: int, kept: int, recipe: Recipe
+    ) -> "Aborted":
+        """The loss or the scores are not finite."""
+        weights = f"of epoch {kept}" if kept else "from before training"
+        return cls(
+            f"The loss became NaN or infinite in epoch {epoch} of phase {phase.name!r} "
+            f"with learning_rate={recipe.learning_rate:g}. Training stopped; the "
+            f"weights {weights} were kept. Try "
+            f"learning_rate={recipe.learning_rate / 10:g}."
+        )
+
+
+def has_diverged(phase: Phase, loss: float) -> bool:
+    """Whether the loss of an epoch, or a score after its last step, is not finite."""
+    return not (math.isfinite(loss) and _has_finite_scores(phase))
+
+
+@torch.no_grad()
+def _has_finite_scores(phase: Phase) -> bool:
+    """Whether the first image has finite scores."""
+    phase.learner.eval()
+    batch = phase.inputs(torch.arange(1))
+    with arithmetic("float32", batch.device.type):
+        return bool(torch.isfinite(phase.scores(batch)).all())
+
+
+def warn_if_hopeless(history: list[dict], n_classes: int, recipe: Recipe) -> None:
+    """Warn if the final loss is far above that of guessing."""
+    loss, guessing = history[-1]["loss"] if history else 0.0, math.log(n_classes)
+    if loss > HOPELESS * guessing:
+        warn_user(
+            f"The loss of the last epoch is {loss:.3g}, while guessing gives "
+            f"{guessing:.3g}: training diverged with "
+            f"learning_rate={recipe.learning_rate:g}. Try "
+            f"learning_rate={recipe.learning_rate / 10:g}.",
+            ConvergenceWarning,
+        )

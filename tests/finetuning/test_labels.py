@@ -1,0 +1,126 @@
+"""Labels, the weights of classes and images, and what is held out."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils.class_weight import compute_sample_weight
+from small_fits import classifier, coloured_images
+
+from skdeepfeat._finetuning.labels import Labels
+
+
+@pytest.fixture(scope="module")
+def images():
+    return coloured_images()
+
+
+def test_weights_of_images_count_like_copies(images):
+    """Statistically: a weight of 3 and three copies give nearly the same scores."""
+    X, y = images
+    weights = np.where(y == "ant", 3, 1)
+    copies = np.repeat(np.arange(40), weights)
+    common = {"unfreeze": 0, "epochs": 60, "batch_size": 100}
+    weighted = classifier(**common).fit(X, y, sample_weight=weights)
+    copied = classifier(**common).fit(X[copies], y[copies])
+    plain = classifier(**common).fit(X, y)
+    a, b, c = (clf.predict_proba(X) for clf in (weighted, copied, plain))
+    assert np.abs(a - b).mean() < 0.2 * np.abs(a - c).mean()
+
+
+def test_images_of_weight_zero_are_left_out(images):
+    X, y = images
+    weights = (np.arange(40) < 30).astype(float)
+    some = classifier().fit(X, y, sample_weight=weights)
+    without = classifier().fit(X[:30], y[:30])
+    np.testing.assert_array_equal(some.predict_proba(X), without.predict_proba(X))
+
+
+@pytest.mark.parametrize("labels", [[3, 7], ["yes", "no"], [False, True], [1.0, 2.0]])
+def test_any_two_labels(images, labels):
+    X, y = images
+    y = np.array(labels)[(y == "ant").astype(int)]
+    clf = classifier().fit(X, y.tolist())
+    assert clf.decision_function(X).shape == (40,)
+    assert set(clf.predict(X)) <= set(labels)
+
+
+def test_one_class_is_refused(images):
+    with pytest.raises(ValueError, match=r"at least 2 classes.*'ant'"):
+        classifier().fit(images[0], ["ant"] * 40)
+
+
+def test_labels_must_match_the_images(images):
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        classifier().fit(images[0], images[1][:-1])
+
+
+def test_a_class_that_cannot_be_held_out_is_named(images):
+    X, y = images
+    y = y.copy()
+    y[0] = "dog"
+    with pytest.raises(ValueError, match=r"'dog'\)?.* has 1 images.*early_stopping"):
+        classifier(early_stopping=True, validation_fraction=0.2).fit(X, y)
+
+
+def test_balanced_weights_ignore_images_of_weight_zero(images):
+    X, y = images
+    weights = (np.arange(40) < 25).astype(float)
+    clf = classifier(class_weight="balanced")
+    some = clone(clf).fit(X, y, sample_weight=weights).predict_proba(X)
+    without = clone(clf).fit(X[:25], y[:25]).predict_proba(X)
+    np.testing.assert_array_equal(some, without)
+    with pytest.raises(ValueError, match="balanced"):
+        clf.partial_fit(X, y, classes=np.unique(y))
+    clf.set_params(class_weight={"ant": 2.0}).partial_fit(X, y, classes=np.unique(y))
+    clf.partial_fit(X[:2], y[:2])
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_class_of_weight_zero_is_known_and_not_learned(images, early_stopping):
+    """As with scikit-learn's linear models and support vector machines."""
+    X, y = images
+    weights = np.where(y == "bee", 0.0, 1.0)
+    clf = classifier(
+        class_weight="balanced",
+        early_stopping=early_stopping,
+        validation_fraction=0.2,
+        epochs=5,
+    )
+    clf.fit(X, y, sample_weight=weights)
+    assert clf.classes_.tolist() == ["ant", "bee", "cat"]
+    assert clf.score(X[y != "bee"], y[y != "bee"]) > 0.8
+    by_dict = clone(clf).set_params(class_weight={"ant": 1.0, "bee": 0.0, "cat": 1.0})
+    assert "bee" not in set(by_dict.fit(X, y).predict(X))
+
+
+def test_a_later_fit_need_not_show_all_classes(images):
+    X, y = images
+    some = y != "cat"
+    clf = classifier(warm_start=True, class_weight="balanced").fit(X, y)
+    clf.fit(X[some], y[some])
+    assert clf.classes_.tolist() == ["ant", "bee", "cat"]
+
+
+def test_balanced_classes_count_alike(images):
+    """Weights of images are part of the balance, as in scikit-learn."""
+    _, y = images
+    weights = np.where(y == "ant", 5.0, np.where(y == "bee", 0.5, 1.0))
+    labels = Labels.encode(y, weights, "balanced", None, None)
+    sums = np.bincount(labels.targets, labels.weights)
+    np.testing.assert_allclose(sums, sums[0])
+    expected = compute_sample_weight("balanced", y)
+    plain = Labels.encode(y, np.ones(40), "balanced", None, None).weights
+    np.testing.assert_allclose(plain / plain[0], expected / expected[0])
+
+
+def test_class_weights_by_dict(images):
+    X, y = images
+    clf = classifier(class_weight={"ant": 2.0, "dog": 1.0})
+    with pytest.raises(ValueError, match=r"\['bee', 'cat'\], are not in class_weight"):
+        clf.fit(X, y)
+    for wrong in ({"ant": -1.0}, dict.fromkeys(["ant", "bee", "cat"], 0.0)):
+        with pytest.raises(ValueError, match=r"'class_weight' .* above 0"):
+            clf.set_params(class_weight=wrong).fit(X, y)
+    zero = clf.set_params(class_weight={"ant": 0.0}).fit(X, y)
+    without = classifier().fit(X, y, sample_weight=(y != "ant").astype(float))
+    np.testing.assert_array_equal(zero.predict_proba(X), without.predict_proba(X))
