@@ -637,8 +637,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         warn_user(
             f"This {type(self).__name__} was saved by another version of skdeepfeat, "
             "which identified weights in another way. Whether the frozen blocks are "
-            "still the same cannot be checked: compare some predictions, and save the "
-            "classifier again to have it checked from now on.",
+            "still the same cannot be checked: compare some predictions, then save it "
+            "again, so that it is checked from now on.",
             FeatureWarning,
         )
 
