@@ -4,8 +4,8 @@ Can a network of your own be reused?
 
 A small convolutional network learns the digits 0 to 4 from scratch. Its
 convolutions are then frozen and reused for the digits 5 to 9, where
-only the dense layers learn. Compared with learning these from scratch,
-an epoch takes less time, and the first ones are more accurate.
+only the dense layers learn. With 30 training images, this is more
+accurate than learning these digits from scratch, and faster.
 """
 
 import os
@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from skdeepfeat import FineTunedClassifier
 
-EPOCHS = range(1, 5)
+EPOCHS = [1, 2, 4, 8]
 size = int(os.environ.get("SKDEEPFEAT_EXAMPLE_SIZE", 600))
 X, y = load_digits(return_X_y=True)
 digits = {"image_shape": (8, 8), "value_range": (0, 16)}
@@ -36,9 +36,10 @@ file = f"{tempfile.mkdtemp()}/base.safetensors"
 base.save_weights(file)
 
 # %%
-# Learn the digits 5 to 9, from the base network and from scratch.
+# Learn the digits 5 to 9 from 30 images, with the base network and from
+# scratch.
 train, test = train_test_split(
-    new, train_size=size // 2, random_state=0
+    new, train_size=30, test_size=size, stratify=y[new], random_state=0
 )
 settings = {
     "reused base": {"weights": file, "unfreeze": 0},

@@ -23,7 +23,7 @@ class Cell(NamedTuple):
     number: bool
 
 
-class Table(list):
+class Listing(list):
     """A list that prints as a table, with a row for each of its items.
 
     Parameters
@@ -40,7 +40,7 @@ class Table(list):
 
     Examples
     --------
-    >>> Table([("ant", 6), ("centipede", 30)], [
+    >>> Listing([("ant", 6), ("centipede", 30)], [
     ...     Column("animal", lambda item: item[0]),
     ...     Column("legs", lambda item: item[1]),
     ... ])
@@ -55,7 +55,7 @@ class Table(list):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         found = super().__getitem__(index)
-        return Table(found, self._columns) if isinstance(index, slice) else found
+        return Listing(found, self._columns) if isinstance(index, slice) else found
 
     def __reduce__(self):
         return list, (list(self),)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from skdeepfeat._tables import Column, Table, as_text, facts_as_html
+from skdeepfeat._tables import Column, Listing, as_text, facts_as_html
 
 NETWORKS = {"small": (700_000, "BSD"), "large": (25_600_000, None)}
 COLUMNS = [
@@ -18,7 +18,7 @@ COLUMNS = [
 
 @pytest.fixture
 def table():
-    return Table(NETWORKS, COLUMNS)
+    return Listing(NETWORKS, COLUMNS)
 
 
 def cells_of(html):
@@ -37,7 +37,7 @@ def test_prints_aligned_with_numbers_on_the_right(table):
 
 
 def test_an_empty_table_prints_its_titles():
-    assert repr(Table([], COLUMNS)) == "name  parameters  licence"
+    assert repr(Listing([], COLUMNS)) == "name  parameters  licence"
 
 
 def test_is_a_list_of_its_items(table):
@@ -78,14 +78,14 @@ def test_html_has_the_cells_of_the_text(table):
 
 def test_html_escapes_titles_and_cells():
     name = "<script>alert('x')</script>&"
-    table = Table([name], [Column("a < b", str)])
+    table = Listing([name], [Column("a < b", str)])
     assert "<script>" not in table._repr_html_()
     assert cells_of(table._repr_html_()) == [["a < b"], [name]]
 
 
 def test_percentages_and_missing_numbers():
     shares = [Column("layer", str), Column("share", {"a": 0.5}.get, ".1%")]
-    assert repr(Table("ab", shares)).splitlines() == [
+    assert repr(Listing("ab", shares)).splitlines() == [
         "layer  share",
         "a      50.0%",
         "b",
@@ -94,7 +94,7 @@ def test_percentages_and_missing_numbers():
 
 def test_columns_of_text_alone_stand_on_the_left():
     assert as_text(["x"], []) == "x"
-    table = Table(["longer", "s"], [Column("t", str), Column("u", str)])
+    table = Listing(["longer", "s"], [Column("t", str), Column("u", str)])
     assert repr(table).splitlines()[2] == "s       s"
 
 

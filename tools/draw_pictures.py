@@ -244,8 +244,8 @@ def what_a_layer_sees():
         x, y = 5 + 160 * (i % 3), 5 + 185 * (i // 3)
         parts.append(photograph(x, y, 150, in_colours(strongest), quality=60))
         n, height, width = maps.shape
-        label = f"{layer}: {n} maps, {height} × {width}"
-        parts.append(small(x + 75, y + 167, label, font_size=12))
+        label = f"{layer}: {n} × {height} × {width}"
+        parts.append(small(x + 75, y + 167, label))
     title = "One map of each of five layers, from edges to objects"
     write("layers", title, 480, 368, *parts)
 
@@ -261,14 +261,14 @@ def preprocessing():
     name = "preprocessing"
     parts = [
         photograph(5, 8, 210, np.array(photo.resize((210, 140)))),
-        small(110, 170, "file: 451 × 300"),
+        small(110, 172, "file: 451 × 300"),
         arrow(name, (222, 78), (246, 78)),
         photograph(252, 34, 132, np.array(resized)),
         rectangle(252 + 27.6, 34 + 5.6, 76.8, 76.8, "#fff", stroke_width=2),
-        small(318, 140, "resize: short side 110"),
+        small(318, 172, "resize: 165 × 110"),
         arrow(name, (390, 78), (406, 78)),
         photograph(410, 44, 68, np.array(crop)),
-        small(440, 170, "crop: 96 × 96"),
+        small(440, 172, "crop: 96 × 96"),
     ]
     title = "The preprocessing of the network mini: resize, then centre crop"
     write(name, title, 490, 184, *parts)
@@ -344,7 +344,7 @@ def phases():
             parts.append(small(left + 70, y + 23, name, opacity=1))
             parts.append(small(left + 150, y + 23, rates[p][i], text_anchor="start"))
     parts.append(arrow("phases", (178, 116), (236, 116)))
-    parts.append(small(240, 232, "blue learns at the rate beside it; grey is frozen"))
+    parts.append(small(240, 232, "coloured blocks learn at the rate next to them"))
     write("phases", "The two phases of fine-tuning", 482, 244, *parts)
 
 
