@@ -20,14 +20,22 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "sg_execution_times.rst"]
-suppress_warnings = ["config.cache"]  # the sort key of the gallery is a class
+# The sort key of the gallery is a class, which no cache can hold.
+suppress_warnings = ["config.cache"]
 nitpicky = False
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 autosummary_generate = True
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
+numpydoc_validation_checks = {
+    "GL07",
+    "GL08",
+    "PR01",
+    "PR02",
+    "PR03",
+    "RT01",
+}
 numpydoc_validation_exclude = {r"\._", r"set_.*_request$"}
 
 sphinx_gallery_conf = {
@@ -49,6 +57,18 @@ html_title = "skdeepfeat"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+# Pages on their own have no section to navigate; their tables use the room.
+html_sidebars = {
+    "install": [],
+    "first_features": [],
+    "coming_from": [],
+    "mini": [],
+    "performance": [],
+    "changelog": [],
+    "contributing": [],
+    "architecture": [],
+}
+toc_object_entries_show_parents = "hide"
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
