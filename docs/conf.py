@@ -1,6 +1,7 @@
 """Configuration of the site: python -m sphinx -W docs docs/_build/html
 
-SKDEEPFEAT_EXAMPLE_SIZE=60 in the environment runs the gallery on fewer images.
+SKDEEPFEAT_EXAMPLE_SIZE=60 in the environment runs the gallery on fewer
+images.
 """
 
 from sphinx_gallery.sorting import FileNameSortKey
@@ -57,7 +58,7 @@ html_title = "skdeepfeat"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-# Pages on their own have no section to navigate; their tables use the room.
+# These pages have no section to navigate; their tables use the room.
 html_sidebars = {
     "install": [],
     "first_features": [],
