@@ -101,7 +101,7 @@ def write(name, title, width, height, *parts, kind=""):
 STATIONS = [
     ("X", "paths, arrays,", "uploads, a column"),
     ("images", "decoded, upright,", "known by content"),
-    ("batches", "resized, cropped,", "normalised"),
+    ("batches", "resized, cropped,", "normalized"),
     ("activations", "a frozen network,", "up to your layer"),
     ("pooled rows", "one number for", "each channel"),
     ("store", "in memory", "or in a folder"),
