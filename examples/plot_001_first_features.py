@@ -2,41 +2,51 @@
 First features
 ==============
 
-One step turns images into rows of numbers that tell them apart. Four images, and how
-alike the network finds each pair.
+Do the features of similar images resemble each other? Here are two
+crops of each of two photos from scikit-learn, and the similarity of
+their features.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.datasets import load_sample_images
 from sklearn.metrics.pairwise import cosine_similarity
 
-from skdeepfeat import PretrainedCNNFeatures, load_textures
+from skdeepfeat import PretrainedCNNFeatures
 
-textures = load_textures()
-by_class = np.argsort(textures.target, kind="stable")
-chosen = by_class[[120, 121, 240, 241]]  # two images of each of two classes
-images = [textures.data[row] for row in chosen]
-names = [textures.target_names[textures.target[row]] for row in chosen]
+temple, flower = load_sample_images().images
+images = [
+    temple[100:, :300],
+    temple[100:, 300:600],
+    flower[50:350, 100:400],
+    flower[50:350, 250:550],
+]
 
 # %%
-# Nothing is trained: `fit_transform` gives one row of features for each image.
+# There is nothing to train. `fit_transform` returns one row of
+# features for each image.
 features = PretrainedCNNFeatures()
 rows = features.fit_transform(images)
-print(f"{rows.shape[0]} images, {rows.shape[1]} features each, {rows.dtype}")
-print("the first are called", *features.get_feature_names_out()[:2])
+print(f"{len(rows)} images, {rows.shape[1]} features, {rows.dtype}")
+print("first names:", *features.get_feature_names_out()[:2])
 
 # %%
-# The figure: images of one class are more alike than images of two.
-alike = cosine_similarity(rows)
-figure, axes = plt.subplots(figsize=(6, 5.2), layout="constrained")
-shown = axes.imshow(alike, vmin=alike.min(), vmax=1, cmap="Blues")
-labels = [f"{name} {i % 2 + 1}" for i, name in enumerate(names)]
-axes.set_xticks(range(4), labels, rotation=20)
-axes.set_yticks(range(4), labels)
-for (i, j), value in np.ndenumerate(alike):
-    colour = "white" if value > (alike.min() + 1) / 2 else "black"
-    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
-figure.colorbar(shown, label="cosine similarity of the features")
-axes.set_title("How alike the network finds four images")
+# Features of crops of the same photo are more similar than those of
+# different photos.
+similarity = cosine_similarity(rows)
+figure, grid = plt.subplots(5, 5, figsize=(6, 6), layout="constrained")
+for ax in grid.flat:
+    ax.axis("off")
+for i, image in enumerate(images):
+    grid[0, i + 1].imshow(image)
+    grid[i + 1, 0].imshow(image)
+colours = plt.colormaps["YlGn"]
+least = similarity.min()
+for (i, j), value in np.ndenumerate(similarity):
+    ax = grid[i + 1, j + 1]
+    shade = 0.8 * (value - least) / (1 - least)
+    ax.add_patch(plt.Rectangle((0, 0), 1, 1, color=colours(shade)))
+    ax.text(0.5, 0.5, f"{value:.2f}", ha="center", va="center")
+figure.suptitle("Cosine similarity of the features")
 figure.savefig("first_features.png", dpi=150)
 plt.show()

@@ -1,16 +1,16 @@
 """
-Which depth, and which head?
-============================
+Which depth, and which classifier?
+==================================
 
-Early layers of a network see edges and colours, late ones see objects. Which of them
-suits your images is a question that a grid search answers, together with the choice
-of classifier. Every image goes through the network once: the store keeps the features
-of all depths, so the 120 fits below cost one pass.
+Early layers of a network respond to edges and colours, late ones to
+objects. A grid search finds the depth that suits your images, together
+with the classifier. Each image goes through the network once: the store
+keeps the features of all depths, so the 120 fits below cost one pass.
 
     python plot_010_which_depth_which_head.py [FOLDER]
 
-FOLDER has one subfolder of photos for each class; without it, the textures that ship
-with the package are used.
+FOLDER has one subfolder of photos per class. Without it, the textures
+that ship with the package are used.
 """
 
 import os
@@ -36,7 +36,7 @@ from skdeepfeat import (
     load_textures,
 )
 
-LAYERS = ["penultimate", "block5", "block3", "block1"]  # the deepest one first
+LAYERS = ["penultimate", "block5", "block3", "block1"]  # deepest first
 HEADS = {
     "SVM": SVC(),
     "logistic": LogisticRegression(C=0.01, max_iter=1000),
@@ -47,51 +47,48 @@ HEADS = {
 }
 
 # %%
-# The data: paths or arrays, it makes no difference to the estimator.
-images = load_image_folder(sys.argv[1]) if len(sys.argv) > 1 else load_textures()
+# Load paths or arrays. Both work.
+folder = sys.argv[1:]
+images = load_image_folder(*folder) if folder else load_textures()
 size = int(os.environ.get("SKDEEPFEAT_EXAMPLE_SIZE", len(images.data)))
 X, y = images.data[:size], images.target[:size]
 print(f"{len(X)} images of {len(images.target_names)} classes")
 
 # %%
-# The search. A first `transform` fills the store and shows how far it is.
+# Search. `warm` fills the store first and shows its progress.
 features = PretrainedCNNFeatures(layer=LAYERS[0], verbose=1)
 started = time.perf_counter()
-features.transform(X)
-pipeline = Pipeline(
-    [
-        ("features", features.set_params(verbose=0)),
-        ("scale", StandardScaler()),
-        ("head", SVC()),
-    ]
-)
+features.warm(X).set_params(verbose=0)
+steps = {"features": features, "scale": StandardScaler(), "head": SVC()}
 grid = {"features__layer": LAYERS, "head": list(HEADS.values())}
 folds = StratifiedKFold(5, shuffle=True, random_state=0)
-search = GridSearchCV(pipeline, grid, cv=folds).fit(X, y)
+search = GridSearchCV(Pipeline(list(steps.items())), grid, cv=folds)
+search.fit(X, y)
 seconds = time.perf_counter() - started
-print(f"{len(LAYERS) * len(HEADS)} combinations, 5 folds: {seconds:.1f} seconds")
+n_combinations = len(LAYERS) * len(HEADS)
+print(f"{n_combinations} combinations, 5 folds: {seconds:.1f} seconds")
 
 # %%
-# The table: mean accuracy by depth (columns) and head (rows).
-scores = search.cv_results_["mean_test_score"].reshape(len(LAYERS), len(HEADS)).T
-print(f"\n{'':20}" + "".join(f"{layer:>13}" for layer in LAYERS[::-1]))
+# Print the mean accuracy by depth (columns) and classifier (rows).
+scores = search.cv_results_["mean_test_score"]
+scores = scores.reshape(len(LAYERS), len(HEADS)).T
+print(" " * 20 + "".join(f"{layer:>13}" for layer in LAYERS[::-1]))
 for name, row in zip(HEADS, scores, strict=True):
-    print(f"{name:20}" + "".join(f"{score:13.3f}" for score in row[::-1]))
+    print(f"{name:20}" + "".join(f"{s:13.3f}" for s in row[::-1]))
 best = search.best_params_
-print(f"\nbest: {best['head']} on {best['features__layer']}, {search.best_score_:.3f}")
+print(f"\nbest: {best['head']} on {best['features__layer']}")
 
 # %%
-# The figure: features of the middle already tell textures apart.
+# Intermediate features already separate the textures.
 figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
 label_of = {id(head): name for name, head in HEADS.items()}
 LayerDepthDisplay.from_search(
     search, names=lambda others: label_of[id(others["head"])], ax=axes
 )
 chance = np.bincount(y).max() / len(y)
-axes.axhline(chance, color="grey", linestyle=":", label="largest class")
+axes.axhline(chance, color="grey", ls=":", label="largest class")
 axes.set(ylabel="accuracy, mean of 5 folds")
-axes.set_title("Accuracy by depth of the features and by head")
+axes.set_title("Accuracy by depth and classifier")
 axes.legend(loc="center", bbox_to_anchor=(0.65, 0.35), fontsize="small")
 figure.savefig("which_depth_which_head.png", dpi=150)
-print("figure saved as which_depth_which_head.png")
 plt.show()

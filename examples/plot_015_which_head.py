@@ -1,10 +1,10 @@
 """
-Which head?
-===========
+Which classifier?
+=================
 
-Deep features are rows of numbers, so any classifier of scikit-learn can follow. Six of
-them on the same features: how well they do, and how long they take. The network runs
-once for each image, whatever comes after it.
+Deep features are rows of numbers, so you can use any classifier of
+scikit-learn. This example compares the accuracy and the fit time of six
+of them. The network runs only once for each image.
 """
 
 import os
@@ -25,8 +25,8 @@ from skdeepfeat import PretrainedCNNFeatures, load_textures
 
 size = int(os.environ.get("SKDEEPFEAT_EXAMPLE_SIZE", 320))
 textures = load_textures()
-chosen = np.random.default_rng(0).permutation(len(textures.data))[:size]
-X, y = textures.data[chosen], textures.target[chosen]
+order = np.random.default_rng(0).permutation(len(textures.data))[:size]
+X, y = textures.data[order], textures.target[order]
 
 HEADS = {
     "logistic regression": LogisticRegression(C=0.01, max_iter=1000),
@@ -38,20 +38,24 @@ HEADS = {
 }
 
 # %%
-# One pipeline for each head; the features come from the store after the first fold.
+# Make one pipeline for each classifier. They all read the features from
+# the store.
 PretrainedCNNFeatures().warm(X)
 folds = StratifiedKFold(4, shuffle=True, random_state=0)
 accuracy, seconds = {}, {}
 for name, head in HEADS.items():
-    pipeline = make_pipeline(PretrainedCNNFeatures(), StandardScaler(), head)
-    result = cross_validate(pipeline, X, y, cv=folds)
+    model = make_pipeline(
+        PretrainedCNNFeatures(), StandardScaler(), head
+    )
+    result = cross_validate(model, X, y, cv=folds)
     accuracy[name] = result["test_score"]
     seconds[name] = result["fit_time"].mean()
-    print(f"{name:20} {accuracy[name].mean():.3f}, {seconds[name]:.2f} s a fit")
+    print(f"{name:20} {accuracy[name].mean():.3f}")
 
 # %%
-# The figure: a linear head, a forest and support vectors suit these features; a single
-# tree, and naive Bayes, which takes features as independent, do not.
+# A linear model, support vectors and a forest suit these features. A
+# single tree does not, and neither does naive Bayes, which assumes
+# independent features.
 figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 order = sorted(HEADS, key=lambda name: accuracy[name].mean())
 bars = axes.barh(
@@ -60,8 +64,9 @@ bars = axes.barh(
     xerr=[accuracy[name].std() for name in order],
     color="tab:blue",
 )
-axes.bar_label(bars, [f"{seconds[name]:.2f} s" for name in order], padding=6)
-axes.set(xlim=(0, 1.15), xlabel="accuracy, mean and deviation of 4 folds")
-axes.set_title("Six heads on the same features, with seconds of a fit")
+labels = [f"{seconds[name]:.2f} s" for name in order]
+axes.bar_label(bars, labels, padding=6)
+axes.set(xlim=(0, 1.15), xlabel="accuracy, mean and std of 4 folds")
+axes.set_title("Six classifiers on the same features, with fit times")
 figure.savefig("which_head.png", dpi=150)
 plt.show()

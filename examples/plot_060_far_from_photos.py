@@ -1,10 +1,11 @@
 """
-Few images that are no photos
-=============================
+Which depth suits images that are not photos?
+=============================================
 
-The last layers of a network speak of the objects that it was trained on. Bricks,
-gravel or stained tissue from close up are none of them, and with few examples of each,
-features from the middle of the network do better than the last ones.
+The last layers of a network respond to the objects it was trained on.
+Close-ups of bricks, gravel or stained tissue show no such objects. With
+few examples of each class, features from the middle of the network are
+then more accurate than the last ones.
 """
 
 import os
@@ -25,11 +26,11 @@ from skdeepfeat import (
 
 size = int(os.environ.get("SKDEEPFEAT_EXAMPLE_SIZE", 320))
 textures = load_textures()
-chosen = np.random.default_rng(0).permutation(len(textures.data))[:size]
-X, y = textures.data[chosen], textures.target[chosen]
+order = np.random.default_rng(0).permutation(len(textures.data))[:size]
+X, y = textures.data[order], textures.target[order]
 
 # %%
-# Ten images of each class to learn from in every split, the rest to test on.
+# Each split has ten training images per class, and tests on the rest.
 features = PretrainedCNNFeatures(prefetch_layers="all")
 pipeline = Pipeline(
     [
@@ -39,20 +40,25 @@ pipeline = Pipeline(
     ]
 )
 layers = [layer.alias for layer in list_layers("mini")]
-grid = {"features__layer": layers[::-1], "head__C": [0.001, 0.01, 0.1]}
-splits = StratifiedShuffleSplit(10, train_size=min(80, size // 2), random_state=0)
+grid = {
+    "features__layer": layers[::-1],
+    "head__C": [0.001, 0.01, 0.1],
+}
+splits = StratifiedShuffleSplit(
+    10, train_size=min(80, size // 2), random_state=0
+)
 search = GridSearchCV(pipeline, grid, cv=splits).fit(X, y)
-print(f"best: {search.best_params_}, accuracy {search.best_score_:.3f}")
+print(search.best_params_, f"accuracy {search.best_score_:.3f}")
 
 # %%
-# The figure: accuracy rises, and falls again where features become those of objects.
+# The accuracy rises with depth, and falls again where the features
+# become those of objects.
 figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
 LayerDepthDisplay.from_search(
     search, names=lambda others: f"C = {others['head__C']}", ax=axes
 )
-axes.set(
-    ylabel="accuracy, mean of 10 splits", title="Textures, ten of each to learn from"
-)
+axes.set(ylabel="accuracy, mean of 10 splits")
+axes.set_title("Textures, ten training images per class")
 axes.tick_params(axis="x", rotation=30)
 figure.savefig("far_from_photos.png", dpi=150)
 plt.show()

@@ -29,7 +29,7 @@ ROOMS = [
     {"_store"},
     {"_backbones"},
     {"_images"},
-    {"_validation", "_clock", "_caches"},
+    {"_validation", "_clock", "_caches", "_listing"},
     {"_digests"},
     {"_processes", "_exceptions"},
 ]

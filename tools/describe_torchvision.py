@@ -231,6 +231,13 @@ def describe_weights(version):
     }
 
 
+def described_by_torchvision(version):
+    """Number of parameters, classifier included, and the licence where it is stated."""
+    meta = version.meta
+    stated = {"licence": meta["license"]} if "license" in meta else {}
+    return {"parameters": meta["num_params"], **stated}
+
+
 class Meter(torch.fx.Interpreter):
     """Runs a graph and notes the shape and the cost so far at every node."""
 
@@ -314,7 +321,7 @@ def describe(name):
         record["rename"] = RENAME
     if size_option(name):
         record["size_option"] = size_option(name)
-    return record
+    return record | described_by_torchvision(versions.DEFAULT)
 
 
 def main():

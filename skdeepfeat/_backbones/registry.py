@@ -11,6 +11,7 @@ from importlib import resources
 
 from .._exceptions import closest
 from .._images.recipe import InputSpec
+from .._listing import Field, Listing
 from .._processes import Lock
 from .records import PACKAGE, Backbone, Layer, Weights
 
@@ -104,13 +105,28 @@ def _backbone_of_record(name: str) -> Backbone:
     )
 
 
+# What is shown of each name; the records of registered networks hold no more.
+SHOWN = (
+    Field("name", str),
+    Field("parameters (millions)", lambda name: _millions(name), ".2f"),
+    Field("licence", lambda name: _records().get(name, {}).get("licence")),
+)
+
+
+def _millions(name: str) -> float | None:
+    """Millions of parameters, None if the record does not say."""
+    n = _records().get(name, {}).get("parameters")
+    return n and n / 1e6
+
+
 def list_backbones():
     """Names of all networks that `backbone` may be.
 
     Returns
     -------
     names : list of str
-        Sorted: torchvision's classification networks and the registered ones.
+        Sorted: torchvision's classification networks and the registered ones. The
+        list prints as a table, also in a notebook.
 
     Examples
     --------
@@ -118,7 +134,7 @@ def list_backbones():
     >>> "resnet50" in list_backbones()
     True
     """
-    return sorted({*_records(), *_registered})
+    return Listing(sorted({*_records(), *_registered}), SHOWN)
 
 
 def is_listed(backbone: Backbone) -> bool:

@@ -10,6 +10,7 @@ from .._backbones.records import Backbone, Layer
 from .._backbones.registry import is_listed, resolve_backbone
 from .._exceptions import closest
 from .._images.recipe import InputSpec
+from .._listing import Field, Listing
 from .pooling import pooled_width
 
 
@@ -20,6 +21,16 @@ def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
     from .discovery import find_layers
 
     return find_layers(backbone)
+
+
+SHOWN = (
+    Field("index", lambda layer: layer.index),
+    Field("alias", lambda layer: layer.alias),
+    Field("node", lambda layer: layer.node),
+    Field("features", lambda layer: layer.features),
+    Field("stride", lambda layer: layer.stride),
+    Field("share", lambda layer: layer.share, ".2%"),
+)
 
 
 def list_layers(backbone="mini", *, nodes=False):
@@ -35,6 +46,7 @@ def list_layers(backbone="mini", *, nodes=False):
     Returns
     -------
     layers : list of Layer, or list of str if `nodes`
+        The list of layers prints as a table, also in a notebook.
         Aliased layers in order of depth, with the fields ``alias``, ``node``,
         ``index``, ``layout``, ``shape``, ``features`` (number of channels),
         ``stride`` (in pixels) and ``share`` (of the computation up to there).
@@ -42,19 +54,19 @@ def list_layers(backbone="mini", *, nodes=False):
     Examples
     --------
     >>> from skdeepfeat import list_layers
-    >>> for layer in list_layers("resnet50"):
-    ...     print(layer.alias, layer.features, layer.stride, layer.share)
-    stem 64 4 0.0289
-    block1 256 4 0.1922
-    block2 512 8 0.4435
-    block3 1024 16 0.8016
-    block4 2048 32 0.9995
-    penultimate 2048 None 0.9995
-    logits 1000 None 1.0
+    >>> list_layers("resnet50")
+    index  alias        node             features  stride    share
+        0  stem         maxpool                64       4    2.89%
+        1  block1       layer1.2.relu_2       256       4   19.22%
+        2  block2       layer2.3.relu_2       512       8   44.35%
+        3  block3       layer3.5.relu_2      1024      16   80.16%
+        4  block4       layer4.2.relu_2      2048      32   99.95%
+        5  penultimate  flatten              2048           99.95%
+        6  logits       fc                   1000          100.00%
     """
     record = resolve_backbone(backbone)
     if not nodes:
-        return list(aliased_layers(record))
+        return Listing(aliased_layers(record), SHOWN)
     from .structure import structure_of
 
     return list(structure_of(record, record.input.image_size).nodes)

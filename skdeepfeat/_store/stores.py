@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._exceptions import StoreWarning, warn_user
+from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
 from .base import Table
 from .disk import DiskTable
@@ -134,6 +135,9 @@ class FeatureStore:
             rows of each network, layer and pooling.
         """
         return self.open().info()
+
+    def _repr_html_(self) -> str:
+        return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
         """Forget everything that is kept here."""

@@ -1,0 +1,110 @@
+"""Tables: lists that print as aligned text and as escaped HTML."""
+
+import copy
+import pickle
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from skdeepfeat._listing import Field, Listing, as_text, facts_as_html
+
+NETWORKS = {"small": (700_000, "BSD"), "large": (25_600_000, None)}
+COLUMNS = [
+    Field("name", str),
+    Field("parameters", lambda name: NETWORKS[name][0], ","),
+    Field("licence", lambda name: NETWORKS[name][1]),
+]
+
+
+@pytest.fixture
+def table():
+    return Listing(NETWORKS, COLUMNS)
+
+
+def cells_of(html):
+    """The texts of an HTML table, row by row; a parse error fails the test."""
+    root = ElementTree.fromstring(html)
+    return [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+
+
+def test_prints_aligned_with_numbers_on_the_right(table):
+    assert repr(table).splitlines() == [
+        "name   parameters  licence",
+        "small     700,000  BSD",
+        "large  25,600,000",
+    ]
+    assert str(table) == repr(table)
+
+
+def test_an_empty_table_prints_its_titles():
+    assert repr(Listing([], COLUMNS)) == "name  parameters  licence"
+
+
+def test_is_a_list_of_its_items(table):
+    assert table == ["small", "large"]
+    assert ["small", "large"] == table
+    assert table != ["small"]
+    assert sorted(table) == ["large", "small"]
+    assert "large" in table and table.index("large") == 1
+    assert table[0] == "small" and table[-1] == "large"
+
+
+def test_slices_print_as_listing(table):
+    assert table[:1] == ["small"]
+    assert repr(table[:1]).splitlines()[1] == "small     700,000  BSD"
+    assert table[::-1] == ["large", "small"]
+    assert "large" in table[::-1]._repr_html_()
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, list])
+def test_copies_are_plain_lists(table, again):
+    assert type(again(table)) is list
+    assert again(table) == table
+
+
+def test_pickles_are_plain_lists_without_the_columns(table):
+    found = pickle.loads(pickle.dumps(table))
+    assert type(found) is list
+    assert found == ["small", "large"]
+
+
+def test_html_has_the_cells_of_the_text(table):
+    assert cells_of(table._repr_html_()) == [
+        ["name", "parameters", "licence"],
+        ["small", "700,000", "BSD"],
+        ["large", "25,600,000", ""],
+    ]
+
+
+def test_html_escapes_titles_and_cells():
+    name = "<script>alert('x')</script>&"
+    table = Listing([name], [Field("a < b", str)])
+    assert "<script>" not in table._repr_html_()
+    assert cells_of(table._repr_html_()) == [["a < b"], [name]]
+
+
+def test_percentages_and_missing_numbers():
+    shares = [Field("layer", str), Field("share", {"a": 0.5}.get, ".1%")]
+    assert repr(Listing("ab", shares)).splitlines() == [
+        "layer  share",
+        "a      50.0%",
+        "b",
+    ]
+
+
+def test_columns_of_text_alone_stand_on_the_left():
+    assert as_text(["x"], []) == "x"
+    table = Listing(["longer", "s"], [Field("t", str), Field("u", str)])
+    assert repr(table).splitlines()[2] == "s       s"
+
+
+def test_facts_show_numbers_with_separators_and_nested_facts_below_their_name():
+    facts = {"rows": 12_345, "path": "a<b", "layers": {"mini block1 avg": 7}}
+    html = facts_as_html("FeatureStore('f.store')", facts)
+    assert cells_of(html) == [
+        ["rows", "12,345"],
+        ["path", "a<b"],
+        ["layers", ""],
+        ["mini block1 avg", "7"],
+    ]
+    assert "<caption>FeatureStore(&#x27;f.store&#x27;)</caption>" in html
