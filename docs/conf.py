@@ -30,7 +30,6 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": "/plot_",
-    "ignore_pattern": "train_mini",
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
     "download_all_examples": False,

@@ -100,7 +100,7 @@ def test_the_training_script_runs_and_resumes(
         (photos / path.name).symlink_to(path)
 
     def train(steps):
-        command = [sys.executable, str(ROOT / "examples" / "train_mini.py")]
+        command = [sys.executable, str(ROOT / "tools" / "train_mini.py")]
         command += ["--photos", photos, "--teacher", squeezenet_weights]
         command += ["--out", tmp_path / "run", "--views", "16", "--batch", "4"]
         command += ["--steps", str(steps), "--every", "1"]

@@ -1,6 +1,6 @@
 """Pack a trained trunk as skdeepfeat/_weights/mini.safetensors, with its manifest.
 
-python examples/train_mini.py ... --out run
+python tools/train_mini.py ... --out run
 python tools/pack_mini.py run/best.pth
 """
 
@@ -33,7 +33,7 @@ ABOUT = {
     "BSD licence), taught by this project to see in 96 pixels what they see in 224, on "
     "crops of 1,000 photos, one of each ImageNet class; no label was used",
     "licence": "BSD-3-Clause",
-    "retrain": "python examples/train_mini.py --photos PHOTOS --teacher "
+    "retrain": "python tools/train_mini.py --photos PHOTOS --teacher "
     "squeezenet1_0.pth --out run && python tools/pack_mini.py run/best.pth",
 }
 

@@ -8,7 +8,7 @@ of the cost (knowledge distillation, Hinton et al. 2015; many crops of few image
 suffice, Asano & Saeed 2022). It begins as a copy of its teacher, so the two are
 compared channel by channel, without any layer in between.
 
-    python examples/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth --out run
+    python tools/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth --out run
 
 ``PHOTOS`` is a folder of JPEG files, the teacher a torchvision ``squeezenet1_0``
 state dict. The work has two steps, both resumable by repeating the command: the views
