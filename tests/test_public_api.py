@@ -1,10 +1,66 @@
 """The public face: sorted, documented, and named after the package."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
 import skdeepfeat
+
+ROOT = Path(__file__).parents[1]
+CLASSES = [thing for thing in vars(skdeepfeat).values() if isinstance(thing, type)]
+GENERATED = re.compile("set_.*_request")  # by scikit-learn
+# What other classes of the package call, and users need not.
+BETWEEN_CLASSES = {
+    "Backbone.identity_at",
+    "FeatureStore.open",
+    "FineTunedClassifier.count_blocks",
+    "FineTunedClassifier.to_backbone",
+    "ImageError.at",
+    "WeightsError.missing",
+}
+# Methods that are used as those of any other classifier or store.
+WITHOUT_EXAMPLE = {
+    "FeatureStore.clear",
+    "FineTunedClassifier.decision_function",
+    "FineTunedClassifier.partial_fit",
+}
+
+
+def public_functions():
+    """{"name" or "Class.name": function} of all functions and methods."""
+    found = {
+        name: thing
+        for name in skdeepfeat.__all__
+        if inspect.isfunction(thing := getattr(skdeepfeat, name))
+    }
+    for cls in CLASSES:
+        for name in vars(cls):
+            method = getattr(cls, name)
+            is_public = not name.startswith("_") and not GENERATED.fullmatch(name)
+            if is_public and inspect.isroutine(method):
+                found[f"{cls.__name__}.{name}"] = method
+    return {name: thing for name, thing in found.items() if name not in BETWEEN_CLASSES}
+
+
+FUNCTIONS = public_functions()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The code that test_docs.py runs: docstrings, pages and the gallery."""
+    public = [getattr(skdeepfeat, name) for name in skdeepfeat.__all__]
+    docs = [inspect.getdoc(thing) or "" for thing in [*public, *FUNCTIONS.values()]]
+    lines = [
+        line for doc in docs for line in re.findall(r"^(?:>>>|\.\.\.) (.*)", doc, re.M)
+    ]
+    pages = [page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    blocks = [
+        b for page in pages for b in re.findall(r"```python\n(.*?)```", page, re.S)
+    ]
+    gallery = [p.read_text("utf-8") for p in (ROOT / "examples").glob("plot_*.py")]
+    return "\n".join([*lines, *blocks, *gallery])
 
 
 def test_all_is_sorted_and_complete():
@@ -35,3 +91,24 @@ def test_every_parameter_is_documented_with_its_default():
         start = doc.index(line)
         default = repr(parameter.default).replace("'", '"')
         assert f"default={default}" in doc[start : start + 200], name
+
+
+def test_the_api_page_lists_every_public_name_once():
+    page = (ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^   (\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == skdeepfeat.__all__
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_are_documented_with_all_parameters(name):
+    function = FUNCTIONS[name]
+    doc = inspect.getdoc(function)
+    assert doc and doc[0].isupper() and doc.splitlines()[0].endswith(".")
+    lines = re.findall(r"^(?:([\w, ]+) : .*|\*\*(\w+))$", doc, re.MULTILINE)
+    documented = {name for line in lines for name in re.findall(r"\w+", " ".join(line))}
+    assert set(inspect.signature(function).parameters) - {"self"} <= documented
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - WITHOUT_EXAMPLE))
+def test_public_functions_have_an_example_that_runs(name, examples):
+    assert re.search(rf"\b{name.split('.')[-1]}\(", examples)

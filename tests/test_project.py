@@ -1,0 +1,114 @@
+"""The files around the package agree with each other, and .ci/run reports failures."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import skdeepfeat
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+RUN = ROOT / ".ci" / "run"
+
+
+def lower_bounds():
+    """{name: lowest version} of what the package and its tests depend on."""
+    extras = [EXTRAS[name] for name in ("openvino", "plot", "remote", "tiff", "test")]
+    wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+    others = (line for line in wanted if not line.startswith("skdeepfeat["))
+    return dict(line.split(">=") for line in others)
+
+
+def test_the_lowest_versions_tested_are_the_lower_bounds():
+    lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    bounds = lower_bounds()
+    assert sorted(pinned) == sorted(bounds)
+    for name, version in pinned.items():
+        assert re.fullmatch(rf"{re.escape(bounds[name])}(\.0)*", version), name
+
+
+def test_the_changelog_begins_with_the_version():
+    """That of a development version is called "Unreleased"."""
+    text = (ROOT / "docs" / "changelog.md").read_text()
+    heading = re.search(r"^## (\S+)", text, re.MULTILINE).group(1)
+    version = skdeepfeat.__version__
+    assert heading == ("Unreleased" if ".dev" in version else version)
+
+
+def test_the_version_stands_in_one_place():
+    files = ["pyproject.toml", "CITATION.cff", "docs/conf.py"]
+    release = skdeepfeat.__version__.split(".dev")[0]
+    assert not [f for f in files if f'"{release}' in (ROOT / f).read_text()]
+    assert "version" in PROJECT["dynamic"]
+
+
+def test_the_marker_of_a_typed_package_ships():
+    assert resources.files("skdeepfeat").joinpath("py.typed").is_file()
+
+
+def test_links_of_the_project_lead_to_its_pages():
+    assert set(PROJECT["urls"]) == {"Documentation", "Source", "Issues", "Changelog"}
+    page = Path(PROJECT["urls"]["Changelog"]).stem
+    assert (ROOT / "docs" / f"{page}.md").is_file()
+
+
+def gates_of(text):
+    """Names of gates after ".ci/run" or the default ones after "set --"."""
+    return [
+        name
+        for line in re.findall(r"(?:\.ci/run|set --)((?: [a-z]+)+)$", text, re.M)
+        for name in line.split()
+    ]
+
+
+@pytest.mark.parametrize("file", [".ci/run", ".github/workflows/tests.yml"])
+def test_gates_exist(file):
+    gates = gates_of((ROOT / file).read_text())
+    functions = re.findall(r"^(\w+)\(\) \{", RUN.read_text(), re.MULTILINE)
+    assert len(gates) >= 6 and set(gates) <= set(functions)
+
+
+@pytest.fixture
+def run_gates(tmp_path):
+    """Run .ci/run in a folder where `ruff` and `mypy` end with the given codes."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(RUN, tmp_path / ".ci" / "run")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+
+    def run(*gates, **codes):
+        for tool, code in codes.items():
+            program = tmp_path / ".venv" / "bin" / tool
+            program.write_text(f"#!/bin/sh\nexit {code}\n")
+            program.chmod(0o755)
+        command = [str(tmp_path / ".ci" / "run"), *gates]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+    return run
+
+
+def test_a_gate_that_fails_stops_no_other_and_fails_the_run(run_gates):
+    done = run_gates("lint", "types", ruff=1, mypy=0)
+    assert done.returncode == 1
+    assert re.search(r"^lint: FAILED in \d+ s\ntypes: passed in \d+ s$", *report(done))
+
+
+def test_gates_that_pass_pass_the_run(run_gates):
+    done = run_gates("lint", "types", ruff=0, mypy=0)
+    assert done.returncode == 0
+    assert re.search(r"^lint: passed in \d+ s\ntypes: passed in \d+ s$", *report(done))
+
+
+def test_an_unknown_gate_fails_the_run(run_gates):
+    assert run_gates("lints").returncode == 1
+
+
+def report(done):
+    return done.stdout, re.MULTILINE
