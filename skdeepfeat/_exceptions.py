@@ -124,7 +124,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
         category,
         frame.f_code.co_filename,
         frame.f_lineno,
-        names.get("__name__"),
+        names.get("__name__", "<unknown>"),
         names.setdefault("__warningregistry__", {}),
     )
 

@@ -32,7 +32,7 @@ def test_pages(page, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     _make_photos(tmp_path / "photos")
-    namespace: dict = {}
+    namespace = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, page.name, "exec"), namespace)
 

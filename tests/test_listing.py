@@ -6,6 +6,13 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from skdeepfeat import (
+    FeatureStore,
+    PretrainedCNNFeatures,
+    list_backbones,
+    list_layers,
+    load_textures,
+)
 from skdeepfeat._listing import Field, Listing, as_text, facts_as_html
 
 NETWORKS = {"small": (700_000, "BSD"), "large": (25_600_000, None)}
@@ -108,3 +115,45 @@ def test_facts_show_numbers_with_separators_and_nested_facts_below_their_name():
         ["mini block1 avg", "7"],
     ]
     assert "<caption>FeatureStore(&#x27;f.store&#x27;)</caption>" in html
+
+
+# What the package shows as tables ---------------------------------------------------
+
+
+def shown_rows(listing):
+    """{first cell: line} of what a listing prints."""
+    return {line.split()[0]: line for line in repr(listing).splitlines()}
+
+
+def test_list_layers_is_a_list_of_records_that_prints_their_fields():
+    layers = list_layers("resnet50")
+    assert isinstance(layers, list) and layers[1].alias == "block1"
+    rows = shown_rows(layers)
+    assert list(rows) == ["layer", *(layer.alias for layer in layers)]
+    assert rows["penultimate"].split()[1:] == ["flatten", "2048", "2,048", "99.95%"]
+
+
+def test_list_backbones_is_a_list_of_names_that_prints_their_parameters():
+    names = list_backbones()
+    assert names == sorted(names)
+    assert shown_rows(names)["resnet50"].split() == ["resnet50", "25,557,032", "224"]
+
+
+def test_parameters_and_licences_are_those_that_torchvision_states():
+    from torchvision import models
+
+    rows = shown_rows(list_backbones())
+    for name in models.list_models(module=models):
+        meta = models.get_model_weights(name).DEFAULT.meta
+        assert f"{meta['num_params']:,}" in rows[name].split()
+        assert rows[name].endswith(meta.get("license", ""))
+
+
+def test_a_store_shows_its_info_in_a_notebook():
+    store = FeatureStore(name="shown")
+    store.clear()
+    features = PretrainedCNNFeatures(cache=store, prefetch_layers=[])
+    features.transform(load_textures().data[:3])
+    rows = cells_of(store._repr_html_())
+    assert ["misses", "3"] in rows
+    assert rows[-1][0].startswith("mini") and rows[-1][1] == "3"

@@ -8,6 +8,7 @@ package from ``shipped/manifest.json``.
 import functools
 import json
 from importlib import resources
+from typing import Any
 
 from .._exceptions import closest
 from .._images.recipe import InputSpec
@@ -105,18 +106,24 @@ def _backbone_of_record(name: str) -> Backbone:
     )
 
 
-# What is shown of each name; the records of registered networks hold no more.
-SHOWN = (
-    Field("name", str),
-    Field("parameters (millions)", lambda name: _millions(name), ".2f"),
-    Field("licence", lambda name: _records().get(name, {}).get("licence")),
+def _stated(name: str, field: str) -> Any:
+    """What the record of a network states, None for registered ones."""
+    return None if name in _registered else _records()[name].get(field)
+
+
+def _n_parameters(name: str) -> int | None:
+    """Number of parameters, None if the network would have to be built."""
+    arrays = _registered[name].arrays if name in _registered else None
+    counted = arrays and sum(array.size for array in arrays.values())
+    return counted or _stated(name, "parameters")
+
+
+SHOWN = (  # of each name, where the list is printed
+    Field("backbone", str),
+    Field("parameters", _n_parameters, ","),
+    Field("image size", lambda name: resolve_backbone(name).input.image_size),
+    Field("licence", lambda name: _stated(name, "licence")),
 )
-
-
-def _millions(name: str) -> float | None:
-    """Millions of parameters, None if the record does not say."""
-    n = _records().get(name, {}).get("parameters")
-    return n and n / 1e6
 
 
 def list_backbones():

@@ -5,6 +5,7 @@ networks of the user's own.
 """
 
 from dataclasses import replace
+from operator import attrgetter
 
 from .._backbones.records import Backbone, Layer
 from .._backbones.registry import is_listed, resolve_backbone
@@ -23,13 +24,13 @@ def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
     return find_layers(backbone)
 
 
-SHOWN = (
-    Field("index", lambda layer: layer.index),
-    Field("alias", lambda layer: layer.alias),
-    Field("node", lambda layer: layer.node),
-    Field("features", lambda layer: layer.features),
-    Field("stride", lambda layer: layer.stride),
-    Field("share", lambda layer: layer.share, ".2%"),
+SHOWN = (  # of each layer, where the list is printed
+    Field("layer", attrgetter("alias")),
+    Field("node", attrgetter("node")),
+    Field("shape", lambda layer: " × ".join(map(str, layer.shape))),
+    Field("features", attrgetter("features"), ","),
+    Field("stride", attrgetter("stride")),
+    Field("share", attrgetter("share"), ".2%"),
 )
 
 
@@ -55,14 +56,14 @@ def list_layers(backbone="mini", *, nodes=False):
     --------
     >>> from skdeepfeat import list_layers
     >>> list_layers("resnet50")
-    index  alias        node             features  stride    share
-        0  stem         maxpool                64       4    2.89%
-        1  block1       layer1.2.relu_2       256       4   19.22%
-        2  block2       layer2.3.relu_2       512       8   44.35%
-        3  block3       layer3.5.relu_2      1024      16   80.16%
-        4  block4       layer4.2.relu_2      2048      32   99.95%
-        5  penultimate  flatten              2048           99.95%
-        6  logits       fc                   1000          100.00%
+    layer        node             shape           features  stride    share
+    stem         maxpool          64 × 56 × 56          64       4    2.89%
+    block1       layer1.2.relu_2  256 × 56 × 56        256       4   19.22%
+    block2       layer2.3.relu_2  512 × 28 × 28        512       8   44.35%
+    block3       layer3.5.relu_2  1024 × 14 × 14     1,024      16   80.16%
+    block4       layer4.2.relu_2  2048 × 7 × 7       2,048      32   99.95%
+    penultimate  flatten          2048               2,048           99.95%
+    logits       fc               1000               1,000          100.00%
     """
     record = resolve_backbone(backbone)
     if not nodes:
