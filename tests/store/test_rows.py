@@ -82,7 +82,7 @@ def test_each_row_of_a_lazy_sequence_is_asked_for_once(photos, cache):
 
 
 def test_few_rows_of_a_lazy_sequence_are_held(monkeypatch):
-    monkeypatch.setattr("skdeepfeat._images.sequences.BYTES_HELD", 20_000)
+    monkeypatch.setattr("skdeepfeat._images.windows.BYTES_HELD", 20_000)
     rng = np.random.default_rng(0)
     photos = rng.integers(0, 256, (64, 24, 32, 3), np.uint8)
     rows = Recorder(photos)
@@ -158,7 +158,7 @@ def test_a_lack_of_memory_is_no_error_of_the_row(photos, monkeypatch):
     def too_large(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr("skdeepfeat._images.recipe.prepare", too_large)
+    monkeypatch.setattr("skdeepfeat._images.batches.prepare", too_large)
     with pytest.raises(MemoryError):
         features(on_error="nan", cache=None).transform(photos)
 
@@ -669,7 +669,7 @@ def test_equal_rows_that_cannot_be_read_have_errors_of_their_own(
 def test_a_row_of_a_later_window_is_tried_where_an_equal_one_failed(
     photos, server, aiohttp, monkeypatch
 ):
-    monkeypatch.setattr("skdeepfeat._images.sequences.ROWS_HELD", 1)
+    monkeypatch.setattr("skdeepfeat._images.windows.ROWS_HELD", 1)
     monkeypatch.setattr("skdeepfeat._images.sequences.Held.at_once", 1)
     content, url = encoded(photos[0]), f"{server.url}/a.png"
     server.content, server.headers = {"/a.png": content}, {"/a.png": {"ETag": '"1"'}}
