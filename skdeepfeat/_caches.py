@@ -33,7 +33,7 @@ class _Entry:
             self._leave(self)
 
 
-class SharedTable:
+class SharedCache:
     """A bounded table; who is used least recently goes first.
 
     One lock holds everybody else while a value is made, so that eight threads that ask

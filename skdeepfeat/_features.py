@@ -23,7 +23,7 @@ from ._backbones.weights import (
     weights_key,
     what_changed,
 )
-from ._caches import SharedTable
+from ._caches import SharedCache
 from ._clock import Clock
 from ._digests import changed_fields, digest_fields
 from ._engines.base import PooledLayers
@@ -81,7 +81,7 @@ def clear_caches():
     >>> clear_caches()
     """
     clear_tables()
-    SharedTable.clear_all()
+    SharedCache.clear_all()
     unconvertible.clear()
 
 
@@ -479,7 +479,7 @@ class PretrainedCNNFeatures(
     def _compute(self, window, rows, clock):
         """Features of the missing rows that nobody else computes, batch by batch."""
         plan = rows.plan
-        with rows.turn():
+        with rows.use_gpus():
             claimed = rows.claim()
             first = next(claimed, None)
             if first is None:

@@ -261,8 +261,8 @@ def _limit_threads(n: int | None) -> None:
 
 # Between processes ------------------------------------------------------------------
 
-_turns: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path
-_turns_lock = Lock()
+_thread_locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path
+_registry_lock = Lock()
 
 
 class FileLock:
@@ -281,12 +281,12 @@ class FileLock:
     def __init__(self, path):
         self.path = path
         self._file: int | None = None
-        with _turns_lock:
-            self._turn = _turns.setdefault(os.path.realpath(path), Lock())
+        with _registry_lock:
+            self._thread_lock = _thread_locks.setdefault(os.path.realpath(path), Lock())
 
     def try_acquire(self) -> bool:
         """Take the lock unless somebody has it, and note in the file who does."""
-        if not self._turn.acquire(blocking=False):
+        if not self._thread_lock.acquire(blocking=False):
             return False
         try:
             self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
@@ -297,7 +297,7 @@ class FileLock:
             return False
         finally:
             if self._file is None:
-                self._turn.release()
+                self._thread_lock.release()
         return True
 
     def acquire(self, say: Callable[[float], None] = lambda seconds: None) -> None:
@@ -306,7 +306,7 @@ class FileLock:
 
     def is_free(self) -> bool:
         """Whether nobody holds the lock, or there is no such file."""
-        if not self._turn.acquire(blocking=False):
+        if not self._thread_lock.acquire(blocking=False):
             return False
         try:
             os.close(_open_locked(self.path, os.O_RDWR))
@@ -315,7 +315,7 @@ class FileLock:
         except BlockingIOError:
             return False
         finally:
-            self._turn.release()
+            self._thread_lock.release()
         return True
 
     def release(self) -> None:
@@ -323,7 +323,7 @@ class FileLock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-            self._turn.release()
+            self._thread_lock.release()
 
     def drop(self) -> None:
         """In a forked child: the lock stayed with the parent."""
@@ -347,7 +347,7 @@ class FileLock:
     @property
     def holder(self) -> str:
         """Who holds the lock, as well as it can be known."""
-        if not self._turn.acquire(blocking=False):
+        if not self._thread_lock.acquire(blocking=False):
             return "another thread of this process"
         try:
             with open(self.path) as file:
@@ -355,7 +355,7 @@ class FileLock:
         except OSError:
             return "another process"
         finally:
-            self._turn.release()
+            self._thread_lock.release()
 
 
 def _open_locked(path, flags: int) -> int:

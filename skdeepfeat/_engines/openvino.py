@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._digests import digest, digest_fields, digest_file
 from .._exceptions import ConversionError
 from .._processes import after_fork, leave_to_parent
@@ -52,7 +52,7 @@ EXPECTED = "expected.npz"  # what torch computes for them
 MAX_BYTES = 2 << 30  # of converted networks on disk; the oldest go first
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
-_compiled = SharedTable(8)
+_compiled = SharedCache(8)
 
 
 @after_fork

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._clock import Clock
 from .._images.batches import Batch, Readable, read_batches
 from .._store.base import Computed
@@ -28,7 +28,7 @@ NETWORKS = {
 
 
 # Sizes of batches for which memory ran out, by what was computed and where.
-_refused = SharedTable(256)
+_refused = SharedCache(256)
 
 
 def refused_sizes(pooled: PooledLayers, device: str, precision: str) -> list[int]:

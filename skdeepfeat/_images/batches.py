@@ -86,7 +86,7 @@ class Readable(Protocol):
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError."""
 
-    def expect(self, row: int) -> None:
+    def read_ahead(self, row: int) -> None:
         """Prepare for a row that is asked for soon."""
 
 
@@ -142,7 +142,7 @@ def read_batches(
             results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
         else:
             n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
-            results = _map_at_once(pool, read, rows, n, images.expect)
+            results = _map_at_once(pool, read, rows, n, images.read_ahead)
         while some := list(islice(results, batch_size)):
             yield _collect(some, spec, batch_size)
 

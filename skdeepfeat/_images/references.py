@@ -67,7 +67,7 @@ class File:
         with open(self._path, "rb") as file:
             return file.read()
 
-    def expect(self) -> None:
+    def read_ahead(self) -> None:
         """Let the system begin to read it."""
         if hasattr(os, "posix_fadvise"):
             with open(self._path, "rb") as file:
@@ -113,7 +113,7 @@ class Remote:
         system, path = self._file_system()
         return system.cat_file(path)
 
-    def expect(self) -> None:
+    def read_ahead(self) -> None:
         """Nothing: it is fetched when its turn comes."""
 
 

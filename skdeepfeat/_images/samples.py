@@ -16,7 +16,7 @@ from PIL import Image
 
 from .bit_depth import BITS, white_of
 from .formats import DAMAGED, is_tiff, open_image, refusal
-from .orientation import ORIENTATION, orientation_of, turned
+from .orientation import ORIENTATION, orientation_of, rotated
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
@@ -126,7 +126,7 @@ def grey_samples(image: Image.Image) -> Samples:
         values = values.view(np.uint32)
     if image.mode == "I" and image.format in SIXTEEN_IN_32:
         values = values.astype(np.uint16)
-    values = turned(values, orientation_of(image))[:, :, None]
+    values = rotated(values, orientation_of(image))[:, :, None]
     transparent = image.info.get("transparency")
     return Samples(
         values,
@@ -195,7 +195,7 @@ def _unpack(data, rawmode: str) -> np.ndarray:
     image: Any = open_image(data)  # it was opened before
     image.tile = [_with_rawmode(tile, rawmode) for tile in image.tile]
     image.load()
-    return turned(np.asarray(image), orientation_of(image))
+    return rotated(np.asarray(image), orientation_of(image))
 
 
 def _with_rawmode(tile, rawmode: str):
@@ -239,7 +239,7 @@ def _samples_by_tifffile(data) -> Samples:
     if kind == UNSPECIFIED:
         pixels = pixels[:, :, :n_colours]
     top = 2**page.bitspersample - 1 if pixels.dtype.kind == "u" else 1
-    samples = _split(turned(pixels, orientation), n_colours, top, kind == ASSOCIATED)
+    samples = _split(rotated(pixels, orientation), n_colours, top, kind == ASSOCIATED)
     return replace(samples, inverted=page.photometric == WHITE_IS_ZERO)
 
 

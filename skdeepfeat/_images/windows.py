@@ -42,7 +42,7 @@ class Images:
             raise cell
         return cell.read()
 
-    def expect(self, row: int) -> None:
+    def read_ahead(self, row: int) -> None:
         """Nothing: whoever asks here asks once."""
 
     def windows(self, recall, n_threads: int, rescaled: bool) -> Iterator["Window"]:
@@ -155,11 +155,11 @@ class Window:
         self._hashed.clear()
         self._errors.clear()
 
-    def expect(self, row: int) -> None:
+    def read_ahead(self, row: int) -> None:
         """Let the system begin to read the file of a row that is asked for soon."""
         held = self._hashed[row].cell.held
         if isinstance(held, Reference):
-            held.expect()
+            held.read_ahead()
 
 
 def _hashed(cell: Cell) -> Hashed | ImageError:

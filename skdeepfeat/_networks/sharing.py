@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .._backbones.weights import WeightsSource
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .building import Network, build_network
 
 MAX_NETWORKS = 8
@@ -23,17 +23,17 @@ PRECISIONS = {
 
 # The table --------------------------------------------------------------------------
 
-networks = SharedTable(MAX_NETWORKS)
-_networks_of_gpu: dict[str, SharedTable] = {}
+networks = SharedCache(MAX_NETWORKS)
+_networks_of_gpu: dict[str, SharedCache] = {}
 
 
-def networks_on(device: str) -> SharedTable:
+def networks_on(device: str) -> SharedCache:
     """The networks on a device: some on a CPU, a share of its memory on a GPU."""
     if torch.device(device).type == "cpu":
         return networks
     if device not in _networks_of_gpu:
         bound = GPU_SHARE * memory_of(device)
-        _networks_of_gpu.setdefault(device, SharedTable(bound, bytes_of))
+        _networks_of_gpu.setdefault(device, SharedCache(bound, bytes_of))
     return _networks_of_gpu[device]
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import fx, nn
 
 from .._backbones.records import Backbone
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .building import skeleton_of, trial_network
 from .code import digest_code
 from .evidence import Watcher, check_rows, copied, measuring, same, two_images
 from .tracer import NotTraceable, make_out_of_place, trace, without_inplace
 
-_tried = SharedTable(32)
+_tried = SharedCache(32)
 
 
 @dataclass

@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnRows:
     """Rows of one column, to be kept.
 
     Parameters
@@ -95,7 +95,11 @@ class Table(Protocol):
         """Whether a row of any of these columns and keys is here."""
 
     def write(
-        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        parts: Sequence[ColumnRows],
     ) -> bool:
         """Keep computed rows, count them as misses, and give back their claims.
 
@@ -146,7 +150,7 @@ class Table(Protocol):
             What a person calls them: their places in X.
         """
 
-    def turn(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
+    def use_gpus(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
         """A context in which no other process uses the GPUs of these names."""
 
     def count_hits(self, n: int, fingerprints: Sequence[bytes]) -> None:

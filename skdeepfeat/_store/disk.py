@@ -40,8 +40,8 @@ import numpy as np
 from .._digests import digest
 from .._exceptions import StoreWarning, warn_user
 from .._processes import FORK_SECONDS, FileLock, RLock, leave_to_parent, wait_until
-from .base import Found, Part
-from .waiting import begin_of, clock, say_once, some_rows
+from .base import ColumnRows, Found
+from .waiting import begin_of, local_time, say_once, some_rows
 
 FILE = "features.v2.sqlite"  # another layout of the tables gets another name
 SCHEMA = """
@@ -135,7 +135,11 @@ class DiskTable:
         return self._attempt(work, lambda: False)
 
     def write(
-        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        parts: Sequence[ColumnRows],
     ) -> bool:
         """Keep computed rows; see :class:`Table`."""
 
@@ -153,7 +157,7 @@ class DiskTable:
         self._told |= {"full"} if is_full else set()
         return first_time
 
-    def _put(self, db, part: Part) -> None:
+    def _put(self, db, part: ColumnRows) -> None:
         """Keep the rows of one column."""
         number = _number_of(db, part.column, part.asked)
         seed = crc32(part.column.fingerprint)
@@ -229,11 +233,11 @@ class DiskTable:
         waited = [row for row, id_ in zip(rows, ids, strict=True) if id_ in claimed]
         return (
             f"{some_rows(waited)}, which {who} has been computing since "
-            f"{clock(begin_of(call))}"
+            f"{local_time(begin_of(call))}"
         )
 
     @contextlib.contextmanager
-    def turn(self, gpus: Callable[[], Sequence[str]]):
+    def use_gpus(self, gpus: Callable[[], Sequence[str]]):
         """A context in which no other process uses the GPUs of these names."""
         with contextlib.ExitStack() as held:
             for name in sorted(gpus()):  # in one order, so that nobody holds up all
@@ -245,7 +249,7 @@ class DiskTable:
         lock = FileLock(self.folder / f"{gpu}.lock")
 
         def what() -> str:
-            since = clock(lock.held_since)
+            since = local_time(lock.held_since)
             return f"the GPU {gpu!r}, which {lock.holder} has been using since {since}"
 
         try:
@@ -480,7 +484,7 @@ class DiskTable:
             say_once(
                 lambda: (
                     f"the folder {str(self.folder)!r}, which {lock.holder} has been "
-                    f"setting up since {clock(lock.held_since)}"
+                    f"setting up since {local_time(lock.held_since)}"
                 )
             )
         )

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .._processes import FORK_SECONDS, Condition
-from .base import ROW_OVERHEAD, Found, Part
-from .waiting import begin_of, clock, say_once, some_rows
+from .base import ROW_OVERHEAD, ColumnRows, Found
+from .waiting import begin_of, local_time, say_once, some_rows
 
 
 class MemoryTable:
@@ -68,7 +68,11 @@ class MemoryTable:
             return any(self._has(name) for name in product(fingerprints, keys))
 
     def write(
-        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        parts: Sequence[ColumnRows],
     ) -> bool:
         """Keep computed rows; see :class:`Table`."""
         before = self._was_full
@@ -84,7 +88,7 @@ class MemoryTable:
             self._changed.notify_all()
         return self._was_full and not before
 
-    def _put(self, part: Part, key: bytes, row, in_range: bool) -> None:
+    def _put(self, part: ColumnRows, key: bytes, row, in_range: bool) -> None:
         """Keep one row; drops others beyond the bound."""
         size = row.nbytes + ROW_OVERHEAD
         if size > self.max_bytes:
@@ -150,10 +154,10 @@ class MemoryTable:
         some = some_rows([rows[i] for i in calls])
         return (
             f"{some}, which another thread of this process has been computing since "
-            f"{clock(began)}"
+            f"{local_time(began)}"
         )
 
-    def turn(self, gpus: Callable[[], Sequence[str]]):
+    def use_gpus(self, gpus: Callable[[], Sequence[str]]):
         """Threads of one process share a device."""
         return contextlib.nullcontext()
 

@@ -10,7 +10,7 @@ from .._engines.devices import names_of_gpus
 from .._exceptions import ImageError, StoreWarning, warn_user
 from .._images.windows import Images, Window
 from .._plan import Plan
-from .base import Computed, Part, Table
+from .base import ColumnRows, Computed, Table
 from .waiting import new_call
 
 CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
@@ -61,9 +61,9 @@ class Rows:
         """How many rows of X are done."""
         return self._n_begun - len(self.missing)
 
-    def turn(self):
+    def use_gpus(self):
         """A context in which no other process uses the same GPUs."""
-        return self._table.turn(lambda: names_of_gpus(self.plan.devices))
+        return self._table.use_gpus(lambda: names_of_gpus(self.plan.devices))
 
     def windows(self, n_threads: int) -> Iterator[Window]:
         """The windows of X, hashed; after each comes what it lacks."""
@@ -183,7 +183,7 @@ class Rows:
         for error in errors:
             self._report.fail(error)
 
-    def _parts(self, computed: Computed, keys, sound) -> Iterator[Part]:
+    def _parts(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """What is kept of a batch: rows that are numbers."""
         asked = {column.fingerprint for column in self.plan.columns}
         # What is asked for comes last: it is the last to make room for others.
@@ -192,7 +192,9 @@ class Rows:
             kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
-            yield Part(column, some, rows[kept], in_range, column.fingerprint in asked)
+            yield ColumnRows(
+                column, some, rows[kept], in_range, column.fingerprint in asked
+            )
 
     def _warn_of_bound(self) -> None:
         """Say what the store would need to keep all rows of this call."""

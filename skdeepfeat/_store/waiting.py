@@ -39,7 +39,7 @@ def say_once(what: Callable[[], str]) -> Callable[[float], None]:
     return say
 
 
-def clock(seconds: float) -> str:
+def local_time(seconds: float) -> str:
     """A time as a person reads it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 

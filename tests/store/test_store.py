@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from skdeepfeat import FeatureStore, StoreWarning
-from skdeepfeat._store.base import ROW_OVERHEAD, Part
+from skdeepfeat._store.base import ROW_OVERHEAD, ColumnRows
 from skdeepfeat._store.disk import FILE, DiskTable
 from skdeepfeat._store.memory import MemoryTable
 from skdeepfeat._store.stores import open_table
@@ -39,7 +39,7 @@ def part(column, numbers, rows, in_range=None, asked=True):
     """Rows of a column, all of them in range if nothing else is said."""
     column = column if isinstance(column, FakeColumn) else FakeColumn(column)
     in_range = [True] * len(numbers) if in_range is None else in_range
-    return Part(column, keys(*numbers), np.asarray(rows), in_range, asked)
+    return ColumnRows(column, keys(*numbers), np.asarray(rows), in_range, asked)
 
 
 def put(table, column, numbers, rows, **options):
