@@ -442,7 +442,7 @@ def test_relative_paths_are_hashed_once(files, tmp_path, monkeypatch):
 
 def test_a_store_without_rights_costs_warnings_not_results(files):
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
-    with pytest.warns(StoreWarning, match="cannot be used|may not be written"):
+    with pytest.warns(StoreWarning, match="cannot be used|is not writable"):
         rows = features.transform(files[0])
     expected = PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])
     np.testing.assert_array_equal(rows, expected)

@@ -229,8 +229,8 @@ def test_no_lock_is_held_in_a_child():
         import tempfile
         from skdeepfeat import Backbone, clear_caches, register_backbone
         from skdeepfeat import _processes
-        from skdeepfeat._store import disk, memory
-        disk.FORK_SECONDS = memory.FORK_SECONDS = 0.1
+        from skdeepfeat._store import database, memory
+        database.FORK_SECONDS = memory.FORK_SECONDS = 0.1
         folder = tempfile.mkdtemp()
         stores = None, FeatureStore(), FeatureStore(folder)
         models = [
@@ -275,7 +275,7 @@ def test_a_fork_does_not_copy_an_open_database(tmp_path):
             files = os.listdir("/proc/self/fd")
             open_ = [os.path.realpath(f"/proc/self/fd/{file}") for file in files]
             return [name for name in open_ if "sqlite" in name]
-        print(in_child(child), table._connection)
+        print(in_child(child), table._database._connection)
     """,
             tmp_path / "store",
         )
