@@ -20,7 +20,8 @@ from .._clock import Clock
 from .._exceptions import ImageError
 from .._processes import after_fork
 from .budget import Budget
-from .cells import Cell, row_errors
+from .cells import Cell
+from .reasons import row_errors
 from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
 
 # Pixels that all threads decode at once; an image of more is decoded alone.

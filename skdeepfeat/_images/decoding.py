@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bit_depth import HEAD, white_of
+from .bit_depth import HEAD, WHITES, white_of
 from .formats import open_image
 from .orientation import upright
 from .samples import DEEP_GREY, Samples, grey_samples, is_misread, samples_of
@@ -88,15 +88,16 @@ def settle(image) -> Image.Image | Samples:
         raise ValueError(MISREAD)
     if image.mode in DEEP_GREY:
         return grey_samples(image)
-    return _of_eight_bits(image, _head_of(image))
+    return _of_eight_bits(image)
 
 
-def _of_eight_bits(image, head) -> Image.Image:
+def _of_eight_bits(image, data=None) -> Image.Image:
     """A loaded PIL image as upright "L" or "RGB"; transparent pixels show white.
 
-    The orientation is read after the pixels: some formats are turned while they load.
+    The orientation is read after the pixels, because Pillow rotates some formats while
+    it loads them. `data` is the content of the file, if it is at hand.
     """
-    image = upright(_with_scaled_transparency(image, head))
+    image = upright(_with_scaled_transparency(image, data))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -105,14 +106,15 @@ def _of_eight_bits(image, head) -> Image.Image:
     return image if image.mode == "L" else _as_rgb(image)
 
 
-def _with_scaled_transparency(image, head):
+def _with_scaled_transparency(image, data):
     """A grey PNG of 2 or 4 bits, of which Pillow scales all but the transparent value.
 
-    Where the file is gone, it has the fewest bits that its values fit in.
+    If the file is gone, the fewest bits that hold the values are assumed.
     """
     value = image.info.get("transparency")
     if image.format != "PNG" or image.mode != "L" or not isinstance(value, int):
         return image
+    head = _head_of(image) if data is None else data
     values = np.asarray(image)
     fits = (n for n in STEPS if value < 2**n and not (values % STEPS[n]).any())
     image = image.copy()
@@ -148,8 +150,10 @@ def _head_of(image) -> bytes:
 
 def white_of_file(image) -> int:
     """The largest sample of the file that a PIL image was opened from, if known."""
+    if image.format not in WHITES:  # a TIFF, whose tags Pillow keeps, or 8 bits
+        return white_of(image, b"")
     head = _head_of(image)
-    return white_of(image, head) if head or hasattr(image, "tag_v2") else 255
+    return white_of(image, head) if head else 255
 
 
 def open_array(array, value_range=None, enough=None, reserve=_no_limit) -> Pixels:

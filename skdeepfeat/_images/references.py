@@ -24,6 +24,8 @@ VERSIONS = re.compile(
 )
 WEAK = "W/"
 
+LONGEST_NAME = 200  # characters of a name in messages
+
 # What may be a secret in a URL: a user with a password, and what is behind "?".
 USER, QUERY = re.compile(r"(?<=://)[^/?#\s]*@"), re.compile(r"(://[^\s?]*\?)[^\s'\"]*")
 
@@ -40,6 +42,13 @@ UNQUOTED = (
 def without_secrets(text: str) -> str:
     """A text in which URLs have neither users nor queries."""
     return QUERY.sub(r"\1...", USER.sub("", text))
+
+
+def shortened(text: str) -> str:
+    """A text, its middle left out if it is longer than a name."""
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME // 2]}... ({len(text):,} characters)"
 
 
 class File:

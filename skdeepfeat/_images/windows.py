@@ -7,7 +7,8 @@ from dataclasses import replace
 from .._digests import digest
 from .._exceptions import ImageError
 from .._processes import Lock
-from .cells import Cell, Hashed, row_errors
+from .cells import Cell, Hashed
+from .reasons import row_errors
 from .references import Reference
 from .sequences import BYTES_HELD, ROWS_HELD, Cells, Unreadable
 
