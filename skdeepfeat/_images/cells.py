@@ -25,9 +25,9 @@ class Cell:
         Position in X.
     kind : CellKind
     held : object
-        A `Reference`, encoded bytes, or what X holds.
+        A `Reference`, encoded bytes, or the object in X.
     source : str
-        What a person calls it.
+        Its name in messages.
     """
 
     row: int
@@ -37,7 +37,7 @@ class Cell:
 
     @classmethod
     def of(cls, row: int, value, protocols: Collection[str]) -> "Cell":
-        """What stands in a row of X; raises ImageError if it is no image."""
+        """The cell of a row of X; raises ImageError if it is not an image."""
         with row_errors(row, type(value).__name__):
             value = unwrap(value)
             if is_missing(value):
@@ -51,7 +51,7 @@ class Cell:
 
     @property
     def n_bytes(self) -> int:
-        """About how much memory is held."""
+        """Roughly how much memory is held."""
         if isinstance(self.held, Reference):
             return 0
         if isinstance(self.held, Image.Image):
@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether its content key is found without waiting for a disk or a server."""
+        """Whether its key can be computed without waiting for a disk or a server."""
         if not isinstance(self.held, File):
             return not isinstance(self.held, Reference)
         with contextlib.suppress(OSError, ValueError):
@@ -68,7 +68,7 @@ class Cell:
         return True  # its error is found at once
 
     def hashed(self) -> "Hashed":
-        """Its content key; what was not hashed before is read for that, and held."""
+        """The cell with its key; a file that is not known yet is read, and held."""
         with row_errors(self.row, self.source):
             if not isinstance(self.held, Reference):
                 return Hashed(self, self.kind.digest(self.held))
@@ -83,15 +83,14 @@ class Cell:
             return Hashed(read, key, (name, state, key))
 
     def read(self) -> "Cell":
-        """The same with its content, where only a reference is held."""
+        """The same cell with its content, if only a reference is held."""
         if not isinstance(self.held, Reference):
             return self
         with row_errors(self.row, self.source):
             return replace(self, held=self.held.read())
 
     def open(self, value_range, enough, reserve) -> Pixels:
-        """Its pixels; the content must be held. Their number is told to `reserve`
-        before they are decoded."""
+        """Its pixels; the content must be held. `reserve` is called before decoding."""
         return self.kind.open(self.held, value_range, enough, reserve)
 
 
@@ -104,7 +103,7 @@ class Hashed:
     cell : Cell
     key : bytes
     file : tuple of (str, str, bytes) or None
-        Name, state and digest, where it has a state to be remembered by.
+        Name, state and digest of a file whose state is known.
     """
 
     cell: Cell

@@ -1,8 +1,8 @@
 """Encoded bytes, PIL images and arrays → pixels: upright, in RGB, on one scale.
 
-An image of 8 bits stays a PIL image, which takes the very path of torchvision's
-presets; floats and images of more bits keep their precision as arrays. Nothing here
-imports torch.
+An image of 8 bits stays a PIL image, so that it is resized exactly as torchvision's
+presets do; floats and images of more bits keep their precision as arrays. Nothing
+here imports torch.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def open_bytes(data, value_range=None, enough=None, reserve=_no_limit) -> Pixels
     """Decode an encoded image; of an animation, its first frame.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
-    `enough` pixels. `reserve` is told width and height before anything is decoded.
+    `enough` pixels. `reserve` is called with width and height before decoding.
     """
     image: Any = open_image(data)
     if image is not None:
@@ -82,7 +82,7 @@ def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
 
 
 def settle(image) -> Image.Image | Samples:
-    """What is computed of a PIL image: upright "L" or "RGB", or more than 8 bits."""
+    """The pixels of a PIL image: upright in mode "L" or "RGB", or more than 8 bits."""
     _load(image)
     if is_misread(image):
         raise ValueError(MISREAD)
@@ -123,7 +123,7 @@ def _with_scaled_transparency(image, data):
 
 
 def _load(image) -> None:
-    """Decode a PIL image, or say that it is too late for that."""
+    """Decode a PIL image; refuses one whose file was closed too early."""
     if 0 in image.size:
         raise ValueError(f"has no pixels, its size is {image.width} x {image.height}")
     try:
@@ -136,7 +136,7 @@ def _load(image) -> None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """In RGB; itself where it is that already."""
+    """The image in RGB; itself if it already is."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

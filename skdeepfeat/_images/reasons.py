@@ -13,9 +13,9 @@ from .references import shortened, without_secrets
 
 @contextlib.contextmanager
 def row_errors(row: int, source: str):
-    """A context in which whatever goes wrong is an error of this row.
+    """A context in which every exception becomes an error of this row.
 
-    But for a lack of memory, which says nothing about the image.
+    Except MemoryError, which is no fault of the image.
     """
     try:
         yield
@@ -27,8 +27,8 @@ def row_errors(row: int, source: str):
         raise ImageError(row, source, reason) from (None if repeats else error)
 
 
-# What an exception while reading means; the first that it is, or is caused by, counts.
-# Classes of packages that may be missing are named.
+# Exception → reason; the first that an exception is, or is caused by, counts. Classes
+# of optional packages are given by name.
 REASONS: tuple[tuple[type[Exception] | str, str], ...] = (
     ("ClientPayloadError", "the server sent less than it announced"),
     ("BadHttpMessage", "the server's answer is not valid HTTP"),
@@ -50,7 +50,7 @@ REASONS: tuple[tuple[type[Exception] | str, str], ...] = (
 
 
 def reason_of(error: Exception) -> str:
-    """The reason in the table, or the library's own words."""
+    """The reason in the table, or else the library's own message."""
     if isinstance(error, OSError) and (looks := _looks_of_name(error.filename)):
         return f"is no path; it looks like {looks}"
     for kind, reason in REASONS:
@@ -61,7 +61,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and what fsspec ("not found") and aiohttp hide behind it."""
+    """An exception, and those behind "not found" of fsspec and behind aiohttp's."""
     yield error
     hides = isinstance(error, FileNotFoundError) or "aiohttp" in type(error).__module__
     if hides and error.__cause__ is not None:
@@ -69,12 +69,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_a(error: BaseException, kind: type[Exception] | str) -> bool:
-    """Whether an exception is of a class, or of one of this name."""
+    """Whether an exception is of a class, or of a class of this name."""
     if isinstance(kind, str):
         return any(base.__name__ == kind for base in type(error).__mro__)
     return isinstance(error, kind)
 
 
 def _looks_of_name(name) -> str | None:
-    """What a text that is no name of a file begins like, such as base64."""
+    """What a file name begins like if it is not one, such as base64."""
     return begins_like(name.encode(errors="replace"), FOREIGN_STARTS) if name else None

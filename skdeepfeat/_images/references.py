@@ -1,7 +1,7 @@
-"""Paths and URLs: what tells whether their content has changed, and their bytes.
+"""Paths and URLs → their bytes, and a state that changes with their content.
 
 A URL is opened through fsspec, and only if its scheme is among those that the user has
-allowed: a service must not fetch whatever address it is sent.
+allowed: a service must not fetch any address that it receives.
 """
 
 import os
@@ -40,7 +40,7 @@ UNQUOTED = (
 
 
 def without_secrets(text: str) -> str:
-    """A text in which URLs have neither users nor queries."""
+    """A text whose URLs have neither users nor queries."""
     return QUERY.sub(r"\1...", USER.sub("", text))
 
 
@@ -64,7 +64,7 @@ class File:
         self.name = os.path.abspath(os.fsdecode(path))
 
     def state(self) -> str:
-        """What changes with its content; refuses pipes, which would be waited for."""
+        """Text that changes with its content; refuses pipes, which may block."""
         found = os.stat(self._path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise ValueError("is a pipe, a socket or a device, no file")
@@ -84,7 +84,7 @@ class File:
 
 
 class Remote:
-    """What a URL names.
+    """A file on a server, named by a URL.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Remote:
 
     def __init__(self, url: str):
         self._url, shown = url, without_secrets(url)
-        # The name is remembered in the store, which is no place for a password.
+        # The store keeps the name, and must not keep passwords.
         self.name = url if shown == url else f"{shown} {digest(url).hex()}"
 
     def _file_system(self) -> tuple[Any, str]:
@@ -107,7 +107,7 @@ class Remote:
         return url_to_fs(self._url, use_listings_cache=False)
 
     def state(self) -> str | None:
-        """What changes with its content, None where the server says nothing of it."""
+        """Text that changes with its content; None if the server reports no version."""
         system, path = self._file_system()
         found = system.info(path)
         versions = [
@@ -123,7 +123,7 @@ class Remote:
         return system.cat_file(path)
 
     def read_ahead(self) -> None:
-        """Nothing: it is fetched when its turn comes."""
+        """Nothing: it is fetched when it is needed."""
 
 
 Reference = File | Remote
@@ -150,7 +150,7 @@ def refer(cell, protocols: Collection[str]) -> Reference:
 
 
 def _path_of_uri(uri: str) -> str:
-    """The path of a file:// URI, which must be on this machine and nothing more."""
+    """The path of a file:// URI on this machine, without query or fragment."""
     host, _, path = uri.removeprefix("file://").partition("/")
     if host.lower() not in ("", "localhost"):
         raise ValueError(FOREIGN_HOST.format(host))

@@ -1,7 +1,7 @@
-"""Images of more than 8 bits → the very samples of their file, upright.
+"""Images of more than 8 bits → the exact samples of their file, upright.
 
-Of 16 bits in colour Pillow keeps the high bytes, and in a second pass it gives the low
-ones. What else a TIFF may hold is read by tifffile, where that is installed.
+Of colours with 16 bits Pillow keeps the high bytes; a second pass reads the low ones.
+Other kinds of TIFF are read by tifffile, if that is installed.
 """
 
 import io
@@ -77,7 +77,7 @@ class Samples:
 
 
 def samples_of(image: Any, data, value_range) -> Samples | None:
-    """Samples of a file that Pillow has opened, or could not; None where 8 bits do.
+    """Samples of a file, whether Pillow can open it or not; None if 8 bits suffice.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
 
 
 def is_misread(image: Any) -> bool:
-    """Whether Pillow makes other numbers of a TIFF than its header says."""
+    """Whether Pillow reads a TIFF differently from what its header says."""
     tags = getattr(image, "tag_v2", None) or {}
     deep, kind = max(tags.get(BITS, (1,))) > 8, tags.get(KIND, (UNSIGNED,))[0]
     in_planes = deep and image.mode not in DEEP_GREY and tags.get(PLANAR) == SEPARATE
@@ -155,7 +155,7 @@ SCALED: dict[str | None, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def _on_own_scale(samples: Samples, image, data) -> Samples:
-    """The values of the file itself, where Pillow has scaled them."""
+    """The values of the file itself, if Pillow has scaled them."""
     if image.format not in SCALED or samples.values.dtype.kind != "u":
         return samples
     white = min(white_of(image, data), 65535)
@@ -244,7 +244,7 @@ def _samples_by_tifffile(data) -> Samples:
 
 
 def _check_page(page) -> None:
-    """Refuse what is not surely a picture in grey or in colours, or too large."""
+    """Refuse a page that is not certainly a grey or colour image, or too large."""
     n_colours, bits = COLOURS.get(page.photometric, 0), page.bitspersample
     n_extra = page.samplesperpixel - n_colours
     declared = n_extra == len(page.extrasamples) or n_colours == 3
