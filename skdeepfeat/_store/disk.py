@@ -175,7 +175,7 @@ class DiskTable:
             stack.enter_context(lock)
         except OSError as error:
             self._database.warn(
-                f"cannot keep other processes off the GPU in use ({error})"
+                f"cannot lock the GPU {name!r} ({error}), so processes share a GPU"
             )
 
     # Counters and files -------------------------------------------------------------
