@@ -8,13 +8,13 @@ from ._processes import RLock, fork_safe
 
 
 class _Entry:
-    """A value of a table, and who uses it.
+    """A value of a cache, and the objects that use it.
 
     Parameters
     ----------
     value : object
     leave : callable
-        Called once, when the last of the users that were noted is gone.
+        Called once, when the last of the registered users is garbage collected.
     """
 
     def __init__(self, value, leave: Callable[["_Entry"], None]):
@@ -22,7 +22,7 @@ class _Entry:
         self._users: dict[int, weakref.ref] = {}
 
     def note(self, user) -> None:
-        """Count on somebody, as long as he lives."""
+        """Register an object that uses the value, without keeping it alive."""
         name = id(user)
         if name not in self._users:
             self._users[name] = weakref.ref(user, lambda _: self._gone(name))
@@ -33,26 +33,26 @@ class _Entry:
             self._leave(self)
 
 
-class SharedTable:
-    """A bounded table; who is used least recently goes first.
+class SharedCache:
+    """A bounded cache for the whole process; the least recently used value goes first.
 
-    One lock holds everybody else while a value is made, so that eight threads that ask
-    for the same one make it once. What has left the table lives until its users are
-    done.
+    All other threads wait while a value is made, so that eight threads that request
+    the same one make it once. A value that has left the cache lives until its users
+    are done.
 
     Parameters
     ----------
     most : float
-        How much is kept, besides the value that was asked for last.
+        How much is kept in addition to the value that was used last.
     size_of : callable, optional
-        How much a value counts; by default each counts as 1.
+        The size of a value; by default 1.
     """
 
     _all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
     def __init__(self, most: float, size_of: Callable[[Any], float] = lambda value: 1):
         self._most, self._size_of = most, size_of
-        # Users die at any moment, also while this is read: never iterate over it.
+        # Entries vanish at any moment, when their users do: never iterate over this.
         self._entries: dict[Any, _Entry] = {}
         self._lock = RLock()
         self._all.add(self)
@@ -61,9 +61,9 @@ class SharedTable:
         return len(self._entries)
 
     def get(self, name, make: Callable[[], Any], user=None):
-        """The value of this name, made if it is not there.
+        """The value of this name, made if it is not cached.
 
-        It leaves the table when the last `user` for whom it was asked is gone.
+        It leaves the cache when the last `user` that requested it is gone.
         """
         entry = self._entries.get(name) or self._make(name, make)
         if user is not None:
@@ -85,12 +85,12 @@ class SharedTable:
             return entry
 
     def _remove(self, name, entry: _Entry) -> None:
-        """Without the lock: whatever thread frees the last user comes here."""
+        """Remove an entry; without the lock, as any thread may free its last user."""
         if self._entries.get(name) is entry:
             self._entries.pop(name, None)
 
     def _make_room(self) -> None:
-        """Drop what was used least recently, but not the last."""
+        """Drop the values that were used least recently, but never the last one."""
         *others, last = list(self._entries)
         left = self._most - self._size(last)
         for name in reversed(others):
@@ -103,23 +103,23 @@ class SharedTable:
         return 0 if entry is None else self._size_of(entry.value)
 
     def values(self) -> list:
-        """All that is here."""
+        """All values."""
         return [entry.value for entry in self._entries.copy().values()]
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Drop all values."""
         with self._lock:
             self._entries.clear()
 
     @classmethod
     def clear_all(cls) -> None:
-        """Forget the values of all tables, and all memos."""
+        """Drop the values of all caches of this module."""
         for holder in (*cls._all, *Memo.all, *Companions.all):
             holder.clear()
 
 
 class Memo:
-    """What is found out about one object, once, and dies with it."""
+    """Facts about one object, each found once; they are dropped with the object."""
 
     all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
     lock: ClassVar[Any] = RLock()
@@ -129,7 +129,7 @@ class Memo:
         self.all.add(self)
 
     def get(self, name, find: Callable[[], Any]):
-        """What has this name, found now if it is not here."""
+        """The fact of this name, found now if it is not known."""
         try:
             return self._found[name]
         except KeyError:
@@ -143,24 +143,24 @@ class Memo:
             return self._found[name]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop everything."""
         with Memo.lock:
             self._found.clear()
 
 
 class Companions:
-    """A value for each of some objects, which dies with it."""
+    """One value for each object, dropped with the object."""
 
     all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
     def __init__(self):
         self._found: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-        self._lock = RLock()  # what makes a value may ask for another one
+        self._lock = RLock()  # `make` may request another value
         self.all.add(self)
 
     @fork_safe
     def get(self, owner, state, make: Callable[[], Any]):
-        """The value for an object, made anew once its state is another object."""
+        """The value for an object, made again once its state is another object."""
         with self._lock:
             known, value = self._found.get(owner, (None, None))
             if known is not state:
@@ -169,6 +169,6 @@ class Companions:
             return value
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop everything."""
         with self._lock:
             self._found.clear()

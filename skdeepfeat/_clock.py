@@ -1,4 +1,4 @@
-"""A clock of the parts of a call."""
+"""How many seconds the parts of a call take."""
 
 import contextlib
 import time
@@ -6,7 +6,7 @@ from collections import defaultdict
 
 
 class Clock:
-    """Seconds that the parts of a call take, by the name of the part."""
+    """Measures the parts of a call, and adds up their seconds by name."""
 
     def __init__(self):
         self.seconds: dict[str, float] = defaultdict(float)
@@ -14,7 +14,7 @@ class Clock:
 
     @contextlib.contextmanager
     def measure(self, part: str):
-        """A context whose duration is added to a part."""
+        """A context whose duration counts as a part."""
         started = time.perf_counter()
         try:
             yield
@@ -22,7 +22,7 @@ class Clock:
             self.seconds[part] += time.perf_counter() - started
 
     def each(self, items, part: str):
-        """The items, whose making is added to a part."""
+        """The items of an iterable; the time to make them counts as a part."""
         iterator = iter(items)
         while True:
             with self.measure(part):
@@ -34,5 +34,5 @@ class Clock:
 
     @property
     def total(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the clock was made."""
         return time.perf_counter() - self._started

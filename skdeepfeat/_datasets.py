@@ -1,4 +1,4 @@
-"""Photos on disk, and the small set that ships with the package, as Bunches."""
+"""Data sets as Bunches: a folder of photos, and the textures that ship with us."""
 
 import io
 import os
@@ -16,9 +16,9 @@ from ._images.formats import is_image_name
 def load_image_folder(root):
     """List the photos of a folder, by class if it has a subfolder for each.
 
-    Nothing is decoded: the paths are meant for :class:`PretrainedCNNFeatures`. Files
-    are photos by the ending of their name. Links are followed, except those that lead
-    back to a folder around them; hidden files and folders are left out.
+    Nothing is decoded: pass the paths to :class:`PretrainedCNNFeatures`. Photos are
+    recognised by their file extension. Links are followed, except those that lead back
+    to a folder that contains them; hidden files and folders are skipped.
 
     Parameters
     ----------
@@ -42,20 +42,20 @@ def load_image_folder(root):
         filenames : ndarray of str, shape (n_images,)
             The same as `data`, as :func:`sklearn.datasets.load_files` calls it.
         n_ignored : int
-            How many files were left out: those that are no photos by their name,
-            files beside the subfolders, links to nothing, pipes and devices.
+            How many files were skipped: those without the extension of a photo, files
+            next to the subfolders, broken links, pipes and devices.
 
     Raises
     ------
     FileNotFoundError
-        If `root` is no folder.
+        If `root` is not a folder.
     ValueError
         If there is no photo.
 
     Warns
     -----
     ImageWarning
-        If files were left out, or a subfolder has no photos.
+        If files were skipped, or a subfolder has no photos.
 
     Examples
     --------
@@ -73,8 +73,8 @@ def load_image_folder(root):
     root = str(Path(root).expanduser())
     if not os.path.isdir(root):
         raise FileNotFoundError(
-            f"{root!r} is no folder. Pass a folder of photos, or one with a subfolder "
-            "for each class."
+            f"{root!r} is not a folder. Pass a folder of photos, or a folder with one "
+            "subfolder for each class."
         )
     folders, beside = _contents(root)
     by_class = {f.name: _files_below(f.path, root) for f in folders} or {"": beside}
@@ -98,7 +98,7 @@ def load_image_folder(root):
 
 
 def _contents(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
-    """Folders and other entries of a folder, by name; hidden ones left out."""
+    """The folders and the other entries of a folder, by name; hidden ones skipped."""
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     shown.sort(key=lambda entry: entry.name)
@@ -108,12 +108,12 @@ def _contents(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
 
 
 def _is_photo(entry: os.DirEntry) -> bool:
-    """Whether this is a file with the name of a photo, or a link to one."""
+    """Whether this is a file with the extension of a photo, or a link to one."""
     return is_image_name(entry.name) and _holds(entry.is_file)
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Whether an entry is of some kind; a link to itself is of none."""
+    """The result of a test of an entry; False for a link to itself."""
     try:
         return test()
     except OSError:
@@ -121,9 +121,9 @@ def _holds(test: Callable[[], bool]) -> bool:
 
 
 def _files_below(folder: str, root: str) -> list[os.DirEntry]:
-    """All that is no folder, in a folder and those below it, sorted by folder and name.
+    """All files of a folder and the folders below it, sorted by folder and name.
 
-    A folder is not entered again below itself, as a link may have it.
+    A link from below a folder back to it is not followed.
     """
     found: dict[str, list[os.DirEntry]] = {}
     waiting = [(folder, {_identity(root)})]
@@ -143,7 +143,7 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _nothing_found(root: str, folders: list, ignored: list[str]) -> str:
-    """What to do with a folder that has no photos."""
+    """An error message for a folder without photos."""
     others = f" It has other files, for instance {ignored[0]!r}." if ignored else ""
     if not folders:
         return f"{root!r} has neither subfolders nor images in it.{others}"
@@ -155,17 +155,17 @@ def _nothing_found(root: str, folders: list, ignored: list[str]) -> str:
 
 
 def _about_ignored(root: str, ignored: list[str]) -> str | None:
-    """What was left out."""
+    """A sentence on the files that were skipped."""
     if not ignored:
         return None
     return (
-        f"Left out {len(ignored)} file(s) below {root!r} that are no images or lie in "
-        f"no class's subfolder, for instance {ignored[0]!r}."
+        f"Left out {len(ignored)} file(s) below {root!r} that are not images or not in "
+        f"the subfolder of a class, for instance {ignored[0]!r}."
     )
 
 
 def _about_empty(root: str, empty: list[str]) -> str | None:
-    """Which classes have no photos."""
+    """A sentence on the classes without photos."""
     if not empty:
         return None
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
@@ -178,9 +178,9 @@ def _about_empty(root: str, empty: list[str]) -> str | None:
 def load_textures():
     """Load the small set of labelled image patches that ships with the package.
 
-    It makes examples and first tries possible offline: 8 classes of grey patches, cut
-    without overlap from 8 photos and changed in direction, brightness and contrast,
-    so that raw pixels say little of the class.
+    It makes examples possible offline: 8 classes of grey patches, cut without overlap
+    from 8 photos, with random rotation, brightness and contrast, so that raw pixels
+    reveal little about the class.
 
     Returns
     -------

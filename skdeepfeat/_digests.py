@@ -1,6 +1,6 @@
-"""Content → digest: what makes two images, or two weights files, the same.
+"""Content → digest, the same for two images or weights files of the same content.
 
-BLAKE3 is a cryptographic hash that is several times faster than those in the standard
+BLAKE3 is a cryptographic hash that is several times faster than those of the standard
 library, so that hashing stays a small part of the work on a laptop.
 """
 
@@ -26,7 +26,7 @@ _MEMO_ROWS = 5_000_000
 
 
 def digest(*parts) -> bytes:
-    """16 bytes that stand for these strings, bytes and arrays, in this order."""
+    """16 bytes that identify these strings, bytes and arrays, in this order."""
     hasher = blake3()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -40,24 +40,24 @@ def digest(*parts) -> bytes:
 
 @dataclass(frozen=True)
 class Tagged:
-    """A value of a kind that plain data does not have, such as a type of numbers."""
+    """A value that plain data cannot express, such as a data type."""
 
     tag: str
     value: Any
 
 
 def digest_fields(kind: str, version: int, named: Mapping[str, Any]) -> bytes:
-    """16 bytes that stand for named values, whatever their order.
+    """16 bytes that identify named values, in any order.
 
-    Raise `version` when the same names and values come to mean something else.
+    Increase `version` when the same names and values come to mean something else.
     """
     return digest(f"{kind} {version} {_canonical(dict(named))}")
 
 
 def changed_fields(record) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their defaults.
+    """The fields of a dataclass that differ from their defaults.
 
-    So a field that is added later, with a default, changes no digest from before.
+    So a field that is added later, with a default, does not change existing digests.
     """
     found = {}
     for field in fields(record):
@@ -68,7 +68,7 @@ def changed_fields(record) -> dict[str, Any]:
 
 
 def _canonical(value) -> str:
-    """JSON that is the same wherever the value is the same."""
+    """JSON that is equal for equal values."""
     return _json(_plain(value))
 
 
@@ -76,7 +76,7 @@ _json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _plain(value):
-    """A value in terms of JSON; what JSON has no word for is an object with a tag."""
+    """A value as JSON data; types that JSON lacks become objects with a tag."""
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Tagged):
@@ -98,7 +98,7 @@ def _array(array: np.ndarray) -> list:
     return [array.dtype.str, list(array.shape), digest(array).hex()]
 
 
-# (kinds, tag, what is written); the first that fits.
+# (types, tag, value → JSON data); the first that matches counts.
 _TAGS: tuple = (
     (bytes, "bytes", bytes.hex),
     (tuple, "tuple", lambda v: [_plain(item) for item in v]),
@@ -112,33 +112,33 @@ _TAGS: tuple = (
 
 
 def digest_bytes(data) -> bytes:
-    """Digest of encoded bytes, the same as that of a file which contains them."""
+    """Digest of encoded bytes, equal to that of a file which contains them."""
     return blake3(data).digest(DIGEST_SIZE)
 
 
 def digest_file(path) -> bytes:
-    """Digest of a file's bytes; read once as long as size and time stamp stay."""
+    """Digest of a file's bytes, read again only if size or time stamps change."""
     return _hash_once(path, blake3)[:DIGEST_SIZE]
 
 
 def sha256_file(path) -> str:
-    """SHA-256 of a file's bytes, as published beside weights; also read once."""
+    """SHA-256 of a file's bytes, as published with weights; also read once."""
     return _hash_once(path, hashlib.sha256).hex()
 
 
 def recall_digest(name: str, state: str) -> bytes | None:
-    """Digest of what was hashed under this name in this state, None if unknown."""
+    """Digest of the file or URL of this name in this state; None if unknown."""
     remembered, known = _recall((blake3, name))
     return known[:DIGEST_SIZE] if remembered == state else None
 
 
 def learn_digest(name: str, state: str, known: bytes) -> None:
-    """Trust that what has this name has this digest while it is in this state."""
+    """Remember the digest of the file or URL of this name in this state."""
     _remember((blake3, name), state, known)
 
 
 def _hash_once(path, algorithm) -> bytes:
-    """Hash a file unless the memo knows this state of it."""
+    """The hash of a file, computed unless it is known for this state of the file."""
     name = (algorithm, os.path.abspath(path))
     remembered, known = _recall(name)
     if remembered == state_of_file(os.stat(path)):
@@ -153,10 +153,11 @@ def _hash_once(path, algorithm) -> bytes:
 
 
 def state_of_file(stat: os.stat_result) -> str:
-    """What tells a changed file from the same one.
+    """Text that differs once a file has changed.
 
-    The time of the last change of its record tells a rewritten file even where a
-    program has set the time stamp back, as archives and synchronisation do.
+    It includes the time at which the inode changed, which reveals a rewritten file
+    even if a program has reset the modification time, as archives and synchronisation
+    do.
     """
     return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
 

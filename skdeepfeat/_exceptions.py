@@ -1,21 +1,21 @@
-"""Our errors and warnings.
+"""The errors and warnings of the package, and at which line warnings appear.
 
 ::
 
     Exception
     ├── ValueError
-    │   ├── ImageError        one row of X cannot become pixels; knows its row
-    │   └── WeightsError      a weights file is missing, unsafe, or of another network
+    │   ├── ImageError        one row of X cannot be read as an image; has its row
+    │   └── WeightsError      a weights file is missing, unsafe, or for another network
     ├── MemoryError
     │   └── OutputTooLarge    "flatten" would need more than its limit
     └── RuntimeError
-        └── ConversionError   an engine cannot take over a network; torch does, then
+        └── ConversionError   an engine cannot convert a network; torch runs it then
     UserWarning
     └── FeatureWarning
         ├── EngineWarning     torch runs a network that another engine cannot
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
-        └── StoreWarning      a store on disk is damaged, full, or may not be written
+        └── StoreWarning      a store is damaged, full, or not writable
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -40,22 +40,22 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-# Packages between us and the user's line, and those below a thread.
+# Packages whose lines are never the user's: ours, callers of ours, and threads.
 BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}
 BETWEEN |= {"concurrent", "threading", "multiprocessing"}
 
 
 class ImageError(ValueError):
-    """One row of X cannot become pixels.
+    """One row of X cannot be read as an image.
 
     Parameters
     ----------
     row : int
         Position in X.
     source : str
-        What the row is: its path, or its type and shape.
+        The path of the image, or its type and shape.
     reason : str
-        Why it cannot be read and what to do about it.
+        Why it cannot be read, and what to do about it.
     """
 
     def __init__(self, row, source, reason):
@@ -63,7 +63,7 @@ class ImageError(ValueError):
         self.row, self.source, self.reason = row, source, reason
 
     def at(self, row, source=None):
-        """The same trouble in another row, which may be called otherwise."""
+        """The same error for another row, which may have another source."""
         return ImageError(row, source or self.source, self.reason)
 
     def __str__(self):
@@ -71,7 +71,7 @@ class ImageError(ValueError):
 
 
 class WeightsError(ValueError):
-    """A weights file is missing, damaged, unsafe to load, or of another network."""
+    """A weights file is missing, damaged, unsafe to load, or for another network."""
 
     @classmethod
     def missing(cls, path):
@@ -87,7 +87,7 @@ class OutputTooLarge(MemoryError):
 
 
 class ConversionError(RuntimeError):
-    """An engine cannot take over a network from torch; says why."""
+    """An engine cannot convert a network from torch; the message says why."""
 
 
 class FeatureWarning(UserWarning):
@@ -95,11 +95,11 @@ class FeatureWarning(UserWarning):
 
 
 class EngineWarning(FeatureWarning):
-    """A network runs with torch, because another engine cannot take it over."""
+    """Torch runs a network, because another engine cannot convert it."""
 
 
 class ImageWarning(FeatureWarning):
-    """Some rows became nan, or pixel values lie outside their stated range."""
+    """Some rows were filled with NaN, or pixel values lie outside their range."""
 
 
 class RecipeWarning(FeatureWarning):
@@ -107,12 +107,12 @@ class RecipeWarning(FeatureWarning):
 
 
 class StoreWarning(FeatureWarning):
-    """A store on disk is damaged, full, or may not be written; work goes on."""
+    """A store is damaged, full, or not writable; the features are computed anyway."""
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code that led here; in a thread, at ours."""
-    # A thread may compute for another one, which waits for it.
+    """Warn at the line of user code that led here; in a thread, at a line of ours."""
+    # A helper thread warns at the line of the thread that waits for it.
     frame = getattr(threading.current_thread(), "asked_from", None) or sys._getframe()
     frames = list(_outwards(frame))
     ours = [frame for frame in frames if _package_of(frame) == "skdeepfeat"]
@@ -130,7 +130,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and those that called it."""
+    """A frame, its caller, and so on."""
     while frame:
         yield frame
         frame = frame.f_back

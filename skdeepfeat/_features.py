@@ -16,7 +16,7 @@ from sklearn.base import (
 from ._backbones.records import Backbone
 from ._backbones.saved import can_compare, saved_digest, what_changed
 from ._backbones.weights import WeightsSource, resolve_source
-from ._caches import SharedTable
+from ._caches import SharedCache
 from ._clock import Clock
 from ._engines.devices import (
     names_of_gpus,
@@ -54,7 +54,7 @@ def clear_caches():
     >>> clear_caches()
     """
     clear_tables()
-    SharedTable.clear_all()
+    SharedCache.clear_all()
     unconvertible.clear()
 
 
@@ -432,7 +432,7 @@ class PretrainedCNNFeatures(
         with progress_bar(len(images), self.verbose) as show, rows:
             for window in rows.windows(resolve_threads(self.n_jobs), plan.rescaled):
                 while rows.read():
-                    with table.turn(lambda: names_of_gpus(plan.devices)):
+                    with table.use_gpus(lambda: names_of_gpus(plan.devices)):
                         for computed in self._compute(plan, window, rows, clock):
                             rows.write(computed)
                             show(rows.n_done)

@@ -1,13 +1,13 @@
-"""What processes and threads share: locks, what happens at a fork, and file locks.
+"""Locks between threads and between processes, and what to do when a process forks.
 
-A forked child has one thread, a copy of the one that forked, and everything else as
-it was at that moment: locks that other threads held, pools of threads that are gone,
-open databases. So every lock of the package is made here and renewed in a child, and
-modules say here what a child must drop.
+A forked child has one thread, a copy of the one that forked. Everything else is as it
+was at that moment: locks that other threads held, thread pools without threads, open
+databases. So all locks of the package are made here and reset in a child, and modules
+register here what a child must drop.
 
-The thread that forked cannot compute with torch any more if it did so before: OpenMP
-keeps a pool of threads for each thread, and waits for ever for those that were not
-copied. A thread that was started after the fork has a pool of its own, and computes the
+If the thread that forked has computed with torch before, it cannot do so in the child:
+OpenMP keeps one thread pool per thread, and would wait forever for threads that were
+not copied. A thread that is started after the fork has its own pool, and computes the
 same bits at the same speed: :func:`fork_safe` runs functions there.
 """
 
@@ -34,7 +34,7 @@ from joblib.parallel import get_active_backend
 
 try:
     import fcntl
-except ImportError:  # Windows, where processes may compute the same at once
+except ImportError:  # on Windows, processes may compute the same rows at once
     fcntl = None  # type: ignore[assignment]
 
 F = TypeVar("F", bound=Callable)
@@ -45,7 +45,7 @@ _locks: weakref.WeakSet = weakref.WeakSet()
 
 
 def _renewed(lock):
-    """The same lock, which nobody holds in a forked child."""
+    """The same lock, which is reset in a forked child."""
     _locks.add(lock)
     return lock
 
@@ -56,7 +56,7 @@ def Lock():
 
 
 def RLock():
-    """A lock that its thread may take again."""
+    """A lock that the thread which holds it may take again."""
     return _renewed(threading.RLock())
 
 
@@ -67,7 +67,7 @@ def Condition():
 
 # Fork -------------------------------------------------------------------------------
 
-FORK_SECONDS = 2  # how long a fork waits for those in the middle of a change
+FORK_SECONDS = 2  # how long a fork waits for threads in the middle of a change
 
 _pauses: list[Callable[[], AbstractContextManager]] = []
 _in_child: list[Callable[[], None]] = []
@@ -76,19 +76,19 @@ _survivor: int | None = None  # in a forked process, the thread that forked
 
 
 def during_fork(pause: F) -> F:
-    """Decorate what gives a context to fork in, which is entered within seconds."""
+    """Decorate a function that returns a context to fork in, entered within seconds."""
     _pauses.append(pause)
     return pause
 
 
 def after_fork(function: F) -> F:
-    """Decorate what every forked child must call, once all locks are renewed."""
+    """Decorate a function that every forked child must call, after locks are reset."""
     _in_child.append(function)
     return function
 
 
 def leave_to_parent(thing: Any) -> None:
-    """Never destroy what has threads or locks of a parent process, not even at exit."""
+    """Never destroy an object with threads or locks of the parent, not even at exit."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -123,12 +123,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Helper(threading.Thread):
-    """Computes what the thread that survived a fork cannot.
+    """Computes what the thread that forked cannot.
 
     Attributes
     ----------
     asked_from : frame or None
-        Where that thread waits meanwhile, for warnings.
+        Where that thread is waiting, for warnings.
     """
 
     def __init__(self):
@@ -138,13 +138,13 @@ class _Helper(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Do one job after the other."""
+        """Do one job after another."""
         with contextlib.suppress(BaseException):  # of `_end`, between jobs
             while self._do(self._jobs.get()):
                 pass
 
     def _do(self, job) -> bool:
-        """Do a job, and let go of all that belongs to it."""
+        """Do a job, and drop all references to it."""
         if job is None:
             return False
         function, future, settings, self.asked_from = job
@@ -161,7 +161,7 @@ class _Helper(threading.Thread):
         return True
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """The result of a function, or its error; an interrupt reaches it as well."""
+        """The result of a function, or its error; an interrupt ends the function."""
         future: Future = Future()
         frame = sys._getframe(1)
         in_context = functools.partial(copy_context().run, function)
@@ -179,7 +179,7 @@ class _Helper(threading.Thread):
         return future.result()
 
     def _end(self, error) -> None:
-        """Raise this error in the running job, and wait for its end."""
+        """Raise this error in the running job, and wait until it has ended."""
         global _helper
         _helper = None
         thread, kind = ctypes.c_ulong(self.ident or 0), ctypes.py_object(error)
@@ -192,9 +192,9 @@ _helper: _Helper | None = None
 
 
 def fork_safe(function: F) -> F:
-    """Decorate a function that computes with torch, so that forked processes may.
+    """Decorate a function that computes with torch, so that it works after a fork.
 
-    There, the thread that forked lets another thread compute, and waits for it.
+    In a child, the thread that forked lets another thread run it, and waits.
     """
 
     @functools.wraps(function)
@@ -211,7 +211,7 @@ def fork_safe(function: F) -> F:
 
 @dataclass(frozen=True)
 class Settings:
-    """What libraries keep for each thread, so that another one works alike.
+    """Settings that libraries keep for each thread, to be applied in another thread.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class Settings:
     config : dict
         Of scikit-learn.
     n_threads : int or None
-        Of torch; None if it is not imported.
+        Of torch; None if torch is not imported.
     """
 
     backend: Any
@@ -230,13 +230,13 @@ class Settings:
 
     @classmethod
     def of_this_thread(cls) -> "Settings":
-        """The settings here and now."""
+        """The current settings of this thread."""
         backend, n_jobs = get_active_backend()
         return cls(backend, n_jobs, sklearn.get_config(), _n_threads())
 
     @contextlib.contextmanager
     def applied(self):
-        """A context in which this thread has them."""
+        """A context in which this thread has these settings."""
         _limit_threads(self.n_threads)
         with (
             joblib.parallel_config(self.backend, n_jobs=self.n_jobs),
@@ -246,13 +246,13 @@ class Settings:
 
 
 def _n_threads() -> int | None:
-    """How many threads torch takes in this thread, if it is there."""
+    """How many threads torch uses in this thread; None if it is not imported."""
     torch = sys.modules.get("torch")
     return None if torch is None else torch.get_num_threads()
 
 
 def _limit_threads(n: int | None) -> None:
-    """Let this thread take as many as the one that it computes for."""
+    """Use as many threads for torch as the thread that this one computes for."""
     if n != _n_threads():
         from threadpoolctl import threadpool_limits
 
@@ -261,52 +261,52 @@ def _limit_threads(n: int | None) -> None:
 
 # Between processes ------------------------------------------------------------------
 
-_turns: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path
-_turns_lock = Lock()
+_thread_locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path
+_registry_lock = Lock()
 
 
 class FileLock:
-    """A file that one process at a time holds, and in it one thread.
+    """A lock file that one process at a time holds, and one thread in that process.
 
-    It is a record lock: the system takes it back when the process ends, however that
-    happens, and children do not inherit it. It is also lost when the process opens
-    and closes the file in another way, so nobody does.
+    It is a POSIX record lock: the system releases it when the process ends, however it
+    ends, and children do not inherit it. The process would also lose it by opening and
+    closing the file elsewhere, so only this class opens lock files.
 
     Parameters
     ----------
     path : path
-        Made if it is not there.
+        Created if it does not exist.
     """
 
     def __init__(self, path):
         self.path = path
         self._file: int | None = None
-        with _turns_lock:
-            self._turn = _turns.setdefault(os.path.realpath(path), Lock())
+        with _registry_lock:
+            self._thread_lock = _thread_locks.setdefault(os.path.realpath(path), Lock())
 
     def try_acquire(self) -> bool:
-        """Take the lock unless somebody has it, and note in the file who does."""
-        if not self._turn.acquire(blocking=False):
+        """Take the lock if it is free, and write this process's name into the file."""
+        if not self._thread_lock.acquire(blocking=False):
             return False
         try:
             self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
-            with contextlib.suppress(OSError):  # of a full disk: it is held anyway
+            with contextlib.suppress(OSError):  # on a full disk the lock is held anyway
                 os.ftruncate(self._file, 0)
                 os.write(self._file, f"{who()}\n".encode())
         except BlockingIOError:
             return False
         finally:
             if self._file is None:
-                self._turn.release()
+                self._thread_lock.release()
         return True
 
     def acquire(self, say: Callable[[float], None] = lambda seconds: None) -> None:
-        """Wait for the lock; `say` is called every now and then meanwhile."""
+        """Wait for the lock; meanwhile `say` is called with the seconds so far."""
         wait_until(self.try_acquire, say)
 
     def is_free(self) -> bool:
-        """Whether nobody holds the lock, or there is no such file."""
-        if not self._turn.acquire(blocking=False):
+        """Whether the lock is not held, or there is no such file."""
+        if not self._thread_lock.acquire(blocking=False):
             return False
         try:
             os.close(_open_locked(self.path, os.O_RDWR))
@@ -315,15 +315,15 @@ class FileLock:
         except BlockingIOError:
             return False
         finally:
-            self._turn.release()
+            self._thread_lock.release()
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-            self._turn.release()
+            self._thread_lock.release()
 
     def drop(self) -> None:
         """In a forked child: the lock stayed with the parent."""
@@ -338,7 +338,7 @@ class FileLock:
 
     @property
     def held_since(self) -> float:
-        """When whoever holds the lock took it, in seconds since the epoch."""
+        """When the lock was taken, in seconds since the epoch."""
         try:
             return os.stat(self.path).st_mtime
         except OSError:
@@ -346,8 +346,8 @@ class FileLock:
 
     @property
     def holder(self) -> str:
-        """Who holds the lock, as well as it can be known."""
-        if not self._turn.acquire(blocking=False):
+        """The process that holds the lock, in words."""
+        if not self._thread_lock.acquire(blocking=False):
             return "another thread of this process"
         try:
             with open(self.path) as file:
@@ -355,7 +355,7 @@ class FileLock:
         except OSError:
             return "another process"
         finally:
-            self._turn.release()
+            self._thread_lock.release()
 
 
 def _open_locked(path, flags: int) -> int:
@@ -371,12 +371,12 @@ def _open_locked(path, flags: int) -> int:
 
 
 def who() -> str:
-    """This process, for those who wait for it."""
+    """This process, in words, for messages of processes that wait for it."""
     return f"process {os.getpid()} on {socket.gethostname()!r}"
 
 
 def wait_until(is_done: Callable[[], Any], say: Callable[[float], None]) -> None:
-    """Ask again and again; `say` is given the seconds that this has taken."""
+    """Poll until something is done; `say` is called with the seconds so far."""
     started, pause = time.monotonic(), 0.005
     while not is_done():
         time.sleep(pause)

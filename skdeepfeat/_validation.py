@@ -1,4 +1,4 @@
-"""Parameter constraints, tables of numbers, names of columns.
+"""Checks of parameters, of numeric tables, of labels, and of column names.
 
 The only file that touches private names of scikit-learn, or names that its versions
 do not share.
@@ -19,7 +19,7 @@ try:  # scikit-learn 1.9 and later; experimental there
 except ImportError:
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Callbacks need a newer scikit-learn."""
+        """A stand-in: callbacks need a newer scikit-learn."""
 
     def with_callbacks(method):  # type: ignore[misc]
         """Leave the method as it is."""
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class HasBackbone(HasMethods):
-    """Constraint: what gives a backbone; says how a bare network becomes one."""
+    """Constraint: an object with `to_backbone`; its text explains bare networks."""
 
     def __init__(self):
         super().__init__("to_backbone")
@@ -56,7 +56,7 @@ class HasBackbone(HasMethods):
 
 
 def complete_state(estimator_class, state: dict) -> dict:
-    """The state of a pickle; parameters that it is too old to have get defaults."""
+    """The state of a pickle; parameters that are newer than it get their defaults."""
     parameters = inspect.signature(estimator_class).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters} | state
 
@@ -97,9 +97,9 @@ def _is_column(X) -> bool:
 
 
 def _holds_whole_numbers(X) -> bool:
-    """Whether a frame's columns are integers, which missing values may turn to floats.
+    """Whether a frame's columns are integers, which missing values turn into floats.
 
-    The kind of number says how pixels are scaled.
+    How pixels are scaled depends on it.
     """
     dtypes = [str(dtype) for dtype in getattr(X, "dtypes", ())]
     whole = [dtype.startswith(("Int", "UInt")) for dtype in dtypes]
@@ -107,7 +107,7 @@ def _holds_whole_numbers(X) -> bool:
 
 
 def check_image_shape(image_shape) -> None:
-    """Refuse what is no (h, w), (h, w, channels) or (channels, h, w)."""
+    """Refuse what is not (h, w), (h, w, channels) or (channels, h, w)."""
     if image_shape is None:
         return
     sides = all(
@@ -121,7 +121,7 @@ def check_image_shape(image_shape) -> None:
 
 
 def check_value_range(value_range) -> tuple[float, float] | None:
-    """(low, high) as floats; refuses what is no range of numbers."""
+    """(low, high) as floats; refuses what is not a range of numbers."""
     if value_range is None:
         return None
     numbers = all(isinstance(v, Real) and math.isfinite(v) for v in value_range)

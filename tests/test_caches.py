@@ -16,7 +16,7 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     clear_caches,
 )
-from skdeepfeat._caches import SharedTable
+from skdeepfeat._caches import SharedCache
 from skdeepfeat._exceptions import EngineWarning
 from skdeepfeat._networks import sharing
 from skdeepfeat._networks.sharing import SharedNetwork, bytes_of, networks_on
@@ -29,7 +29,7 @@ class Value:
 
 
 def test_a_table_keeps_what_was_used_last():
-    table = SharedTable(2)
+    table = SharedCache(2)
     for name in "abac":
         table.get(name, Value)
     assert table.get("a", lambda: None) is not None
@@ -37,7 +37,7 @@ def test_a_table_keeps_what_was_used_last():
 
 
 def test_a_table_may_be_bounded_by_the_size_of_its_values():
-    table = SharedTable(10, lambda value: value.size)
+    table = SharedCache(10, lambda value: value.size)
     for name, size in {"a": 4, "b": 3, "c": 3, "d": 2}.items():
         table.get(name, lambda size=size: Value(size))
     assert len(table) == 3
@@ -46,7 +46,7 @@ def test_a_table_may_be_bounded_by_the_size_of_its_values():
 
 
 def test_a_value_leaves_with_its_last_user():
-    table, users = SharedTable(8), [Value(), Value()]
+    table, users = SharedCache(8), [Value(), Value()]
     for user in users:
         value = weakref.ref(table.get("name", Value, user))
     del user, users[0]
@@ -56,7 +56,7 @@ def test_a_value_leaves_with_its_last_user():
 
 
 def test_a_value_of_its_name_made_later_stays_when_an_earlier_user_goes():
-    table, first, second = SharedTable(8), Value(), Value()
+    table, first, second = SharedCache(8), Value(), Value()
     table.get("name", Value, first)
     table.clear()
     table.get("name", Value, second)

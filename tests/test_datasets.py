@@ -170,7 +170,7 @@ def test_other_files_of_a_folder_without_classes_are_counted(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         load_image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="neither subfolders nor images"):
         load_image_folder(tmp_path)

@@ -335,7 +335,7 @@ def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
-    with table.turn(lambda: ["gpu-0"]):
+    with table.use_gpus(lambda: ["gpu-0"]):
         results = []
         waiting = threading.Thread(
             target=lambda: results.append(features.transform(files[0]))
@@ -344,7 +344,7 @@ def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
         waiting.join(0.3)
         assert waiting.is_alive() and store.info()["misses"] == 0
         with monkeypatch.context() as patched:
-            patched.setattr(type(table), "turn", lambda *_: threading.Lock())
+            patched.setattr(type(table), "use_gpus", lambda *_: threading.Lock())
             features.transform(files[0])
         patch_network(monkeypatch)
     waiting.join(30)
@@ -442,7 +442,7 @@ def test_relative_paths_are_hashed_once(files, tmp_path, monkeypatch):
 
 def test_a_store_without_rights_costs_warnings_not_results(files):
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
-    with pytest.warns(StoreWarning, match="cannot be used|may not be written"):
+    with pytest.warns(StoreWarning, match="cannot be used|is not writable"):
         rows = features.transform(files[0])
     expected = PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])
     np.testing.assert_array_equal(rows, expected)

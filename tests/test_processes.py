@@ -229,8 +229,8 @@ def test_no_lock_is_held_in_a_child():
         import tempfile
         from skdeepfeat import Backbone, clear_caches, register_backbone
         from skdeepfeat import _processes
-        from skdeepfeat._store import disk, memory
-        disk.FORK_SECONDS = memory.FORK_SECONDS = 0.1
+        from skdeepfeat._store import database, memory
+        database.FORK_SECONDS = memory.FORK_SECONDS = 0.1
         folder = tempfile.mkdtemp()
         stores = None, FeatureStore(), FeatureStore(folder)
         models = [
@@ -275,7 +275,7 @@ def test_a_fork_does_not_copy_an_open_database(tmp_path):
             files = os.listdir("/proc/self/fd")
             open_ = [os.path.realpath(f"/proc/self/fd/{file}") for file in files]
             return [name for name in open_ if "sqlite" in name]
-        print(in_child(child), table._connection)
+        print(in_child(child), table._database._connection)
     """,
             tmp_path / "store",
         )
@@ -421,7 +421,7 @@ CLAIMS = """
     from skdeepfeat._store.waiting import new_call
     table = DiskTable(Path(sys.argv[1]), 10**9)
     assert table.claim(new_call(), b"s", [b"k"], [b"a"]) == [0]
-    with table.turn(lambda: ["gpu-0"]):
+    with table.use_gpus(lambda: ["gpu-0"]):
         fork = os.fork if sys.argv[2] == "python" else ctypes.CDLL(None).fork
         if not fork():
             time.sleep(20)
@@ -448,7 +448,7 @@ def test_children_of_a_killed_process_hold_nothing(fork, disk):
         os.kill(process.pid, signal.SIGKILL)
         started = time.monotonic()
         disk.wait(b"s", [b"k"])
-        with disk.turn(lambda: ["gpu-0"]):
+        with disk.use_gpus(lambda: ["gpu-0"]):
             pass
         assert time.monotonic() - started < 2
         assert disk.claim(new_call(), b"s", [b"k"], [b"a"]) == [0]
@@ -555,11 +555,11 @@ def test_a_long_wait_names_the_process_and_the_rows(impatient, tmp_path, photo_f
 
 
 def test_a_long_wait_for_a_gpu_names_who_uses_it(impatient, disk):
-    turn = disk.turn(lambda: ["gpu-0"])
+    turn = disk.use_gpus(lambda: ["gpu-0"])
     turn.__enter__()
 
     def wait():
-        with disk.turn(lambda: ["gpu-0"]):
+        with disk.use_gpus(lambda: ["gpu-0"]):
             pass
 
     (message,) = warnings_of(wait, lambda: turn.__exit__(None, None, None))
@@ -578,10 +578,10 @@ def test_workers_on_different_gpus_do_not_wait_for_each_other(disk):
     entered = []
 
     def use(table, *gpus):
-        with table.turn(lambda: gpus):
+        with table.use_gpus(lambda: gpus):
             entered.append(gpus)
 
-    with disk.turn(lambda: ["gpu-0"]):
+    with disk.use_gpus(lambda: ["gpu-0"]):
         threads = [
             threading.Thread(target=use, args=(other, *gpus))
             for gpus in (("gpu-1",), ("gpu-1", "gpu-0"))
@@ -597,7 +597,7 @@ def test_workers_on_different_gpus_do_not_wait_for_each_other(disk):
 def test_workers_on_the_same_gpus_in_another_order_do_not_block_each_other(disk):
     def use(*gpus):
         for _ in range(30):
-            with disk.turn(lambda: gpus):
+            with disk.use_gpus(lambda: gpus):
                 time.sleep(0.001)
 
     threads = [

@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._processes import after_fork, leave_to_parent
 from .base import PooledLayers, Runner
 from .openvino_conversion import (
@@ -18,7 +18,7 @@ from .openvino_conversion import (
     fingerprint,
 )
 
-_compiled = SharedTable(8)
+_compiled = SharedCache(8)
 
 
 @after_fork

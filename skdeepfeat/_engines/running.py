@@ -11,7 +11,7 @@ from itertools import chain, cycle
 
 import numpy as np
 
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._clock import Clock
 from .._images.batches import Batch, Readable, read_batches
 from .._store.base import Computed
@@ -31,7 +31,7 @@ def runner_class(engine: str) -> type[Runner]:
 
 
 # Batch sizes for which memory ran out, by what was computed and where.
-_refused = SharedTable(256)
+_refused = SharedCache(256)
 
 
 def refused_sizes(pooled: PooledLayers, device: str, precision: str) -> list[int]:

@@ -1,6 +1,6 @@
 """Rows → pixels → batches (b, h, w, 3) of the input size, decoded by threads.
 
-torchvision's own decoder gives the same bytes and is faster by itself, but not together
+torchvision's own decoder gives the same bytes and is faster alone, but not together
 with PIL's resize, so there is one decoder. Batches always have the same shape; the last
 one is padded with zeros. Nothing here imports torch.
 """
@@ -20,14 +20,15 @@ from .._clock import Clock
 from .._exceptions import ImageError
 from .._processes import after_fork
 from .budget import Budget
-from .cells import Cell, row_errors
+from .cells import Cell
+from .reasons import row_errors
 from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
 
-# Pixels that all threads decode at once; an image of more is decoded alone.
+# Pixels that all threads decode at once; a larger image is decoded alone.
 decoded = Budget(2**27)
 after_fork(decoded.refill)
 
-BURST = 32  # images, at least, that are decoded where none is computed meanwhile
+BURST = 32  # images, at least, decoded at once if none are computed meanwhile
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -48,7 +49,7 @@ class Batch:
     in_range : list of bool
         Of each of `rows`, whether all pixel values were within their stated range.
     sources : list of str
-        What a person calls each of `rows`.
+        The name of each of `rows` in messages.
     shares : dict of str to float
         How the threads spent their time on it: "reading" and "decoding".
     """
@@ -72,7 +73,7 @@ class Prepared:
     in_range : bool
         Whether all pixel values were within their stated range.
     source : str
-        What a person calls the image.
+        The name of the image in messages.
     """
 
     pixels: np.ndarray
@@ -81,13 +82,13 @@ class Prepared:
 
 
 class Readable(Protocol):
-    """Where rows are read from."""
+    """A source of rows of X."""
 
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError."""
 
-    def expect(self, row: int) -> None:
-        """Prepare for a row that is asked for soon."""
+    def read_ahead(self, row: int) -> None:
+        """Prepare for a row that is needed soon."""
 
 
 def read_row(
@@ -129,8 +130,8 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Batches of these rows, in order; the next ones are decoded `meanwhile`.
 
-    Or else several are decoded at once, between computations: those whose threads wait
-    for each other on all cores lose more by it than can be gained.
+    Without `meanwhile` several are decoded at once between computations: a network that
+    uses all cores loses more to threads that compete with it than decoding gains.
     """
 
     def read(row):
@@ -142,7 +143,7 @@ def read_batches(
             results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
         else:
             n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
-            results = _map_at_once(pool, read, rows, n, images.expect)
+            results = _map_at_once(pool, read, rows, n, images.read_ahead)
         while some := list(islice(results, batch_size)):
             yield _collect(some, spec, batch_size)
 
@@ -163,7 +164,7 @@ def _map_ahead(pool, function, items, ahead) -> Iterator:
 
 
 def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
-    """Results in order, n made at a time; those next in turn are announced."""
+    """Results in order, n at a time; the items of the next n are announced."""
     items = iter(items)
     some = list(islice(items, n))
     while some:

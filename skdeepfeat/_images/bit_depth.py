@@ -1,6 +1,6 @@
-"""How much a sample of a file can be, from its header: 255, or more.
+"""The header of a file → the largest value that a sample can have: 255, or more.
 
-Pillow says what it makes of a file, and not how deep the file is.
+Pillow reports how it opens a file, not how many bits the file has.
 """
 
 import re
@@ -19,7 +19,7 @@ def _white_of_ppm(head) -> int:
 
 
 def _white_of_jpeg2000(head) -> int:
-    """What the marker SIZ says of its components."""
+    """The bits of its components, from the marker SIZ."""
     start = head.find(b"\xff\x4f\xff\x51")
     n = int.from_bytes(head[start + 40 : start + 42], "big") if start >= 0 else 0
     components = head[start + 42 : start + 42 + 3 * n : 3]
@@ -27,7 +27,7 @@ def _white_of_jpeg2000(head) -> int:
 
 
 def _white_by_box(head, box: bytes, bits: Callable[[bytes], int]) -> int:
-    """What the decoders' boxes among the metadata say."""
+    """The bits in the boxes of decoder settings among the metadata."""
     start = max(0, head.find(b"meta"))
     size = int.from_bytes(head[max(0, start - 4) : start], "big")
     meta = head[start : start + size]

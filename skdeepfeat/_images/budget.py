@@ -1,4 +1,4 @@
-"""A share of something that threads take while they work, and give back."""
+"""A limit on what all threads use at once, such as pixels that are being decoded."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from .._processes import Condition
 
 
 class Budget:
-    """So much of something for all threads together.
+    """An amount that all threads share.
 
     Parameters
     ----------
     whole : int
-        How much there is. Who needs more than that has all of it alone.
+        The amount. A thread that needs more than that waits for all of it.
     """
 
     def __init__(self, whole: int):
@@ -21,7 +21,7 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self, needed: int) -> Iterator[None]:
-        """A context that begins once so much is left, and holds it."""
+        """A context that begins once so much is left, and reserves it."""
         taken = min(needed, self._whole)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= taken)
@@ -34,5 +34,5 @@ class Budget:
                 self._changed.notify_all()
 
     def refill(self) -> None:
-        """Take everything back from threads that are gone."""
+        """Free what is reserved by threads that no longer exist."""
         self._left = self._whole

@@ -1,8 +1,8 @@
 """Encoded bytes, PIL images and arrays → pixels: upright, in RGB, on one scale.
 
-An image of 8 bits stays a PIL image, which takes the very path of torchvision's
-presets; floats and images of more bits keep their precision as arrays. Nothing here
-imports torch.
+An image of 8 bits stays a PIL image, so that it is resized exactly as torchvision's
+presets do; floats and images of more bits keep their precision as arrays. Nothing
+here imports torch.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .bit_depth import HEAD, white_of
+from .bit_depth import HEAD, WHITES, white_of
 from .formats import open_image
 from .orientation import upright
 from .samples import DEEP_GREY, Samples, grey_samples, is_misread, samples_of
@@ -57,7 +57,7 @@ def open_bytes(data, value_range=None, enough=None, reserve=_no_limit) -> Pixels
     """Decode an encoded image; of an animation, its first frame.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if no side gets shorter than
-    `enough` pixels. `reserve` is told width and height before anything is decoded.
+    `enough` pixels. `reserve` is called with width and height before decoding.
     """
     image: Any = open_image(data)
     if image is not None:
@@ -82,21 +82,22 @@ def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
 
 
 def settle(image) -> Image.Image | Samples:
-    """What is computed of a PIL image: upright "L" or "RGB", or more than 8 bits."""
+    """The pixels of a PIL image: upright in mode "L" or "RGB", or more than 8 bits."""
     _load(image)
     if is_misread(image):
         raise ValueError(MISREAD)
     if image.mode in DEEP_GREY:
         return grey_samples(image)
-    return _of_eight_bits(image, _head_of(image))
+    return _of_eight_bits(image)
 
 
-def _of_eight_bits(image, head) -> Image.Image:
+def _of_eight_bits(image, data=None) -> Image.Image:
     """A loaded PIL image as upright "L" or "RGB"; transparent pixels show white.
 
-    The orientation is read after the pixels: some formats are turned while they load.
+    The orientation is read after the pixels, because Pillow rotates some formats while
+    it loads them. `data` is the content of the file, if it is at hand.
     """
-    image = upright(_with_scaled_transparency(image, head))
+    image = upright(_with_scaled_transparency(image, data))
     if image.mode in TRANSPARENT or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -105,14 +106,15 @@ def _of_eight_bits(image, head) -> Image.Image:
     return image if image.mode == "L" else _as_rgb(image)
 
 
-def _with_scaled_transparency(image, head):
+def _with_scaled_transparency(image, data):
     """A grey PNG of 2 or 4 bits, of which Pillow scales all but the transparent value.
 
-    Where the file is gone, it has the fewest bits that its values fit in.
+    If the file is gone, the fewest bits that hold the values are assumed.
     """
     value = image.info.get("transparency")
     if image.format != "PNG" or image.mode != "L" or not isinstance(value, int):
         return image
+    head = _head_of(image) if data is None else data
     values = np.asarray(image)
     fits = (n for n in STEPS if value < 2**n and not (values % STEPS[n]).any())
     image = image.copy()
@@ -121,7 +123,7 @@ def _with_scaled_transparency(image, head):
 
 
 def _load(image) -> None:
-    """Decode a PIL image, or say that it is too late for that."""
+    """Decode a PIL image; refuses one whose file was closed too early."""
     if 0 in image.size:
         raise ValueError(f"has no pixels, its size is {image.width} x {image.height}")
     try:
@@ -134,7 +136,7 @@ def _load(image) -> None:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """In RGB; itself where it is that already."""
+    """The image in RGB; itself if it already is."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -148,8 +150,10 @@ def _head_of(image) -> bytes:
 
 def white_of_file(image) -> int:
     """The largest sample of the file that a PIL image was opened from, if known."""
+    if image.format not in WHITES:  # a TIFF, whose tags Pillow keeps, or 8 bits
+        return white_of(image, b"")
     head = _head_of(image)
-    return white_of(image, head) if head or hasattr(image, "tag_v2") else 255
+    return white_of(image, head) if head else 255
 
 
 def open_array(array, value_range=None, enough=None, reserve=_no_limit) -> Pixels:

@@ -1,7 +1,7 @@
-"""Which formats of files are read, and what is said of the others.
+"""Which file formats are read, and the messages for all others.
 
-Pillow knows many more. Some start programs (Ghostscript for PostScript), others are
-no photos (HDF5, MPEG), so bytes of unknown origin never get as far as their readers.
+Pillow reads many more. Some start programs (Ghostscript for PostScript), others are
+not photos (HDF5, MPEG), so their readers never see bytes of unknown origin.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def is_image_name(path) -> bool:
 
 
 def open_image(data) -> Image.Image | None:
-    """A PIL image of encoded bytes, not yet decoded; None if Pillow knows it not."""
+    """A PIL image of encoded bytes, not yet decoded; None if Pillow cannot open it."""
     if len(data) == 0:
         raise ValueError("the file is empty")
     for load_readers in (Image.preinit, Image.init):  # the common ones, then all
@@ -117,7 +117,7 @@ def begins_like(data, starts) -> str | None:
 
 
 def is_encoded(head: bytes) -> bool:
-    """Whether these first bytes surely are those of a file in a format that is read."""
+    """Whether these bytes are certainly the start of a file that can be read."""
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         return True
     if head.startswith(b"BM"):  # two letters alone may be two pixels
@@ -126,12 +126,12 @@ def is_encoded(head: bytes) -> bool:
 
 
 def is_tiff(data) -> bool:
-    """Whether bytes are a TIFF, whatever Pillow says of it."""
+    """Whether bytes are a TIFF, also if Pillow cannot open it."""
     return begins_like(data, READ_STARTS) == "TIFF"
 
 
 def refusal(data) -> str:
-    """Why bytes that no reader takes are not read, and what to do about it."""
+    """Why bytes cannot be read, and what to do about it."""
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
         return DAMAGED.format("HEIF") if "HEIF" in Image.OPEN else _without_heif()
     if name := begins_like(data, READ_STARTS):
@@ -147,7 +147,7 @@ def refusal(data) -> str:
 
 
 def _without_heif() -> str:
-    """What to type where HEIF is not registered."""
+    """What to type if HEIF is not registered."""
     return (
         "is HEIC (HEIF), which Pillow reads with a plugin only. Type: pip install "
         "pillow-heif, and call pillow_heif.register_heif_opener() first"
@@ -166,10 +166,10 @@ SETTINGS: tuple[tuple[str, str, object], ...] = (
 
 
 def switches() -> dict[str, str]:
-    """Settings of Pillow that change pixels, where they are not as usual.
+    """Settings of Pillow that change pixels, if they differ from the defaults.
 
-    Beside settings these are readers that another package has put in the place of
-    Pillow's own. What is not imported is as usual; nothing is imported here.
+    They include readers with which another package has replaced Pillow's own. A module
+    that is not imported has its defaults; nothing is imported here.
     """
     found = {}
     for module, name, usual in SETTINGS:

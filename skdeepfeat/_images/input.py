@@ -1,7 +1,8 @@
 """X as an estimator receives it: validated, and read as images."""
 
 from .._validation import check_columns, check_rows_exist, check_table
-from .containers import is_table, lazily, read_images, shape_rows, unwrap_container
+from .containers import lazily, read_images, unwrap_container
+from .flat_rows import is_table, shape_rows
 from .windows import Images
 
 

@@ -1,4 +1,4 @@
-"""The orientation in a file's metadata, read without trust, and its application."""
+"""The orientation in a file's metadata → an upright image."""
 
 from collections.abc import Callable
 
@@ -7,8 +7,8 @@ from PIL import Image
 
 ORIENTATION = 0x0112  # the EXIF tag
 
-# Orientation → what turns it upright, for PIL images and for (h, w, ...) arrays.
-TURNS: dict[int, tuple[Image.Transpose, Callable[[np.ndarray], np.ndarray]]] = {
+# Orientation → the rotation or flip, for PIL images and for (h, w, ...) arrays.
+ROTATIONS: dict[int, tuple[Image.Transpose, Callable[[np.ndarray], np.ndarray]]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, lambda a: a[:, ::-1]),
     3: (Image.Transpose.ROTATE_180, lambda a: a[::-1, ::-1]),
     4: (Image.Transpose.FLIP_TOP_BOTTOM, lambda a: a[::-1]),
@@ -22,21 +22,21 @@ TURNS: dict[int, tuple[Image.Transpose, Callable[[np.ndarray], np.ndarray]]] = {
 def orientation_of(image: Image.Image) -> int:
     """The orientation still to be applied to a loaded image, 1 for none.
 
-    Metadata that cannot be read say nothing: the pixels are good without them.
+    Metadata that cannot be read are ignored, since the pixels are good without them.
     """
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-        return int(orientation) if orientation in TURNS else 1
+        return int(orientation) if orientation in ROTATIONS else 1
     except Exception:
         return 1
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its metadata say; itself where they say nothing."""
+    """The image, rotated or flipped as its metadata say."""
     orientation = orientation_of(image)
-    return image if orientation == 1 else image.transpose(TURNS[orientation][0])
+    return image if orientation == 1 else image.transpose(ROTATIONS[orientation][0])
 
 
-def turned(array: np.ndarray, orientation) -> np.ndarray:
-    """An array of pixels turned upright."""
-    return TURNS[orientation][1](array) if orientation in TURNS else array
+def rotated(array: np.ndarray, orientation) -> np.ndarray:
+    """An array of pixels, rotated or flipped upright."""
+    return ROTATIONS[orientation][1](array) if orientation in ROTATIONS else array

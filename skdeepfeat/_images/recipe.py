@@ -1,6 +1,6 @@
 """The recipe of a network's input: pixels → (s, s, 3) at the size and scale it takes.
 
-8-bit images take the very path of torchvision's presets: PIL's resize and crop. Floats
+8-bit images are processed exactly as by torchvision's presets, with PIL. Floats
 and images of more bits keep their precision: PIL resizes each channel as a float.
 """
 
@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a network wants its images.
+    """The size, resize and scale of the images that a network takes.
 
     Parameters
     ----------

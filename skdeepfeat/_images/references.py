@@ -1,7 +1,7 @@
-"""Paths and URLs: what tells whether their content has changed, and their bytes.
+"""Paths and URLs → their bytes, and a state that changes with their content.
 
 A URL is opened through fsspec, and only if its scheme is among those that the user has
-allowed: a service must not fetch whatever address it is sent.
+allowed: a service must not fetch any address that it receives.
 """
 
 import os
@@ -24,6 +24,8 @@ VERSIONS = re.compile(
 )
 WEAK = "W/"
 
+LONGEST_NAME = 200  # characters of a name in messages
+
 # What may be a secret in a URL: a user with a password, and what is behind "?".
 USER, QUERY = re.compile(r"(?<=://)[^/?#\s]*@"), re.compile(r"(://[^\s?]*\?)[^\s'\"]*")
 
@@ -38,8 +40,15 @@ UNQUOTED = (
 
 
 def without_secrets(text: str) -> str:
-    """A text in which URLs have neither users nor queries."""
+    """A text whose URLs have neither users nor queries."""
     return QUERY.sub(r"\1...", USER.sub("", text))
+
+
+def shortened(text: str) -> str:
+    """A text, its middle left out if it is longer than a name."""
+    if len(text) <= LONGEST_NAME:
+        return text
+    return f"{text[: LONGEST_NAME // 2]}... ({len(text):,} characters)"
 
 
 class File:
@@ -55,7 +64,7 @@ class File:
         self.name = os.path.abspath(os.fsdecode(path))
 
     def state(self) -> str:
-        """What changes with its content; refuses pipes, which would be waited for."""
+        """Text that changes with its content; refuses pipes, which may block."""
         found = os.stat(self._path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise ValueError("is a pipe, a socket or a device, no file")
@@ -67,7 +76,7 @@ class File:
         with open(self._path, "rb") as file:
             return file.read()
 
-    def expect(self) -> None:
+    def read_ahead(self) -> None:
         """Let the system begin to read it."""
         if hasattr(os, "posix_fadvise"):
             with open(self._path, "rb") as file:
@@ -75,7 +84,7 @@ class File:
 
 
 class Remote:
-    """What a URL names.
+    """A file on a server, named by a URL.
 
     Parameters
     ----------
@@ -84,7 +93,7 @@ class Remote:
 
     def __init__(self, url: str):
         self._url, shown = url, without_secrets(url)
-        # The name is remembered in the store, which is no place for a password.
+        # The store keeps the name, and must not keep passwords.
         self.name = url if shown == url else f"{shown} {digest(url).hex()}"
 
     def _file_system(self) -> tuple[Any, str]:
@@ -98,7 +107,7 @@ class Remote:
         return url_to_fs(self._url, use_listings_cache=False)
 
     def state(self) -> str | None:
-        """What changes with its content, None where the server says nothing of it."""
+        """Text that changes with its content; None if the server reports no version."""
         system, path = self._file_system()
         found = system.info(path)
         versions = [
@@ -113,8 +122,8 @@ class Remote:
         system, path = self._file_system()
         return system.cat_file(path)
 
-    def expect(self) -> None:
-        """Nothing: it is fetched when its turn comes."""
+    def read_ahead(self) -> None:
+        """Nothing: it is fetched when it is needed."""
 
 
 Reference = File | Remote
@@ -141,7 +150,7 @@ def refer(cell, protocols: Collection[str]) -> Reference:
 
 
 def _path_of_uri(uri: str) -> str:
-    """The path of a file:// URI, which must be on this machine and nothing more."""
+    """The path of a file:// URI on this machine, without query or fragment."""
     host, _, path = uri.removeprefix("file://").partition("/")
     if host.lower() not in ("", "localhost"):
         raise ValueError(FOREIGN_HOST.format(host))

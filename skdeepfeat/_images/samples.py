@@ -1,7 +1,7 @@
-"""Images of more than 8 bits → the very samples of their file, upright.
+"""Images of more than 8 bits → the exact samples of their file, upright.
 
-Of 16 bits in colour Pillow keeps the high bytes, and in a second pass it gives the low
-ones. What else a TIFF may hold is read by tifffile, where that is installed.
+Of colours with 16 bits Pillow keeps the high bytes; a second pass reads the low ones.
+Other kinds of TIFF are read by tifffile, if that is installed.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 from .bit_depth import BITS, white_of
 from .formats import DAMAGED, is_tiff, open_image, refusal
-from .orientation import ORIENTATION, orientation_of, turned
+from .orientation import ORIENTATION, orientation_of, rotated
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
@@ -77,7 +77,7 @@ class Samples:
 
 
 def samples_of(image: Any, data, value_range) -> Samples | None:
-    """Samples of a file that Pillow has opened, or could not; None where 8 bits do.
+    """Samples of a file, whether Pillow can open it or not; None if 8 bits suffice.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def samples_of(image: Any, data, value_range) -> Samples | None:
 
 
 def is_misread(image: Any) -> bool:
-    """Whether Pillow makes other numbers of a TIFF than its header says."""
+    """Whether Pillow reads a TIFF differently from what its header says."""
     tags = getattr(image, "tag_v2", None) or {}
     deep, kind = max(tags.get(BITS, (1,))) > 8, tags.get(KIND, (UNSIGNED,))[0]
     in_planes = deep and image.mode not in DEEP_GREY and tags.get(PLANAR) == SEPARATE
@@ -126,7 +126,7 @@ def grey_samples(image: Image.Image) -> Samples:
         values = values.view(np.uint32)
     if image.mode == "I" and image.format in SIXTEEN_IN_32:
         values = values.astype(np.uint16)
-    values = turned(values, orientation_of(image))[:, :, None]
+    values = rotated(values, orientation_of(image))[:, :, None]
     transparent = image.info.get("transparency")
     return Samples(
         values,
@@ -155,7 +155,7 @@ SCALED: dict[str | None, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 def _on_own_scale(samples: Samples, image, data) -> Samples:
-    """The values of the file itself, where Pillow has scaled them."""
+    """The values of the file itself, if Pillow has scaled them."""
     if image.format not in SCALED or samples.values.dtype.kind != "u":
         return samples
     white = min(white_of(image, data), 65535)
@@ -195,7 +195,7 @@ def _unpack(data, rawmode: str) -> np.ndarray:
     image: Any = open_image(data)  # it was opened before
     image.tile = [_with_rawmode(tile, rawmode) for tile in image.tile]
     image.load()
-    return turned(np.asarray(image), orientation_of(image))
+    return rotated(np.asarray(image), orientation_of(image))
 
 
 def _with_rawmode(tile, rawmode: str):
@@ -239,12 +239,12 @@ def _samples_by_tifffile(data) -> Samples:
     if kind == UNSPECIFIED:
         pixels = pixels[:, :, :n_colours]
     top = 2**page.bitspersample - 1 if pixels.dtype.kind == "u" else 1
-    samples = _split(turned(pixels, orientation), n_colours, top, kind == ASSOCIATED)
+    samples = _split(rotated(pixels, orientation), n_colours, top, kind == ASSOCIATED)
     return replace(samples, inverted=page.photometric == WHITE_IS_ZERO)
 
 
 def _check_page(page) -> None:
-    """Refuse what is not surely a picture in grey or in colours, or too large."""
+    """Refuse a page that is not certainly a grey or colour image, or too large."""
     n_colours, bits = COLOURS.get(page.photometric, 0), page.bitspersample
     n_extra = page.samplesperpixel - n_colours
     declared = n_extra == len(page.extrasamples) or n_colours == 3

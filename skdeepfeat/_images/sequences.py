@@ -1,4 +1,4 @@
-"""What stands in the rows of X: in memory, made on demand, or an array in a file."""
+"""The cells of X: in memory, made on demand, or rows of an array in a file."""
 
 import math
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ ROWS_HELD = 1000  # by a window, at most
 BYTES_HELD = 128 * 2**20  # a window that holds as much takes no more rows
 
 
-# What stands in the rows ------------------------------------------------------------
+# The cells of X ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a sequence raised instead of giving a row."""
+    """The exception that a sequence raised instead of returning a row."""
 
     error: Exception
 
 
 class Cells(Protocol):
-    """What stands in the rows of X.
+    """The cells of X, one in each row.
 
     Attributes
     ----------
     name : str
-        What a person calls a row that cannot even be read.
+        The name of a row that cannot be read, in messages.
     at_once : int
-        How many rows are asked for at once.
+        How many rows are read at once.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Cells(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> list:
-        """What stands in some rows; `Unreadable` for what cannot be had."""
+        """The cells of some rows; `Unreadable` for those that raise."""
 
     def first(self):
-        """What stands in the first row; None if there is none or it is an array."""
+        """The cell of the first row; None if there is none or it is an array."""
 
 
 class Held:
@@ -60,16 +60,16 @@ class Held:
         return len(self._cells)
 
     def read(self, start: int, stop: int) -> list:
-        """What stands in some rows."""
+        """The cells of some rows."""
         return [self._cells[row] for row in range(start, stop)]
 
     def first(self):
-        """What stands in the first row."""
+        """The cell of the first row."""
         return self._cells[0] if len(self) else None
 
 
 class Lazy:
-    """Rows that a sequence makes when it is asked for them; each is asked for once.
+    """Rows that a sequence makes when it is indexed; each is requested once.
 
     Parameters
     ----------
@@ -91,11 +91,11 @@ class Lazy:
         return len(self._sequence) if is_sized else self._sequence.shape[0]
 
     def read(self, start: int, stop: int) -> list:
-        """What stands in some rows."""
+        """The cells of some rows."""
         return [self._read_one(row) for row in range(start, stop)]
 
     def first(self):
-        """What stands in the first row, which is kept until it is read; else None."""
+        """The cell of the first row, which is kept until it is read; None if empty."""
         if len(self) and not self._first:
             self._first = [self._read_one(0)]
         return self._first[0] if self._first else None
@@ -130,7 +130,7 @@ class LazyArray:
         return self._array.shape[0]
 
     def read(self, start: int, stop: int) -> list:
-        """Some rows; one by one if not all of them can be read."""
+        """Some rows; read one by one if they cannot be read together."""
         try:
             return list(np.asarray(self._array[start:stop]))
         except MemoryError:

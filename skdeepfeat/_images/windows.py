@@ -1,4 +1,4 @@
-"""The rows of one call, read and hashed some at a time, so that memory is bounded."""
+"""The rows of one call, read and hashed in windows, so that memory is bounded."""
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +7,12 @@ from dataclasses import replace
 from .._digests import digest
 from .._exceptions import ImageError
 from .._processes import Lock
-from .cells import Cell, Hashed, row_errors
+from .cells import Cell, Hashed
+from .reasons import row_errors
 from .references import Reference
 from .sequences import BYTES_HELD, ROWS_HELD, Cells, Unreadable
 
-FETCHES = 8  # at once, at least, from servers that answer slowly
+FETCHES = 8  # files read at once, at least, since servers may be slow
 
 
 # Rows -------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ class Images:
 
     def __init__(self, cells: "Cells", protocols: Collection[str] = ()):
         self._cells, self._protocols = cells, protocols
-        self._lock = Lock()  # few sequences may be asked by several threads
+        self._lock = Lock()  # few sequences may be indexed by several threads
 
     def __len__(self):
         return len(self._cells)
@@ -42,21 +43,21 @@ class Images:
             raise cell
         return cell.read()
 
-    def expect(self, row: int) -> None:
-        """Nothing: whoever asks here asks once."""
+    def read_ahead(self, row: int) -> None:
+        """Nothing: rows that are read here are not announced."""
 
     def windows(self, recall, n_threads: int, rescaled: bool) -> Iterator["Window"]:
-        """All rows in order, some at a time; each is read once and hashed.
+        """All rows in order, in windows; each row is read once and hashed.
 
         Parameters
         ----------
         recall : callable
-            Is given the names of files before they are hashed.
+            Called with the names of files before they are hashed.
         n_threads : int
             How many files are read at once.
         rescaled : bool
-            Whether arrays have a range of values of their own, so that equal pixels of
-            a PIL image are another image.
+            Whether `value_range` applies to arrays, so that a PIL image with the same
+            pixels is another image.
         """
         start = 0
         with ThreadPoolExecutor(max(n_threads, FETCHES), "skdeepfeat-read") as pool:
@@ -69,7 +70,7 @@ class Images:
                 yield window
 
     def _take(self, start: int, stop: int) -> list[Cell | ImageError]:
-        """What stands in some rows, or what went wrong there."""
+        """The cells of some rows, or the errors of reading them."""
         with self._lock:
             values = self._cells.read(start, stop)
             return [self._take_one(row, v) for row, v in enumerate(values, start)]
@@ -85,7 +86,7 @@ class Images:
 
 
 class Window:
-    """Some rows of X, hashed; what was read of them is held until they are computed.
+    """Some rows of X, hashed; their content is held until they are computed.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ class Window:
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError.
 
-        The content comes from another row of the same content if it must.
+        If it cannot be read again, the content of an equal row is used.
         """
         source = self._hashed[row].cell.source
         for other in sorted(self._same_as[row], key=lambda r: r != row):
@@ -147,19 +148,19 @@ class Window:
         raise self._errors[row]
 
     def error_of(self, row: int, error: ImageError) -> ImageError:
-        """The error of a row whose content has this error in another row."""
+        """The error of a row that is equal to another row with this error."""
         return self._errors.get(row) or error.at(row, self._hashed[row].cell.source)
 
     def forget(self) -> None:
-        """Let go of what is held."""
+        """Drop the content that is held."""
         self._hashed.clear()
         self._errors.clear()
 
-    def expect(self, row: int) -> None:
-        """Let the system begin to read the file of a row that is asked for soon."""
+    def read_ahead(self, row: int) -> None:
+        """Let the system begin to read the file of a row that is needed soon."""
         held = self._hashed[row].cell.held
         if isinstance(held, Reference):
-            held.expect()
+            held.read_ahead()
 
 
 def _hashed(cell: Cell) -> Hashed | ImageError:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .._backbones.weights import WeightsSource
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._processes import Lock
 from .building import build_network
 
@@ -59,21 +59,21 @@ class SharedNetwork:
     lock: Any = field(default_factory=Lock, init=False)
 
 
-_networks_on: dict[str, SharedTable] = {}
+_networks_on: dict[str, SharedCache] = {}
 
 
-def networks_on(device: str) -> SharedTable:
+def networks_on(device: str) -> SharedCache:
     """The networks on a device: a number on the CPU, a share of the memory of a GPU."""
     if device not in _networks_on:
         _networks_on.setdefault(device, _make_cache(device))
     return _networks_on[device]
 
 
-def _make_cache(device: str) -> SharedTable:
+def _make_cache(device: str) -> SharedCache:
     """An empty cache with the bound of a device."""
     if torch.device(device).type == "cpu":
-        return SharedTable(MAX_NETWORKS)
-    return SharedTable(GPU_SHARE * memory_of(device), bytes_of)
+        return SharedCache(MAX_NETWORKS)
+    return SharedCache(GPU_SHARE * memory_of(device), bytes_of)
 
 
 def memory_of(device: str) -> int:

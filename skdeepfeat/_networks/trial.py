@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from .._backbones.records import Backbone
-from .._caches import SharedTable
+from .._caches import SharedCache
 from .._exceptions import in_one_line
 from .building import skeleton_of, trial_network
 from .code_digest import digest_code
@@ -19,7 +19,7 @@ from .comparison import check_rows, copied, measuring, same, two_images
 from .overwriting import Watcher, make_out_of_place, without_inplace
 from .tracer import NotTraceable, trace
 
-_tried = SharedTable(32)
+_tried = SharedCache(32)
 
 
 @dataclass

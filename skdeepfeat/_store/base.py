@@ -1,4 +1,4 @@
-"""The protocol of a table of rows, and what goes into it."""
+"""The protocol of a table of feature rows, and what is read from it and written."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -10,16 +10,16 @@ import numpy as np
 from .._backbones.records import Layer
 from .._exceptions import ImageError
 
-ROW_OVERHEAD = 300  # bytes, besides its features, that holding one row takes
+ROW_OVERHEAD = 300  # bytes that one row takes in addition to its features
 
 
 class Found(NamedTuple):
-    """What a table has of the rows that it is asked for.
+    """Which of the requested rows a table has.
 
     Parameters
     ----------
     missing : list of int
-        Positions of the rows that are not there.
+        Positions of the rows that are not stored.
     out_of_range : bool
         Whether a row was made from pixel values outside their stated range.
     """
@@ -29,8 +29,8 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of one column, to be kept.
+class ColumnRows:
+    """Rows of one column, to be stored.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Part:
     in_range : sequence of bool
         Whether the pixel values of each image were within their stated range.
     asked : bool
-        Whether anybody asked for it; what is only prefetched leaves first.
+        Whether the column was requested; prefetched rows are dropped first.
     """
 
     column: Any
@@ -82,7 +82,7 @@ class Table(Protocol):
     Attributes
     ----------
     max_bytes : int
-        Bound of what is kept.
+        Bound of what is stored.
     """
 
     max_bytes: int
@@ -91,17 +91,21 @@ class Table(Protocol):
         """Copy the rows of `keys` to ``out[places]``, unless `out` is None."""
 
     def has_any(self, fingerprints: Sequence[bytes], keys: Sequence[bytes]) -> bool:
-        """Whether a row of any of these columns and keys is here."""
+        """Whether a row of any of these columns and keys is stored."""
 
     def write(
-        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        columns: Sequence[ColumnRows],
     ) -> bool:
-        """Keep computed rows, count them as misses, and give back their claims.
+        """Store computed rows, count them as misses, and release their claims.
 
         Returns
         -------
         is_full : bool
-            Whether rows had to leave, or could not be kept, for the first time.
+            Whether rows were dropped, or could not be stored, for the first time.
         """
 
     def claim(
@@ -116,61 +120,61 @@ class Table(Protocol):
         Parameters
         ----------
         call : bytes
-            Who asks.
+            The call that computes them, from :func:`.waiting.new_call`.
         scope : bytes
             What is computed in one pass through the network.
         keys : sequence of bytes
         fingerprints : sequence of bytes
-            Of the columns without which a row counts as lacking.
+            Of the columns that a row must have to count as stored.
 
         Returns
         -------
         granted : list of int
-            Positions in `keys` of rows that lack a column and that nobody computes.
+            Positions in `keys` of rows that lack a column and that no call computes.
         """
 
     def release(self, call: bytes) -> None:
-        """Give back all claims of a call."""
+        """Release all claims of a call."""
 
     def wait(
         self, scope: bytes, keys: Sequence[bytes], rows: Sequence[int] = ()
     ) -> None:
-        """Return as soon as nobody computes these rows any more.
+        """Return once no other call computes these rows.
 
         Parameters
         ----------
         scope : bytes
         keys : sequence of bytes
         rows : sequence of int
-            What a person calls them: their places in X.
+            Their positions in X, for messages.
         """
 
-    def turn(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
+    def use_gpus(self, gpus: Callable[[], Sequence[str]]) -> AbstractContextManager:
         """A context in which no other process uses the GPUs of these names."""
 
     def count_hits(self, n: int, fingerprints: Sequence[bytes]) -> None:
-        """Note that so many rows of these columns were served."""
+        """Record that so many rows of these columns were found."""
 
     def read_files(self, names: Sequence[str]) -> list[tuple[str, str, bytes]]:
         """(name, state, digest) of files hashed before, new to this process."""
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
-        """Keep (name, state, digest) of files, where they are not here."""
+        """Store (name, state, digest) of files, unless they are stored already."""
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
 
     def info(self) -> dict[str, Any]:
-        """What is here, see :meth:`skdeepfeat.FeatureStore.info`."""
+        """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
 
     def forget(self) -> None:
-        """Let go of what this process holds; a folder stays."""
+        """Drop what this process holds in memory; a folder stays."""
 
     def pause(self) -> AbstractContextManager:
-        """A context to fork in: nobody is in the middle of a change."""
+        """A context to fork in: no thread is in the middle of a change."""
 
     def after_fork(self) -> None:
-        """In a child process: leave to the parent what is the parent's."""
+        """In a child process: leave to the parent what belongs to it."""

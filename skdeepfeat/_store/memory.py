@@ -1,4 +1,4 @@
-"""Rows in the memory of the process, shared by its estimators, clones and threads."""
+"""Feature rows in memory, shared by the estimators, clones and threads of a process."""
 
 import contextlib
 import time
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from .._processes import FORK_SECONDS, Condition
-from .base import ROW_OVERHEAD, Found, Part
-from .waiting import begin_of, clock, say_once, some_rows
+from .base import ROW_OVERHEAD, ColumnRows, Found
+from .waiting import begin_of, computed_by, say_once
 
 
 class MemoryTable:
-    """Rows in memory, the least recently used dropped beyond a bound.
+    """Rows in memory; beyond a bound the least recently used are dropped.
 
-    What was only prefetched leaves before what was asked for.
+    Rows that were only prefetched are dropped before those that were requested.
 
     Parameters
     ----------
     max_bytes : int
-        Bound of what the rows take; 0 keeps nothing.
+        Bound of the memory that the rows take; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int):
@@ -38,45 +38,50 @@ class MemoryTable:
 
     def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
         """Copy rows to the output; see :class:`Table`."""
+        with self._changed:
+            found = [self._get((fingerprint, key)) for key in keys]
         missing, out_of_range = [], False
-        for position, (key, place) in enumerate(zip(keys, places, strict=True)):
-            row, in_range = self._get((fingerprint, key))
-            if row is None:
+        for position, (kept, place) in enumerate(zip(found, places, strict=True)):
+            if kept is None:
                 missing.append(position)
                 continue
+            row, in_range = kept
             out_of_range |= not in_range
             if out is not None:
                 out[place] = row
         return Found(missing, out_of_range)
 
-    def _get(self, name) -> tuple[np.ndarray | None, bool]:
-        """A row, which counts as asked for from now on, and whether it was in range."""
-        with self._changed:
-            if name in self._spare:
-                self._asked[name] = self._spare.pop(name)
-            if name not in self._asked:
-                return None, True
+    def _get(self, name) -> tuple[np.ndarray, bool] | None:
+        """A row, now the last one used, and whether it was in range."""
+        kept = self._asked.get(name)
+        if kept is not None:
             self._asked.move_to_end(name)
-            return self._asked[name]
+        elif name in self._spare:
+            kept = self._asked[name] = self._spare.pop(name)
+        return kept
 
     def _has(self, name) -> bool:
         return name in self._asked or name in self._spare
 
     def has_any(self, fingerprints: Sequence[bytes], keys: Sequence[bytes]) -> bool:
-        """Whether a row of any of these columns and keys is here."""
+        """Whether a row of any of these columns and keys is stored."""
         with self._changed:
             return any(self._has(name) for name in product(fingerprints, keys))
 
     def write(
-        self, call: bytes, scope: bytes, keys: Sequence[bytes], parts: Sequence[Part]
+        self,
+        call: bytes,
+        scope: bytes,
+        keys: Sequence[bytes],
+        columns: Sequence[ColumnRows],
     ) -> bool:
-        """Keep computed rows; see :class:`Table`."""
+        """Store computed rows; see :class:`Table`."""
         before = self._was_full
-        for part in parts:
+        for rows in columns:
             for key, row, in_range in zip(
-                part.keys, part.rows, part.in_range, strict=True
+                rows.keys, rows.rows, rows.in_range, strict=True
             ):
-                self._put(part, key, row, in_range)
+                self._put(rows, key, row, in_range)
         with self._changed:
             self._misses += len(keys)
             for key in keys:
@@ -84,22 +89,25 @@ class MemoryTable:
             self._changed.notify_all()
         return self._was_full and not before
 
-    def _put(self, part: Part, key: bytes, row, in_range: bool) -> None:
-        """Keep one row; drops others beyond the bound."""
-        size = row.nbytes + ROW_OVERHEAD
-        if size > self.max_bytes:
+    def _put(self, rows: ColumnRows, key: bytes, row, in_range: bool) -> None:
+        """Store one row, and drop others beyond the bound."""
+        if row.nbytes + ROW_OVERHEAD > self.max_bytes:
             self._was_full = self.max_bytes > 0
             return
-        name, kept = (part.column.fingerprint, key), (row.copy(), bool(in_range))
+        name, kept = (rows.column.fingerprint, key), (row.copy(), bool(in_range))
         with self._changed:
-            self._labels[part.column.fingerprint] = part.column.label
+            self._labels[rows.column.fingerprint] = rows.column.label
             if not self._has(name):
-                (self._asked if part.asked else self._spare)[name] = kept
-                self._bytes += size
-            while self._bytes > self.max_bytes:
-                _, (dropped, _) = (self._spare or self._asked).popitem(last=False)
-                self._bytes -= dropped.nbytes + ROW_OVERHEAD
-                self._was_full = True
+                (self._asked if rows.asked else self._spare)[name] = kept
+                self._bytes += row.nbytes + ROW_OVERHEAD
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Drop rows until the others fit."""
+        while self._bytes > self.max_bytes:
+            _, (dropped, _) = (self._spare or self._asked).popitem(last=False)
+            self._bytes -= dropped.nbytes + ROW_OVERHEAD
+            self._was_full = True
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
@@ -113,64 +121,61 @@ class MemoryTable:
         granted = []
         with self._changed:
             for position, key in enumerate(keys):
-                here = all(self._has((column, key)) for column in fingerprints)
-                if not here and (scope, key) not in self._claims:
+                stored = all(self._has((column, key)) for column in fingerprints)
+                if not stored and (scope, key) not in self._claims:
                     self._claims[scope, key] = call
                     granted.append(position)
         return granted
 
     def release(self, call: bytes) -> None:
-        """Give back all claims of a call."""
+        """Release all claims of a call."""
         with self._changed:
             for claim in [c for c, owner in self._claims.items() if owner == call]:
                 del self._claims[claim]
             self._changed.notify_all()
 
     def wait(self, scope: bytes, keys, rows: Sequence[int] = ()) -> None:
-        """Return as soon as nobody computes these rows any more."""
-        started, say = time.monotonic(), say_once(lambda: self._waited_for(ids, rows))
+        """Return once no other call computes these rows; see :class:`Table`."""
         ids, rows = [(scope, key) for key in keys], rows or range(len(keys))
-        while not self._wait_some_time(ids):
+        say, started = say_once(lambda: self._waited_for(ids, rows)), time.monotonic()
+        while not self._wait_a_second(ids):
             say(time.monotonic() - started)
 
-    def _wait_some_time(self, ids) -> bool:
-        """Whether nobody computes these rows any more."""
+    def _wait_a_second(self, ids) -> bool:
+        """Whether no call computes these rows, now or within a second."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._claims.keys().isdisjoint(ids), timeout=1
             )
 
     def _waited_for(self, ids, rows: Sequence[int]) -> str:
-        """Which of these rows somebody computes, and who, in words."""
+        """Which of these rows are being computed, where, and since when, in words."""
         with self._changed:
             calls = {
                 i: self._claims[id_] for i, id_ in enumerate(ids) if id_ in self._claims
             }
-        began = min(map(begin_of, calls.values()), default=time.time())
-        some = some_rows([rows[i] for i in calls])
-        return (
-            f"{some}, which another thread of this process has been computing since "
-            f"{clock(began)}"
-        )
+        since = min(map(begin_of, calls.values()), default=time.time())
+        holder = "another thread of this process"
+        return computed_by([rows[i] for i in calls], holder, since)
 
-    def turn(self, gpus: Callable[[], Sequence[str]]):
-        """Threads of one process share a device."""
+    def use_gpus(self, gpus: Callable[[], Sequence[str]]):
+        """Nothing: threads of one process share a GPU."""
         return contextlib.nullcontext()
 
     def count_hits(self, n: int, fingerprints) -> None:
-        """Note that so many rows were served."""
+        """Record that so many rows were found."""
         with self._changed:
             self._hits += n
 
     def read_files(self, names: Sequence[str]) -> list[tuple[str, str, bytes]]:
-        """Nothing: the process remembers by itself which files it has hashed."""
+        """Nothing: the process itself remembers which files it has hashed."""
         return []
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
-        """Nothing, likewise."""
+        """Nothing; see `read_files`."""
 
     def info(self) -> dict[str, Any]:
-        """What is here, see :meth:`FeatureStore.info`."""
+        """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""
         with self._changed:
             names = [*self._asked, *self._spare]
             layers = Counter(self._labels[column] for column, _ in names)
@@ -183,7 +188,7 @@ class MemoryTable:
             }
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         with self._changed:
             self._asked.clear()
             self._spare.clear()
@@ -195,7 +200,7 @@ class MemoryTable:
 
     @contextlib.contextmanager
     def pause(self):
-        """A context to fork in: nobody is in the middle of a change."""
+        """A context to fork in: no thread is in the middle of a change."""
         held = self._changed.acquire(timeout=FORK_SECONDS)
         try:
             yield
@@ -204,5 +209,5 @@ class MemoryTable:
                 self._changed.release()
 
     def after_fork(self) -> None:
-        """In a child process: nobody computes anything."""
+        """In a child process: the threads that claimed rows do not exist."""
         self._claims.clear()

@@ -8,7 +8,7 @@ from .._clock import Clock
 from .._digests import learn_digest
 from .._exceptions import ImageError, StoreWarning, warn_user
 from .._images.windows import Images, Window
-from .base import Computed, Part, Table
+from .base import ColumnRows, Computed, Table
 from .columns import Columns
 from .waiting import new_call
 
@@ -185,7 +185,7 @@ class Rows:
         for error in errors:
             self._report.fail(error)
 
-    def _parts(self, computed: Computed, keys, sound) -> Iterator[Part]:
+    def _parts(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """What is kept of a batch: rows that are numbers."""
         asked = {column.fingerprint for column in self.columns.requested}
         # What is asked for comes last: it is the last to make room for others.
@@ -194,7 +194,9 @@ class Rows:
             kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
-            yield Part(column, some, rows[kept], in_range, column.fingerprint in asked)
+            yield ColumnRows(
+                column, some, rows[kept], in_range, column.fingerprint in asked
+            )
 
     def _warn_of_bound(self) -> None:
         """Say what the store would need to keep all rows of this call."""

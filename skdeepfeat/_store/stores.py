@@ -1,4 +1,4 @@
-"""FeatureStore and the `cache` parameter → the table that they name."""
+"""FeatureStore, and the `cache` parameter → the table of rows that it names."""
 
 import contextlib
 import os
@@ -41,30 +41,30 @@ def _pause() -> Iterator[None]:
 
 @after_fork
 def _leave_to_parent() -> None:
-    """Claims and open files are the parent's."""
+    """Claims and open files belong to the parent."""
     for table in _tables.values():
         table.after_fork()
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A place where features are kept, shared by everybody who names it.
+    """A place where features are kept, shared by all estimators that name it.
 
-    It is an immutable value: copies, clones and pickles of it mean the same place.
+    It is an immutable value: copies, clones and pickles of it name the same place.
 
     Parameters
     ----------
     path : str or path, default=None
-        A folder on a disk of this machine, made at its first use, which all processes
-        may share and which lasts; None keeps the features in the memory of the
-        process, as long as it lives.
+        A folder on a local disk, created at its first use. It lasts, and all processes
+        may share it. None keeps the features in the memory of the process until it
+        ends.
     name : str, default="memory"
-        Which table in memory; ``cache="memory"`` is the one of the default name.
+        Which table in memory; ``cache="memory"`` is the one with the default name.
     max_bytes : int, default=None
-        Bound of what the features take. None is 1 GiB in memory, where the least
-        recently used rows make room for new ones, and 20 GiB in a folder, where rows
-        of the least recently used layers do. Whoever opens a place first in a process
-        sets its bound there.
+        Bound of the space that the features take. None is 1 GiB in memory, where the
+        least recently used rows make room for new ones, and 20 GiB in a folder, where
+        rows of the least recently used layers do. The first use of a place in a
+        process sets its bound.
 
     Examples
     --------
@@ -98,12 +98,12 @@ class FeatureStore:
         return self
 
     def open(self) -> Table:
-        """Open the table of this place, made if it is not there.
+        """Open the table of this place, created if it does not exist.
 
         Returns
         -------
         table : MemoryTable or DiskTable
-            One for the whole process.
+            The same object in the whole process.
         """
         place = self.name if self.path is None else Path(self.path)
         if self.path is not None and os.path.isfile(self.path):
@@ -124,15 +124,15 @@ class FeatureStore:
         return MemoryTable(bound) if in_memory else DiskTable(place, bound)
 
     def info(self) -> dict[str, Any]:
-        """What is kept here.
+        """Report what is stored.
 
         Returns
         -------
         info : dict
-            "rows": features kept, one for each image and layer. "bytes": what they
-            take. "hits" and "misses": distinct images of all calls that were found,
-            and that had to be computed; in a folder over all processes. "layers":
-            rows of each network, layer and pooling.
+            "rows": stored feature rows, one for each image and layer. "bytes": the
+            space they take. "hits" and "misses": how many distinct images of all calls
+            were found, and how many were computed; in a folder over all processes.
+            "layers": rows of each network, layer and pooling.
         """
         return self.open().info()
 
@@ -140,7 +140,7 @@ class FeatureStore:
         return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
-        """Forget everything that is kept here."""
+        """Remove everything that is stored."""
         self.open().clear()
 
 
@@ -161,7 +161,7 @@ def open_table(cache, obstacle: str = "") -> Table:
 
 
 def clear_tables() -> None:
-    """Forget all features that this process holds in memory; folders stay."""
+    """Drop all features that this process holds in memory; folders stay."""
     with _tables_lock:
         for table in _tables.values():
             table.forget()

@@ -25,7 +25,7 @@ from skdeepfeat import (
     clear_caches,
     load_image_folder,
 )
-from skdeepfeat._images.cells import digest_array
+from skdeepfeat._images.kinds import digest_array
 from skdeepfeat._store.disk import DiskTable
 
 

@@ -190,11 +190,11 @@ def test_images_are_decoded_between_computations_and_files_read_ahead(
     for path in paths:
         Image.fromarray(photos[0]).save(path)
     monkeypatch.setattr(batching, "BURST", 14)  # which is no whole number of batches
-    images, opened, expected = read_images(paths), [], []
-    read, expect = images.read, images.expect
+    images, opened, announced = read_images(paths), [], []
+    read, read_ahead = images.read, images.read_ahead
     monkeypatch.setattr(images, "read", lambda row: (opened.append(row), read(row))[1])
     monkeypatch.setattr(
-        images, "expect", lambda row: (expect(row), expected.append(row))
+        images, "read_ahead", lambda row: (read_ahead(row), announced.append(row))
     )
     batches = read_batches(
         images, range(50), InputSpec(8, None), None, "exact", 4, 2, False
@@ -203,10 +203,10 @@ def test_images_are_decoded_between_computations_and_files_read_ahead(
         batch = next(batches)
         assert batch.rows == list(range(4 * n_batches - 4, 4 * n_batches))
         deadline = time.monotonic() + 10
-        while len(expected) < 16 and time.monotonic() < deadline:
+        while len(announced) < 16 and time.monotonic() < deadline:
             time.sleep(0.01)  # of computing
         assert sorted(opened) == list(range(16))
-        assert sorted(expected) == list(range(16, 32))
+        assert sorted(announced) == list(range(16, 32))
     next(batches)
     assert sorted(opened) == list(range(32))
     batches.close()

@@ -18,11 +18,12 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
 )
 from skdeepfeat._finetuning.data import read_pixels
+from skdeepfeat._images import containers
 from skdeepfeat._images.batches import read_row
-from skdeepfeat._images.cells import digest_array, digest_pil
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.decoding import open_array, open_bytes, open_pil
 from skdeepfeat._images.formats import FORMATS, is_image_name, switches
+from skdeepfeat._images.kinds import digest_array, digest_pil
 from skdeepfeat._images.recipe import InputSpec
 
 RNG = np.random.default_rng(0)
@@ -910,6 +911,47 @@ def test_a_truncated_image_is_read_only_where_pillow_is_told_to(photos, monkeypa
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     open_bytes(data)
     open_bytes(png(RGB)[:-200])
+
+
+@pytest.mark.parametrize(("kind", "n_opened"), [("JPEG", 0), ("BMP", 0), ("PNG", 1)])
+def test_the_file_of_a_pil_image_is_read_again_only_for_its_depth(
+    kind, n_opened, tmp_path, monkeypatch
+):
+    """The key of an opened image costs no more than one look at its header."""
+    path = tmp_path / "photo"
+    Image.fromarray(RGB[..., :3].astype(np.uint8)).save(path, kind)
+    with Image.open(path) as image:
+        image.load()
+        opened, real = [], open
+        monkeypatch.setattr(
+            "builtins.open", lambda *a, **k: (opened.append(a[0]), real(*a, **k))[1]
+        )
+        digest_pil(image)
+    assert len([name for name in opened if str(name) == str(path)]) == n_opened
+
+
+# Containers ---------------------------------------------------------------------------
+
+
+def test_a_new_container_is_one_entry(photos, monkeypatch):
+    class Album:
+        def __init__(self, photos):
+            self.pages = list(photos)
+
+        def __len__(self):
+            return len(self.pages)
+
+        def __getitem__(self, row):
+            raise AssertionError("an album has pages")
+
+        to_pylist = None  # in memory
+
+    entry = (lambda X: isinstance(X, Album), lambda X: X.pages)
+    monkeypatch.setattr(containers, "CONTAINERS", (entry, *containers.CONTAINERS))
+    images = read_images(Album(photos))
+    assert [images.read(row).source for row in range(2)] == [
+        "array of shape (24, 32, 3), uint8"
+    ] * 2
 
 
 # Both estimators ----------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_backbone, tiny_network
+from fakes import FakeTable
 from PIL import Image
 
 from skdeepfeat import (
@@ -31,7 +32,6 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     StoreWarning,
 )
-from skdeepfeat._store.memory import MemoryTable
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "0.1.0.dev0"
 
@@ -930,43 +930,71 @@ def test_any_order_of_depths_costs_two_passes_at_most(photos, tmp_path, order, o
     assert store.info()["misses"] <= 2 * len(photos)
 
 
-def test_deepest_first_costs_one_pass(photos):
-    store = FeatureStore(name="deepest")
+@pytest.fixture
+def table(monkeypatch):
+    """The only table that estimators open."""
+    made = FakeTable()
+    monkeypatch.setattr("skdeepfeat._features.open_table", lambda *arguments: made)
+    return made
+
+
+def test_deepest_first_costs_one_pass(photos, table):
     for name in DEPTHS[::-1]:
-        features(layer=name, cache=store).transform(photos)
-    assert store.info()["misses"] == len(photos)
+        features(layer=name).transform(photos)
+    assert table.misses == len(photos)
 
 
-def test_one_stored_image_is_enough_to_store_all_depths_of_a_call(photos):
-    store = FeatureStore(name="one of them")
-    features(layer="block1", cache=store).transform(photos[:1])
-    features(layer="block4", cache=store).transform(photos)
-    assert store.info()["misses"] == 1 + len(photos)
-    features(layer="penultimate", cache=store).transform(photos)
-    assert store.info()["misses"] == 1 + len(photos)
+def test_one_stored_image_is_enough_to_store_all_depths_of_a_call(photos, table):
+    features(layer="block1").transform(photos[:1])
+    features(layer="block4").transform(photos)
+    assert table.misses == 1 + len(photos)
+    features(layer="penultimate").transform(photos)
+    assert table.misses == 1 + len(photos)
 
 
-def test_a_single_row_computes_only_what_is_asked(photos):
-    store = FeatureStore(name="single")
-    features(layer="block1", cache=store).transform(photos[:1])
-    features(layer="block4", cache=store).transform(photos[:1])
-    assert "tiny penultimate none" not in store.info()["layers"]
-    assert len(store.info()["layers"]) == 4  # block1 to block4
+def test_a_single_row_computes_only_what_is_asked(photos, table):
+    features(layer="block1").transform(photos[:1])
+    features(layer="block4").transform(photos[:1])
+    assert "tiny penultimate none" not in table.info()["layers"]
+    assert len(table.info()["layers"]) == 4  # block1 to block4
 
 
-def test_all_depths_are_stored_if_another_worker_was_faster(photos, monkeypatch):
-    store = FeatureStore(name="faster")
-    real = MemoryTable.claim
+def test_all_depths_are_stored_if_another_worker_was_faster(photos, table):
+    real = table.claim
 
-    def late(self, *arguments):
-        monkeypatch.setattr(MemoryTable, "claim", real)
-        features(layer="block1", cache=store).transform(photos)
-        return real(self, *arguments)
+    def late(*arguments):
+        table.claim = real
+        features(layer="block1").transform(photos)
+        return real(*arguments)
 
-    monkeypatch.setattr(MemoryTable, "claim", late)
-    features(layer="block4", cache=store).transform(photos)
-    features(layer="penultimate", cache=store).transform(photos)
-    assert store.info()["misses"] == 2 * len(photos)
+    table.claim = late
+    features(layer="block4").transform(photos)
+    features(layer="penultimate").transform(photos)
+    assert table.misses == 2 * len(photos)
+
+
+def test_a_list_of_layers_is_never_widened(photos, table):
+    for name in DEPTHS[:3]:
+        features(layer=name, prefetch_layers=[]).transform(photos)
+    assert table.misses == 3 * len(photos)
+    assert len(table.info()["layers"]) == 3
+
+
+def test_claims_end_when_a_call_fails(photos, table, monkeypatch):
+    def fail(self, *arguments):
+        assert table.claims
+        raise RuntimeError("the network fails")
+
+    monkeypatch.setattr("skdeepfeat._engines.running.Engine._start", fail)
+    with pytest.raises(RuntimeError, match="the network fails"):
+        features().transform(photos)
+    assert not table.claims and not table.rows
+
+
+def test_a_store_that_grants_nothing_and_has_nothing_is_done_without(photos, table):
+    table.claim = lambda *arguments: []
+    out = features().transform(photos)
+    assert out.shape == (len(photos), 10) and np.isfinite(out).all()
 
 
 def test_workers_side_by_side_keep_the_bound(photos, tmp_path):
@@ -984,14 +1012,6 @@ def test_workers_side_by_side_keep_the_bound(photos, tmp_path):
     for thread in threads:
         thread.join()
     assert 200 <= store.info()["misses"] <= 400
-
-
-def test_a_list_of_layers_is_never_widened(photos):
-    store = FeatureStore(name="listed")
-    for name in DEPTHS[:3]:
-        features(layer=name, cache=store, prefetch_layers=[]).transform(photos)
-    assert store.info()["misses"] == 3 * len(photos)
-    assert len(store.info()["layers"]) == 3
 
 
 # Bounds -----------------------------------------------------------------------------

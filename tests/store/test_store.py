@@ -1,6 +1,7 @@
 """The tables: what is written is read, within bounds, by threads and processes."""
 
 import copy
+import inspect
 import os
 import pickle
 import shutil
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeTable
 
 from skdeepfeat import FeatureStore, StoreWarning
-from skdeepfeat._store.base import ROW_OVERHEAD, Part
-from skdeepfeat._store.disk import FILE, DiskTable
+from skdeepfeat._store.base import ROW_OVERHEAD, ColumnRows, Table
+from skdeepfeat._store.database import FILE
+from skdeepfeat._store.disk import DiskTable
 from skdeepfeat._store.memory import MemoryTable
 from skdeepfeat._store.stores import open_table
 
@@ -35,16 +38,16 @@ def keys(*numbers):
     return [number.to_bytes(16, "big") for number in numbers]
 
 
-def part(column, numbers, rows, in_range=None, asked=True):
+def rows_of(column, numbers, rows, in_range=None, asked=True):
     """Rows of a column, all of them in range if nothing else is said."""
     column = column if isinstance(column, FakeColumn) else FakeColumn(column)
     in_range = [True] * len(numbers) if in_range is None else in_range
-    return Part(column, keys(*numbers), np.asarray(rows), in_range, asked)
+    return ColumnRows(column, keys(*numbers), np.asarray(rows), in_range, asked)
 
 
 def put(table, column, numbers, rows, **options):
-    parts = [part(column, numbers, rows, **options)]
-    return table.write(b"call", b"scope", keys(*numbers), parts)
+    columns = [rows_of(column, numbers, rows, **options)]
+    return table.write(b"call", b"scope", keys(*numbers), columns)
 
 
 def get(table, column, numbers, width=3):
@@ -73,15 +76,23 @@ def output_of(process):
     return out.strip()
 
 
-@pytest.fixture(params=["memory", "disk"])
-def table(request, tmp_path):
-    """An empty table of either kind."""
-    if request.param == "memory":
-        yield MemoryTable(1_000_000)
-        return
-    made = DiskTable(tmp_path / "store", 10**9)
+TABLES = {
+    "fake": lambda folder: FakeTable(),
+    "memory": lambda folder: MemoryTable(1_000_000),
+    "disk": lambda folder: DiskTable(folder, 10**9),
+}
+
+
+@pytest.fixture
+def table(kind, tmp_path):
+    """An empty table of a kind."""
+    made = TABLES[kind](tmp_path / "store")
     yield made
-    made.close()
+    made.forget()
+
+
+every_table = pytest.mark.parametrize("kind", TABLES)
+real_tables = pytest.mark.parametrize("kind", ["memory", "disk"])
 
 
 @pytest.fixture
@@ -91,9 +102,10 @@ def disk(tmp_path):
     made.close()
 
 
-# Both kinds -------------------------------------------------------------------------
+# The protocol, which every table follows --------------------------------------------
 
 
+@every_table
 def test_rows_are_found_by_content_and_fingerprint(table):
     rows = np.arange(6, dtype="f4").reshape(2, 3)
     put(table, b"a", [1, 2], rows)
@@ -104,6 +116,7 @@ def test_rows_are_found_by_content_and_fingerprint(table):
     assert table.read(b"a", keys(1, 5), None, [0, 1]).missing == [1]
 
 
+@every_table
 def test_rows_are_copies(table):
     rows = np.ones((1, 3), "f4")
     put(table, b"a", [1], rows)
@@ -111,6 +124,7 @@ def test_rows_are_copies(table):
     assert (get(table, b"a", [1])[0] == 1).all()
 
 
+@every_table
 def test_more_rows_than_one_statement_takes(table):
     rows = np.arange(1200, dtype="f4")[:, None]
     put(table, b"a", range(1200), rows)
@@ -119,13 +133,17 @@ def test_more_rows_than_one_statement_takes(table):
     np.testing.assert_array_equal(out[:1200], rows)
 
 
+@every_table
 def test_columns_of_one_pass_are_written_together(table):
     a, b = FakeColumn(b"a", "first"), FakeColumn(b"b", "second")
     table.write(
         b"c",
         b"s",
         keys(1, 2),
-        [part(a, [1, 2], np.ones((2, 3), "f4")), part(b, [1, 2], np.ones((2, 5)))],
+        [
+            rows_of(a, [1, 2], np.ones((2, 3), "f4")),
+            rows_of(b, [1, 2], np.ones((2, 5))),
+        ],
     )
     table.count_hits(7, [b"a"])
     info = table.info()
@@ -139,11 +157,12 @@ def test_columns_of_one_pass_are_written_together(table):
     assert get(table, b"a", [1])[1] == [0]
 
 
+@every_table
 def test_a_claim_is_granted_once_until_written_or_released(table):
     assert table.claim(b"c", b"s", keys(1, 2, 3), [b"a"]) == [0, 1, 2]
     assert table.claim(b"c", b"s", keys(3, 4), [b"a"]) == [1]
     assert table.claim(b"c", b"other", keys(1), [b"a"]) == [0]
-    table.write(b"c", b"s", keys(1), [part(b"a", [1], np.ones((1, 3), "f4"))])
+    table.write(b"c", b"s", keys(1), [rows_of(b"a", [1], np.ones((1, 3), "f4"))])
     assert table.claim(b"c", b"s", keys(1), [b"a"]) == []
     assert table.claim(b"c", b"s", keys(1), [b"a", b"b"]) == [0]
     assert table.claim(b"d", b"s", keys(8), [b"a"]) == [0]
@@ -151,6 +170,7 @@ def test_a_claim_is_granted_once_until_written_or_released(table):
     assert table.claim(b"c", b"s", keys(2, 3, 8), [b"a"]) == [0, 1]
 
 
+@real_tables
 def test_waiting_ends_when_the_claim_does(table):
     table.claim(b"c", b"s", keys(1), [b"a"])
     ended = []
@@ -163,12 +183,13 @@ def test_waiting_ends_when_the_claim_does(table):
     thread.start()
     time.sleep(0.1)
     assert not ended
-    put_claimed = [part(b"a", [1], np.full((1, 3), 5, "f4"))]
+    put_claimed = [rows_of(b"a", [1], np.full((1, 3), 5, "f4"))]
     table.write(b"c", b"s", keys(1), put_claimed)
     thread.join(timeout=10)
     assert (ended[0] == 5).all()
 
 
+@real_tables
 def test_many_threads_write_and_read(table):
     wrong = []
 
@@ -185,6 +206,58 @@ def test_many_threads_write_and_read(table):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@every_table
+def test_a_table_has_every_method_of_the_protocol(table):
+    names = {name for name in vars(Table) if not name.startswith("_")}
+    assert names and all(callable(getattr(table, name)) for name in names)
+    for name in names:
+        expected = list(inspect.signature(getattr(Table, name)).parameters)[1:]
+        assert list(inspect.signature(getattr(table, name)).parameters) == expected
+
+
+@every_table
+def test_whether_any_row_is_there(table):
+    put(table, b"a", [1], np.ones((1, 3), "f4"))
+    assert table.has_any([b"b", b"a"], keys(2, 1))
+    assert not table.has_any([b"b"], keys(1)) and not table.has_any([b"a"], keys(2))
+    assert not table.has_any([], keys(1)) and not table.has_any([b"a"], [])
+
+
+@every_table
+def test_rows_out_of_range_say_so_when_they_are_read(table):
+    put(table, b"a", [1, 2], np.ones((2, 3), "f4"), in_range=[True, False])
+    out = np.empty((1, 3), "f4")
+    for found in (out, None):
+        assert not table.read(b"a", keys(1), found, [0]).out_of_range
+        assert table.read(b"a", keys(2), found, [0]).out_of_range
+        assert not table.read(b"a", keys(3), found, [0]).out_of_range
+
+
+@every_table
+def test_what_nobody_computes_is_not_waited_for(table):
+    table.claim(b"c", b"s", keys(1, 2), [b"a"])
+    table.release(b"c")
+    table.release(b"another")
+    table.wait(b"s", keys(1, 2, 3), [7, 8, 9])
+    assert table.claim(b"d", b"s", keys(1, 2), [b"a"]) == [0, 1]
+
+
+@every_table
+def test_a_call_takes_nothing_of_another_one_by_writing(table):
+    """Rows that a call computed without a claim leave the claims of others alone."""
+    table.claim(b"c", b"other", keys(1), [b"a"])
+    table.write(b"d", b"s", keys(1), [rows_of(b"b", [1], np.ones((1, 3), "f4"))])
+    assert table.claim(b"d", b"other", keys(1), [b"a"]) == []
+
+
+@every_table
+def test_nothing_is_left_after_clearing(table):
+    put(table, b"a", [1], np.ones((1, 3), "f4"))
+    table.clear()
+    assert get(table, b"a", [1])[1] == [0] and table.info()["rows"] == 0
+    assert table.claim(b"c", b"s", keys(1), [b"a"]) == [0]
 
 
 # In memory --------------------------------------------------------------------------
@@ -284,7 +357,7 @@ def test_eviction_drops_the_column_whose_use_is_longest_ago(tmp_path):
     rows = np.zeros((50, 1000), "f4")  # 200 kB
     for i, column in enumerate((b"a", b"b", b"c")):
         put(table, column, range(50), rows)
-        table._database().execute(
+        table._database.connect().execute(
             "UPDATE columns SET used = ? WHERE id = ?", (i, i + 1)
         )
     table.count_hits(1, [b"a"])
@@ -304,7 +377,7 @@ def test_a_full_disk_costs_a_warning(tmp_path):
         import resource, sys, warnings
         from pathlib import Path
         import numpy as np
-        from test_store import DiskTable, get, part, put
+        from test_store import DiskTable, get, rows_of, put
         table = DiskTable(Path(sys.argv[1]), 10**9)
         put(table, b"a", [1], np.ones((1, 1000), "f4"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 2**40))
@@ -315,12 +388,13 @@ def test_a_full_disk_costs_a_warning(tmp_path):
                 assert table.claim(b"c", b"s", [b"x%d" % start], [b"a"]) == [0]
         print(len(seen), seen[0].category.__name__, seen[0].message, end=" ")
         assert not get(table, b"a", [1], 1000)[1]
+        table.release(b"c")  # as every call does at its end, whatever went wrong
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**40, 2**40))
-        print(table.claim(b"d", b"s", [b"x0"], [b"a"]))  # nobody holds it any more
+        print(table.claim(b"d", b"s", [b"x0"], [b"a"]))
     """
     said = output_of(in_new_process(code, tmp_path / "store"))
     assert "StoreWarning The feature store in" in said
-    assert "is computed and not kept" in said and said.endswith("[0]")
+    assert "are computed but not stored" in said and said.endswith("[0]")
 
 
 def give_up_root():
@@ -334,7 +408,7 @@ def test_a_read_only_store_serves_what_it_has():
     code = """
         import sys, warnings
         from pathlib import Path
-        from test_store import DiskTable, get, part, give_up_root, put
+        from test_store import DiskTable, get, rows_of, give_up_root, put
         folder = Path(sys.argv[1])
         put(DiskTable(folder / "elsewhere", 10**9), b"a", [1], [[1, 1, 1]])
         (folder / "store").chmod(0o555)
@@ -361,8 +435,8 @@ def test_a_read_only_store_serves_what_it_has():
         table.close()
         said = output_of(in_new_process(code, folder)).splitlines()
         (table.folder).chmod(0o755)
-    assert said[0].startswith("1 ") and "may not be written" in said[0]
-    assert said[1].startswith("1 ") and "may not be written" in said[1]
+    assert said[0].startswith("1 ") and "is not writable" in said[0]
+    assert said[1].startswith("1 ") and "is not writable" in said[1]
 
 
 def test_a_new_database_is_not_set_aside(disk):
@@ -370,9 +444,9 @@ def test_a_new_database_is_not_set_aside(disk):
     other = DiskTable(disk.folder, 10**9)
     for table in (disk, other):
         put(table, b"a", [1], np.ones((1, 3), "f4"))
-    other._set_aside()
+    other._database.set_aside()
     put(other, b"a", [2], np.ones((1, 3), "f4"))
-    disk._set_aside()
+    disk._database.set_aside()
     assert get(disk, b"a", [1, 2])[1] == [0]
     other.close()
 
@@ -396,7 +470,7 @@ def test_an_interrupted_transaction_is_rolled_back(disk):
             return result
 
     put(disk, b"a", [1], np.ones((1, 3), "f4"))
-    disk._connection = sqlite3.connect(
+    disk._database._connection = sqlite3.connect(
         disk.folder / FILE, factory=Interrupted, isolation_level=None
     )
     Interrupted.armed = True
@@ -446,11 +520,53 @@ def test_the_claims_of_a_killed_process_are_free(disk):
     assert disk.claim(b"c", b"s", keys(1, 2, 3), [b"a"]) == [0, 1]
 
 
+def test_claims_of_a_call_end_with_it_even_if_nothing_can_be_written(disk, monkeypatch):
+    other = DiskTable(disk.folder, 10**9)
+    assert disk.claim(b"c", b"s", keys(1), [b"a"]) == [0]
+    assert other.claim(b"d", b"s", keys(1, 2), [b"a"]) == [1]
+    disk._database._connection.execute("PRAGMA query_only = ON")
+    disk.release(b"c")
+    other.wait(b"s", keys(1))
+    assert other.claim(b"d", b"s", keys(1, 2), [b"a"]) == [0]
+    other.release(b"d")
+    assert not list((disk.folder / "owners").iterdir())
+    other.close()
+
+
+def test_a_call_that_cannot_keep_its_rows_leaves_the_claims_of_others(disk):
+    for call, number in ((b"c", 1), (b"d", 2)):
+        assert disk.claim(call, b"s", keys(number), [b"a"]) == [0]
+    disk._database._connection.execute("PRAGMA query_only = ON")
+    with pytest.warns(StoreWarning, match="not writable"):
+        disk.write(b"c", b"s", keys(1), [rows_of(b"a", [1], np.ones((1, 3), "f4"))])
+    disk._database._connection.execute("PRAGMA query_only = OFF")
+    assert disk.claim(b"e", b"s", keys(1, 2), [b"a"]) == [0]
+
+
+def test_what_killed_processes_have_left_is_removed(disk):
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from test_store import DiskTable, keys
+        table = DiskTable(Path(sys.argv[1]), 10**9)
+        table.claim(b"c", b"s", keys(1, 2), [b"a"])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    in_new_process(code, disk.folder).communicate()
+    assert len(list((disk.folder / "owners").iterdir())) == 1
+    assert disk.claim(b"d", b"s", keys(3), [b"a"]) == [0]
+    assert len(list((disk.folder / "owners").iterdir())) == 1  # of this call
+    claims = disk._database.connect().execute("SELECT id, call FROM claims").fetchall()
+    assert [call for _, call in claims] == [b"d"]
+    disk.release(b"d")
+    assert not list((disk.folder / "owners").iterdir())
+
+
 def test_a_forked_child_leaves_its_parent_alone(tmp_path):
     code = """
         import os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
-        from test_store import FeatureStore, MemoryTable, get, part, keys, put
+        from test_store import FeatureStore, MemoryTable, get, rows_of, keys, put
         store = FeatureStore(sys.argv[1]).open()
         memory = FeatureStore().open()
         put(store, b"a", [1], [[1, 2, 3]])
@@ -477,7 +593,7 @@ def test_kills_while_two_processes_write(disk):
         import os, signal, sys, time, warnings
         from pathlib import Path
         import numpy as np
-        from test_store import DiskTable, FakeColumn, get, part, keys
+        from test_store import DiskTable, FakeColumn, get, rows_of, keys
         warnings.simplefilter("error")
         folder, numbers = Path(sys.argv[1]), list(range(400))
         expected = np.repeat(np.arange(400, dtype="f4")[:, None], 500, 1)
@@ -489,7 +605,7 @@ def test_kills_while_two_processes_write(disk):
                 granted = table.claim(b"c", b"s", keys(*some), [b"a"])
                 granted = [some[i] for i in granted]
                 rows = expected[granted]
-                table.write(b"c", b"s", keys(*granted), [part(b"a", granted, rows)])
+                table.write(b"c", b"s", keys(*granted), [rows_of(b"a", granted, rows)])
                 table.wait(b"s", keys(*(n for n in some if n not in granted)))
             assert not get(table, b"a", numbers, 500)[1]
             table.close()
@@ -527,7 +643,7 @@ def test_kills_while_two_processes_write(disk):
     """
     assert int(output_of(in_new_process(code, disk.folder))) > 3  # kills in the midst
     assert get(disk, b"a", range(400), 500)[1] == []
-    assert not disk._database().execute("SELECT * FROM claims").fetchall()
+    assert not disk._database.connect().execute("SELECT * FROM claims").fetchall()
     assert not list((disk.folder / "owners").iterdir())
 
 

@@ -1,0 +1,262 @@
+"""A folder → its SQLite database: how it is opened, what it contains, what may fail.
+
+SQLite in write-ahead mode was chosen by measuring 10,000 rows of 2,048 float32 with
+random keys on 2 cores, where ``numpy.load`` of the same matrix from the page cache
+takes 0.008 s:
+
+==========================  ==========  ======  ==========
+measured, seconds           SQLite WAL  LMDB    diskcache
+==========================  ==========  ======  ==========
+write, 64 rows at a time    0.37        0.54    0.61
+read, checksums verified    0.074       0.047   0.088 (no checksums)
+4 processes read at once    0.39        0.26    --
+size on disk, MB            101         124     88
+==========================  ==========  ======  ==========
+
+All are far faster than any network. SQLite comes with Python and grows with what is
+written, without a size fixed in advance; diskcache, which is built on SQLite too,
+reads some values by unpickling them. The folder must be on a local disk: write-ahead
+logs do not work across a network.
+"""
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .._exceptions import StoreWarning, warn_user
+from .._processes import FORK_SECONDS, RLock, leave_to_parent
+from .statements import writing
+from .waiting import locked
+
+FILE = "features.v2.sqlite"  # another layout of the tables gets another name
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS columns (
+    id INTEGER PRIMARY KEY, fingerprint BLOB UNIQUE, label TEXT, used REAL);
+CREATE TABLE IF NOT EXISTS rows (
+    column INTEGER, key BLOB, checksum INTEGER, in_range INTEGER, data BLOB);
+CREATE UNIQUE INDEX IF NOT EXISTS rows_by_key ON rows (column, key);
+CREATE INDEX IF NOT EXISTS rows_by_age ON rows (column);
+CREATE TABLE IF NOT EXISTS claims (
+    id BLOB PRIMARY KEY, owner TEXT, call BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
+CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, digest BLOB);
+INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
+"""
+BUSY_SECONDS = 60  # how long a writer waits for another one
+
+# What goes wrong, by SQLite's primary error code, in words that follow the folder.
+TROUBLES = {
+    sqlite3.SQLITE_FULL: "has no space left on its disk",
+    sqlite3.SQLITE_READONLY: "is not writable",
+    sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
+}
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+ASIDE = "damaged.sqlite"
+SETUP_LOCK = "setup.lock"  # held while the files of the database change
+
+
+class Database:
+    """The database of one folder, with one connection for the process.
+
+    Parameters
+    ----------
+    folder : Path
+        Created if it does not exist.
+
+    Attributes
+    ----------
+    lock : RLock
+        Held by the thread that uses the connection.
+    known_files : dict of str to str
+        Path → state, of hashed files that are known to be in the database.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.file = folder, folder / FILE
+        self.lock = RLock()
+        self.known_files: dict[str, str] = {}
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._reported: set[str] = set()
+
+    def attempt(self, work: Callable, otherwise: Callable):
+        """The result of `work` on the connection, or `otherwise` with a warning."""
+        try:
+            with self.lock:
+                return work(self.connect())
+        except (sqlite3.Error, OSError) as error:
+            self._report(error)
+            return otherwise()
+
+    def connect(self) -> sqlite3.Connection:
+        """The connection of this process, opened at its first use."""
+        if self._connection is not None and _inode(self.file) != self._inode:
+            self.forget()  # another process removed or replaced the file
+        if self._connection is None:
+            self._connection = self._open()
+            self._inode = _inode(self.file)
+        return self._connection
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each of the files of the database that exist."""
+        files = [self.folder / f"{FILE}{end}" for end in ("", "-wal", "-shm")]
+        return [file.stat().st_size for file in files if file.exists()]
+
+    # Opening ------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        """Open for reading and writing, or, where that is forbidden, for reading."""
+        if self.file.exists() and not os.access(self.folder, os.W_OK):
+            return _open_to_read(self.file)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._mention_others()
+        db = _connection_to(str(self.file), timeout=BUSY_SECONDS)
+        try:
+            # One at a time: two processes that enter this mode at once both fail.
+            with self._alone():
+                _set_up(db)
+        except BaseException:
+            self._inode = _inode(self.file)
+            db.close()
+            raise
+        return db
+
+    def _alone(self):
+        """A context in which no other process sets up this folder."""
+        name = f"the folder {str(self.folder)!r}"
+        return locked(self.folder / SETUP_LOCK, name, "setting up")
+
+    def _mention_others(self) -> None:
+        """Warn that features of another version of the package are not used."""
+        files = self.folder.glob("features.v*.sqlite")
+        others = sorted({file.name for file in files} - {FILE})
+        if others:
+            self.warn(
+                f"also holds {others[0]!r}, written by another version of skdeepfeat, "
+                "which is left alone; delete that file if you do not need it"
+            )
+
+    # Trouble ------------------------------------------------------------------------
+
+    def _report(self, error: Exception) -> None:
+        """Warn of an error, and replace the database if it is damaged."""
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if isinstance(error, PermissionError):
+            code = sqlite3.SQLITE_READONLY
+        if code in DAMAGED:
+            self.set_aside()
+            self.warn(
+                f"was damaged ({error}); it was set aside as {ASIDE!r} and replaced by "
+                "an empty one"
+            )
+        else:
+            trouble = TROUBLES.get(code, f"cannot be used ({error})")
+            self.warn(f"{trouble}; missing features are computed but not stored")
+
+    def set_aside(self) -> None:
+        """Rename a damaged database, unless another process has replaced it already."""
+        with self.lock, contextlib.suppress(OSError):
+            self.forget()
+            with self._alone():
+                if _inode(self.file) == self._inode:
+                    self.file.replace(self.folder / ASIDE)
+                    for end in ("-wal", "-shm"):
+                        self.file.with_name(f"{FILE}{end}").unlink(missing_ok=True)
+
+    def warn(self, trouble: str) -> None:
+        """Warn once of each trouble."""
+        if self.is_new(trouble):
+            message = f"The feature store in {str(self.folder)!r} {trouble}."
+            warn_user(message, StoreWarning)
+
+    def is_new(self, trouble: str) -> bool:
+        """Whether this is the first time that this trouble occurs."""
+        is_new = trouble not in self._reported
+        self._reported.add(trouble)
+        return is_new
+
+    # Closing ------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Close the connection and forget what was known of the file."""
+        with self.lock:
+            self._disconnect()
+            self.known_files.clear()
+            self._reported.clear()
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """A context to fork in: the connection is closed, so no child inherits it.
+
+        SQLite would take the locks of the parent for those of the child.
+        """
+        held = self.lock.acquire(timeout=FORK_SECONDS)
+        try:
+            if held:
+                self._disconnect()
+            yield
+        finally:
+            if held:
+                self.lock.release()
+
+    def after_fork(self) -> None:
+        """In a child process: leave an open connection to the parent."""
+        if self._connection is not None:  # a thread used it for too long
+            leave_to_parent(self._connection)
+        self._connection = None
+
+    def _disconnect(self) -> None:
+        """Close the connection, which the next call opens again."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def _connection_to(name: str, **options) -> sqlite3.Connection:
+    """A connection without transactions of its own, for all threads."""
+    return sqlite3.connect(
+        name, isolation_level=None, check_same_thread=False, **options
+    )
+
+
+def _set_up(db: sqlite3.Connection) -> None:
+    """Settings of a connection, and the tables of a new database."""
+    db.execute("PRAGMA page_size = 8192")  # rows take some kilobytes
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA journal_size_limit = 16777216")
+    if not db.execute("PRAGMA table_info(files)").fetchall():
+        with writing(db):
+            for statement in filter(str.strip, SCHEMA.split(";")):
+                db.execute(statement)
+
+
+def _open_to_read(file: Path) -> sqlite3.Connection:
+    """A connection beside a process that writes, or else to the file as it stands."""
+    try:
+        return _open_as(file, "mode=ro")
+    except sqlite3.Error:
+        return _open_as(file, "immutable=1")
+
+
+def _open_as(file: Path, mode: str) -> sqlite3.Connection:
+    """A connection in a mode of SQLite, which must be able to read rows."""
+    db = _connection_to(f"{file.absolute().as_uri()}?{mode}", uri=True)
+    try:
+        db.execute("SELECT 1 FROM rows").fetchone()
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def _inode(path: Path) -> int:
+    """The number of the file at a path; 0 if there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,134 @@
+"""What is read from and written to the database of a folder, one statement each."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from zlib import crc32
+
+import numpy as np
+
+from .base import ColumnRows
+
+AT_ONCE = 500  # values in one SQL statement
+
+
+@contextlib.contextmanager
+def writing(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that writes, whole or not at all."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def select(db, query: str, parameters: tuple, values: Sequence) -> Iterator[tuple]:
+    """Rows of a query that ends in "IN", for any number of values."""
+    for start in range(0, len(values), AT_ONCE):
+        some = values[start : start + AT_ONCE]
+        marks = ", ".join("?" * len(some))
+        yield from db.execute(f"{query} ({marks})", (*parameters, *some))
+
+
+# Rows -------------------------------------------------------------------------------
+
+
+def select_rows(db, fingerprint: bytes, keys) -> Iterator[tuple]:
+    """(key, in_range, data) of the stored rows; None as data of a damaged row."""
+    query = (
+        "SELECT key, checksum, in_range, data "
+        "FROM rows JOIN columns ON id = column WHERE fingerprint = ? AND key IN"
+    )
+    seed = crc32(fingerprint)
+    for key, checksum, in_range, data in select(db, query, (fingerprint,), keys):
+        is_sound = checksum == checksum_of(seed, key, in_range, data)
+        yield key, bool(in_range), data if is_sound else None
+
+
+def select_keys(db, fingerprint: bytes, keys) -> dict[bytes, bool]:
+    """The keys of the stored rows, and whether their pixels were in range."""
+    query = (
+        "SELECT key, in_range FROM rows JOIN columns ON id = column "
+        "WHERE fingerprint = ? AND key IN"
+    )
+    return dict(select(db, query, (fingerprint,), keys))
+
+
+def put_rows(db, rows: ColumnRows) -> None:
+    """Store the rows of one column."""
+    number = _number_of(db, rows.column, rows.asked)
+    seed = crc32(rows.column.fingerprint)
+    blobs = [row.tobytes() for row in np.asarray(rows.rows, "<f4")]
+    stored = [
+        (number, key, checksum_of(seed, key, in_range, data), in_range, data)
+        for key, in_range, data in zip(
+            rows.keys, map(int, rows.in_range), blobs, strict=True
+        )
+    ]
+    db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", stored)
+
+
+def delete_rows(db, fingerprint: bytes, keys) -> None:
+    """Remove rows, so that they are computed again."""
+    db.executemany(
+        "DELETE FROM rows WHERE key = ? AND column = "
+        "(SELECT id FROM columns WHERE fingerprint = ?)",
+        [(key, fingerprint) for key in keys],
+    )
+
+
+def checksum_of(seed: int, key: bytes, in_range: int, data: bytes) -> int:
+    """A number that reveals damage to a row, or a row in the place of another."""
+    return crc32(data, crc32(key, seed + in_range))
+
+
+def count_rows(db) -> dict[str, int]:
+    """The number of rows of each column, by its label."""
+    return dict(
+        db.execute(
+            "SELECT label, count(*) FROM rows JOIN columns ON id = column "
+            "GROUP BY label ORDER BY label"
+        )
+    )
+
+
+# Columns ----------------------------------------------------------------------------
+
+
+def _number_of(db, column, asked: bool) -> int:
+    """The number of a column in the database, assigned at its first row.
+
+    A column that was only prefetched has never been used, so it is evicted first.
+    """
+    db.execute(
+        "INSERT INTO columns (fingerprint, label, used) VALUES (?, ?, ?) "
+        "ON CONFLICT (fingerprint) DO UPDATE SET used = max(used, excluded.used)",
+        (column.fingerprint, column.label, time.time() if asked else 0),
+    )
+    query = "SELECT id FROM columns WHERE fingerprint = ?"
+    return db.execute(query, (column.fingerprint,)).fetchone()[0]
+
+
+def stamp_columns(db, fingerprints, now: float, accuracy: float) -> None:
+    """Note that these columns were used, to within an accuracy in seconds."""
+    db.executemany(
+        "UPDATE columns SET used = ? WHERE fingerprint = ? AND used < ?",
+        [(now, fingerprint, now - accuracy) for fingerprint in fingerprints],
+    )
+
+
+# Counters ---------------------------------------------------------------------------
+
+
+def add_to_counter(db, name: str, n: int) -> None:
+    """Increase a counter."""
+    db.execute("UPDATE counters SET value = value + ? WHERE name = ?", (n, name))
+
+
+def select_counters(db) -> dict[str, int]:
+    """All counters."""
+    return dict(db.execute("SELECT name, value FROM counters"))
