@@ -1,7 +1,13 @@
 """The first station of the walk: X → images → batches of network input.
 
-``containers`` and ``sequences`` say what X may be, ``cells`` what one image may be and
-how it is identified, ``decoding`` and its helpers how its pixels are read, ``recipe``
-how pixels become network input, and ``batches`` how threads fill a batch.
+- ``input``: X as an estimator receives it
+- ``containers``, ``recognition``, ``flat_rows``, ``sequences``: what X may be
+- ``kinds``, ``cells``, ``references``: what one image may be, and its key
+- ``windows``: the rows of one call, read some at a time
+- ``decoding``, ``formats``, ``samples``, ``bit_depth``, ``orientation``: bytes → pixels
+- ``recipe``: pixels → network input
+- ``batches``, ``budget``: threads fill a batch, within a bound of memory
+- ``reasons``: what errors of rows say
+
 Nothing here imports torch.
 """
