@@ -45,19 +45,19 @@ def fingerprint(pooled: PooledLayers) -> str:
 
 def convert(pooled: PooledLayers) -> Converted:
     """Convert a network from torch, or raise a ConversionError that says why not."""
+    network = _pooled_module(pooled)  # weights that cannot be read are another error
     try:
-        return _convert(pooled)
+        return _convert(network, pooled.source.input.image_size)
     except ConversionError:
         raise
     except Exception as error:  # OpenVINO raises whatever its front end raises
         raise ConversionError(in_one_line(error)) from error
 
 
-def _convert(pooled: PooledLayers) -> Converted:
+def _convert(network, size: int) -> Converted:
     """Translate a network, and compare it with torch on the example images."""
     import torch
 
-    network, size = _pooled_module(pooled), pooled.source.input.image_size
     example = torch.from_numpy(example_pixels(EXAMPLES, size))
     with (
         torch.inference_mode(),

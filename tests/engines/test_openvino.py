@@ -16,6 +16,7 @@ from skdeepfeat import (
     EngineWarning,
     FeatureStore,
     PretrainedCNNFeatures,
+    WeightsError,
     clear_caches,
 )
 from skdeepfeat._networks.sharing import networks_on
@@ -361,3 +362,10 @@ def test_a_damaged_conversion_is_removed_but_not_its_successor(photos, monkeypat
     (folder / "checksum").write_text("wrong")
     assert cache.read_converted(folder.name) is None
     assert not list(cache.cache_folder().iterdir())
+
+
+def test_weights_that_cannot_be_read_are_no_failed_conversion(photos, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"weights\.pth"):
+        features("alexnet", weights=path).transform(photos)
