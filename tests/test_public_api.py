@@ -13,7 +13,6 @@ CLASSES = [thing for thing in vars(skdeepfeat).values() if isinstance(thing, typ
 GENERATED = re.compile("set_.*_request")  # by scikit-learn
 # What other classes of the package call, and users need not.
 BETWEEN_CLASSES = {
-    "Backbone.identity_at",
     "FeatureStore.open",
     "FineTunedClassifier.count_blocks",
     "FineTunedClassifier.to_backbone",

@@ -393,7 +393,7 @@ def test_damaged_weights_are_not_called_unsafe(tmp_path, photos):
     whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
     torch.save(models.resnet18(weights=None).state_dict(), whole)
     cut.write_bytes(whole.read_bytes()[:1_000_000])
-    with pytest.raises(WeightsError, match=r"damaged, cut off.*1,000,000 bytes"):
+    with pytest.raises(WeightsError, match=r"damaged, truncated.*1,000,000 bytes"):
         PretrainedCNNFeatures("resnet18", weights=cut).transform(photos)
 
 
