@@ -13,13 +13,14 @@ from .._digests import sha256_file
 from .._exceptions import WeightsError
 from .records import Weights
 
+
 def _verified(path: Path, weights: Weights) -> Path:
     """The path of a published file, if its checksum matches the one in its name."""
     if not sha256_file(path).startswith(weights.sha256_prefix):
         raise WeightsError(
-            f"{str(path)!r} is damaged or a different file: its checksum does not begin "
-            f"with {weights.sha256_prefix!r}. Delete it to download it again, or pass "
-            "weights=<its path> if you want to use this file."
+            f"{str(path)!r} is damaged or a different file: its checksum does not "
+            f"begin with {weights.sha256_prefix!r}. Delete it to download it again, or "
+            "pass its path as weights=... to use this file."
         )
     return path
 
@@ -50,9 +51,9 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
         ) from e
     except UnpicklingError as e:
         raise WeightsError(
-            f"{str(path)!r} contains more than plain weights, and is not loaded because "
-            "it could run code. Save the weights with torch.save(net.state_dict(), "
-            "path) or as .safetensors."
+            f"{str(path)!r} contains more than plain weights, and is not loaded "
+            "because it could run code. Save the weights with "
+            "torch.save(net.state_dict(), path) or as .safetensors."
         ) from e
     if not isinstance(state, dict) or not all(
         isinstance(value, torch.Tensor) for value in state.values()
@@ -80,7 +81,7 @@ def packaged(weights: Weights) -> Path:
 
 
 def download(weights: Weights) -> Path:
-    """The path of a published file in torch's download folder, downloaded if missing."""
+    """The path of a published file in torch's download folder; downloads it."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.filename
     if path.is_file():
@@ -94,6 +95,6 @@ def download(weights: Weights) -> Path:
         raise WeightsError(
             f"The weights {weights.name!r} are not on this machine and could not be "
             f"downloaded ({e}). Without a connection, copy {weights.filename!r} from "
-            f"{weights.url} to {str(folder)!r}, or pass weights=<path of the file>."
+            f"{weights.url} to {str(folder)!r}, or pass its path as weights=..."
         ) from e
     return path

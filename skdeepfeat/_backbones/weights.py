@@ -13,6 +13,7 @@ from .inspector import inspector
 from .records import Backbone, Identity, Weights
 from .registry import resolve_backbone
 
+
 @dataclass(frozen=True)
 class WeightsSource:
     """A network with the source of its weights and their preprocessing.
@@ -164,8 +165,8 @@ def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
     own = backbone.arrays is not None
     if weights is None and own:
         raise ValueError(
-            f"Backbone {backbone.name!r} was created from a network with its weights, so "
-            "it has no random ones. Use weights='default'."
+            f"Backbone {backbone.name!r} was created from a network with its weights, "
+            "so weights=None is not allowed. Use weights='default'."
         )
     if weights is None:
         return RandomWeights(backbone, backbone.input, seed)
@@ -253,7 +254,7 @@ def _warn_of_guess(backbone: str, versions: tuple[str, ...], path: Path) -> None
 
 
 def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:
-    """The source of the weights, with the preprocessing for the requested input size."""
+    """The source of the weights, with preprocessing for the requested input size."""
     backbone = resolve_backbone(backbone)
     source = resolve_weights(backbone, weights, seed)
     spec = source.input.scaled(image_size)
