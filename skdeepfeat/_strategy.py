@@ -18,13 +18,12 @@ LARGE = 200  # images per class, on average, from which tuning a network pays of
 STRATEGIES = {
     (False, True): (
         "head only",
-        "the images are few, and the last layer suits them best: train "
-        "only a new head",
+        "the images are few, and the last layer suits them best: train only a new head",
     ),
     (True, True): (
         "fine-tune",
-        "the images are many, and similar to those of the pretraining: also tune the top "
-        "blocks",
+        "the images are many, and similar to those of the pretraining: also tune "
+        "the top blocks",
     ),
     (False, False): (
         "earlier layers",
