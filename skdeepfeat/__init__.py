@@ -1,4 +1,4 @@
-"""Deep features of images for scikit-learn, from frozen, pretrained networks."""
+"""Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
 from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone

@@ -1,4 +1,4 @@
-"""Figures of training histories and of searches, as scikit-learn's displays.
+"""Figures of training histories and of searches over layers, as displays.
 
 Matplotlib is imported only when a figure is drawn; the extra [plot] installs it.
 """
@@ -57,9 +57,9 @@ class TrainingHistoryDisplay(Display):
     Parameters
     ----------
     history : list of dict
-        The `history_` of a :class:`FineTunedClassifier`.
+        The `history_` attribute of a :class:`FineTunedClassifier`.
     metric : {"accuracy", "loss"}, default="accuracy"
-        What to show.
+        Metric to draw.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class TrainingHistoryDisplay(Display):
     figure_ : matplotlib Figure
         Figure that contains the axes.
     lines_ : list of matplotlib Line2D
-        Curve of the training images, then that of the images held out, if any.
+        Curve of the training images, then of the held-out images, if any.
 
     Examples
     --------
@@ -93,7 +93,7 @@ class TrainingHistoryDisplay(Display):
         estimator : FineTunedClassifier
             A fitted classifier.
         metric : {"accuracy", "loss"}, default="accuracy"
-            What to show.
+            Metric to draw.
         ax : matplotlib Axes, default=None
             Axes to draw on; None creates a new figure.
 
@@ -122,7 +122,7 @@ class TrainingHistoryDisplay(Display):
         self.ax_.legend()
 
     def _divide(self, place):
-        """Mark the epoch from which blocks learn together with the head."""
+        """Mark the epoch from which the blocks learn together with the head."""
         self.ax_.axvline(place, color="grey", linestyle=":")
         for text, shift, side in (
             ("head alone", -6, "right"),
@@ -147,9 +147,10 @@ class LayerDepthDisplay(Display):
     Parameters
     ----------
     layers : list of str
-        From early to late.
+        Layers in order of depth.
     scores : dict of str to ndarray of shape (n_layers,)
-        Mean test scores, for each setting of the other parameters of the search.
+        Mean test score at each layer, for each setting of the other parameters of the
+        search. The keys are the labels of the lines.
     score_name : str, default="score"
         Label of the vertical axis.
 
@@ -160,7 +161,7 @@ class LayerDepthDisplay(Display):
     figure_ : matplotlib Figure
         Figure that contains the axes.
     lines_ : list of matplotlib Line2D
-        One for each setting of the other parameters.
+        One line for each setting of the other parameters.
 
     Examples
     --------
@@ -189,13 +190,13 @@ class LayerDepthDisplay(Display):
         Parameters
         ----------
         search : GridSearchCV or similar
-            A fitted search over a parameter called "layer" or "<step>__layer", and
-            possibly others.
+            Fitted search over a parameter called "layer" or "<step>__layer", and
+            possibly other parameters.
         metric : str, default="score"
-            Name of the scorer, if the search has several.
-        names : callable, default=None
-            Takes the dict of the other parameters and returns the label of a line. By
-            default, the label lists their values.
+            Name of the scorer to draw, if the search has several.
+        names : callable or None, default=None
+            Function that takes the dict of the other parameters and returns the label
+            of their line. None lists their values.
         ax : matplotlib Axes, default=None
             Axes to draw on; None creates a new figure.
 

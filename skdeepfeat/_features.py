@@ -1,4 +1,4 @@
-"""PretrainedCNNFeatures: parameters, tags, and the walk written once."""
+"""PretrainedCNNFeatures: its parameters, its tags, and how `transform` computes."""
 
 import secrets
 import shutil
@@ -46,7 +46,9 @@ from ._validation import (
 
 
 def clear_caches():
-    """Forget all networks and all features that this process keeps in memory.
+    """Remove all networks and all features that this process keeps in memory.
+
+    Features stored in folders are kept.
 
     Examples
     --------
@@ -58,9 +60,6 @@ def clear_caches():
     unconvertible.clear()
 
 
-# The estimator ----------------------------------------------------------------------
-
-
 class PretrainedCNNFeatures(
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -69,93 +68,102 @@ class PretrainedCNNFeatures(
 ):
     """Deep features of images from a frozen, pretrained convolutional network.
 
-    The activations of one or several layers, pooled over the image, as rows for any
-    scikit-learn estimator. Nothing is trained: `fit` checks its input and notes which
-    weights there are, and `transform` works without it. Every image goes through the
-    network once, whatever a grid search does, because rows are kept by image content
-    (see `cache`).
+    The activations of one or several layers are pooled over the image and returned as
+    rows for any scikit-learn estimator. Nothing is trained: `fit` only checks its input
+    and records a digest of the weights, and `transform` also works without it. Features
+    are stored by the content of the images (see `cache`), so each image passes through
+    the network once, even in a grid search.
 
     Parameters
     ----------
     backbone : str, Backbone or fitted estimator, default="mini"
-        The network: a name of :func:`list_backbones`, a :class:`Backbone`, or a
-        fitted classifier that has a method ``to_backbone``.
+        The network: a name from :func:`list_backbones`, a :class:`Backbone`, or a
+        fitted :class:`FineTunedClassifier`.
     weights : str, path, tuple, or None, default="default"
-        Which weights: "default", the name of a published version such as
-        "IMAGENET1K_V2", the path of a .pth or .safetensors file, a tuple (name of
-        the version whose preprocessing to use, path), or None for random weights
-        seeded by `random_state`.
+        The weights of the network: "default" for its first published version or, for a
+        network of your own, its own weights; the name of a published version such as
+        "IMAGENET1K_V2"; the path of a .pth or .safetensors file; a tuple (name of the
+        version whose preprocessing to use, path); or None for random weights, drawn
+        with the seed `random_state`.
     layer : str, int, or tuple of these, default="penultimate"
-        Where features are read: an alias such as "block3" or an index of
-        :func:`list_layers`, or a node of the traced network. The layers of a tuple
-        are read in one pass and stand side by side.
+        The layer or layers to read: an alias such as "block3" or an index from
+        :func:`list_layers`, or the name of a node of the traced network. The features
+        of several layers are computed in one pass and concatenated.
     pooling : {"avg", "max", "avgmax", "gem", "stochastic", "flatten"}, \
             default="avg"
-        What is done over the height and width of a layer. "flatten" keeps all places
-        and is refused above 4 GiB of output.
+        How to pool the activations over the height and width of a layer. "flatten"
+        keeps all positions and raises :class:`OutputTooLarge` if the output in memory
+        would exceed 4 GiB.
     image_shape : tuple of int or None, default=None
-        Flat rows of numbers are images of this shape: (h, w), (h, w, channels) or
+        The shape of the images in flat rows of numbers: (h, w), (h, w, channels) or
         (channels, h, w). One entry may be -1.
     value_range : tuple (low, high) or None, default=None
         Values of black and white in arrays, tensors and images of more than 8 bits.
-        By default (0, 255) for integers, (0, 65535) for 16-bit unsigned ones, (0, 1)
-        for floats and booleans.
+        None means (0, 255) for integers, (0, 65535) for 16-bit unsigned integers, and
+        (0, 1) for floats and booleans.
     image_size : int or None, default=None
-        Side of the network's input in pixels; default: that of the weights.
+        Side of the network's input in pixels. None means the size for which the
+        weights were published.
     decode : {"exact", "fast"}, default="exact"
-        "exact" decodes and resizes as the published preprocessing does. "fast" lets
-        the JPEG decoder and the resize skip pixels of images that are more than twice
-        too large: several times faster for photos as cameras take them, with features
-        that differ a little.
+        How to decode and resize. "exact" follows the published preprocessing. "fast"
+        lets the JPEG decoder and the resize skip pixels of images that are more than
+        twice too large, which is several times faster for photos at the resolution of
+        a camera and changes the features slightly.
     batch_size : int or "auto", default="auto"
-        Images computed at once, at most; bounded by what the device bears.
+        Maximum number of images computed at once. The value is limited by what the
+        device can handle; "auto" chooses it from the device and `image_size`.
     device : str or list of str, default="auto"
-        "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>"; or a list of
-        GPUs, which take turns at the batches.
+        The device to compute on: "auto" (a GPU if there is one), "cpu", "cuda" or
+        "cuda:<index>"; or a list of GPUs, which take turns computing the batches.
     precision : {"float32", "tf32", "bfloat16", "float16"}, default="float32"
-        Arithmetic of the network. "float32" is that of a CPU on a GPU too; "tf32"
-        lets a GPU round inside its multiplications, and is "float32" on a CPU.
+        Arithmetic of the network. "float32" also has full precision on a GPU. "tf32"
+        lets a GPU round inside multiplications, and equals "float32" on a CPU.
     engine : {"auto", "torch", "openvino"}, default="auto"
-        What runs the network. "openvino" converts it, for CPUs; "auto" does so where
-        OpenVINO is installed and the network is not one of your own.
+        The library that runs the network. "openvino" converts the network for faster
+        computation on CPUs. "auto" does so if OpenVINO is installed, except for
+        networks of your own.
     cache : "memory", path, FeatureStore, or None, default="memory"
-        Where features are kept: in one bounded table of this process, in a folder
-        that all processes of this machine may share and that lasts, in a store with a
-        bound of its own, or nowhere.
+        Where to store features: "memory" for a table of limited size in the memory of
+        this process; a path for a folder that persists and that all processes on this
+        machine can share; a :class:`FeatureStore` for a place with a size limit of
+        your choice; or None to store nothing.
     prefetch_layers : {"auto", "all"} or list, default="auto"
-        Other layers that are stored in the same pass: "auto" those with an alias
-        below the deepest one asked for, which cost nothing, and every one with an
-        alias as soon as a second depth is asked of images that are stored at one;
-        "all" every one with an alias from the start; or a list of layers.
+        Other layers to store in the same pass. "auto" stores the aliased layers below
+        the deepest requested one, which cost nothing, and all aliased layers once
+        images that are stored at one depth are requested at another. "all" stores all
+        aliased layers from the start. A list names the layers to store.
     protocols : tuple of str, default=()
-        Schemes of URLs that may be opened, such as ("s3", "https"), through fsspec
-        (extra ``[remote]``). Files always may.
+        Schemes of the URLs that may be opened, such as ("s3", "https"), through fsspec
+        (extra ``[remote]``). Local files may always be opened.
     on_error : {"raise", "nan"}, default="raise"
-        What an unreadable image does: raise :class:`ImageError` with its row, or
-        fill its row with nan, and warn once.
+        What to do with an image that cannot be read. "raise" raises
+        :class:`ImageError` with its row. "nan" fills its row with NaN and warns once.
     n_jobs : int or None, default=None
-        Threads that decode images; None means all cores.
+        Number of threads that decode images. None means all cores, unlike in
+        scikit-learn, where it means 1.
     output : {"numpy", "torch"}, default="numpy"
-        "torch" gives a tensor on the device, for heads that support the array API.
+        Type of the output. "torch" returns a tensor on the device, for estimators that
+        support the array API.
     random_state : int, default=0
-        Seed of the random weights when ``weights=None``.
+        Seed of the random weights; only used with ``weights=None``.
     verbose : int, default=0
-        Above 0, a progress bar is shown, and a line about what the call took.
+        Verbosity level. Above 0, show a progress bar and print how long the call took.
 
     Attributes
     ----------
     errors_ : list of tuple (int, str, str)
-        Row, source and reason of the images that the last `transform` of this thread
+        Row, source and reason for each image that the last `transform` of this thread
         could not read.
     stats_ : dict
-        What the last `transform` of this thread took: "device", "engine", "n_images",
-        "n_computed" (that went through the network), "seconds", "images_per_second",
-        and "shares" of the time: "hashing", "store", "building" (of the network, where
-        it is not there yet), "reading" and "decoding" (the wait for them; they go on
-        beside the network), "copying" (to the device) and "network".
+        Statistics of the last `transform` of this thread: "device", "engine",
+        "n_images", "n_computed" (the images that passed through the network),
+        "seconds", "images_per_second", and "shares", the fractions of the time spent
+        on "hashing", "store", "building" (the network, if it is not in memory yet),
+        "reading" and "decoding" (only the time spent waiting for them, as both run
+        while the network computes), "copying" (to the device) and "network".
     weights_digest_ : str
-        Of the weights and their preprocessing in `fit`, hexadecimal, whatever the
-        layer. A fitted estimator refuses others.
+        Hexadecimal digest of the weights and of their preprocessing in `fit`; does not
+        depend on the layer. A fitted estimator refuses other weights.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -164,18 +172,18 @@ class PretrainedCNNFeatures(
 
     See Also
     --------
-    list_backbones : Names of the networks.
-    list_layers : Layers of a network.
-    load_image_folder : Paths and classes of a folder of photos.
+    list_backbones : List the names of the networks.
+    list_layers : List the layers of a network.
+    load_image_folder : Load the paths and classes of a folder of photos.
 
     Notes
     -----
-    At one setting and one batch shape the same image gives the same features, bit for
-    bit, whatever else is in X. Across batch sizes, and between a single row, which is
-    computed alone, and several, they agree to about 1e-6.
+    With the same parameters and batch shape, an image always has the same features, bit
+    for bit, whatever else is in X. They agree to about 1e-6 across batch sizes, and
+    between a single row, which is computed alone, and several.
 
-    Pickles and clones carry parameters, never weights, and networks are shared by
-    all estimators of a process.
+    Pickles and clones contain the parameters but never the weights. All estimators in a
+    process share the networks.
 
     Examples
     --------
@@ -265,13 +273,13 @@ class PretrainedCNNFeatures(
         self.verbose = verbose
 
     def fit(self, X, y=None):
-        """Check the parameters and the kind of X, and note the weights.
+        """Check the parameters and the kind of X, and record the weights.
 
         Parameters
         ----------
         X : sequence of n_images images
             Paths, encoded bytes, PIL images, arrays or tensors, in any container; or
-            flat rows of shape (n_images, n_values) with `image_shape`.
+            flat rows of shape (n_images, n_values) if `image_shape` is set.
         y : object, default=None
             Ignored.
 
@@ -286,7 +294,7 @@ class PretrainedCNNFeatures(
 
     @with_callbacks
     def fit_transform(self, X, y=None):
-        """Check X as `fit` does and return its features.
+        """Check X as in `fit` and return its features.
 
         Parameters
         ----------
@@ -298,7 +306,7 @@ class PretrainedCNNFeatures(
         Returns
         -------
         features : ndarray of shape (n_images, n_features), float32
-            As from `transform`.
+            As returned by `transform`.
         """
         self._note_weights()
         with FitTask(self, X, "batch") as task:
@@ -316,35 +324,36 @@ class PretrainedCNNFeatures(
         Returns
         -------
         features : ndarray of shape (n_images, n_features), float32
-            One C-contiguous row for each image, in the order of X.
+            One row for each image, in the order of X; C-contiguous.
 
         Raises
         ------
         ImageError
             If an image cannot be read and ``on_error="raise"``.
         WeightsError
-            If the weights cannot be found, do not fit the network, or are not those of
-            `fit`.
+            If the weights cannot be found, do not fit the network, or have changed
+            since `fit`.
         """
         return self._as_output(self._walk(X))
 
     def transform_to(self, path, X):
         """Write the features of images to a file, which may be larger than memory.
 
-        With a store in a folder this can be interrupted at any moment: the next call
-        goes on from what was computed. The file appears when it is complete.
+        With `cache` in a folder, this can be interrupted at any time: the next call
+        continues from the features computed so far. The file appears once it is
+        complete.
 
         Parameters
         ----------
         path : str or path
-            The .npy file to write; replaced if it exists.
+            The .npy file to write. An existing file is replaced.
         X : sequence of n_images images
             As in `fit`.
 
         Returns
         -------
         features : memmap of shape (n_images, n_features), float32
-            The file, opened for reading.
+            The features, read from the file as needed.
 
         Raises
         ------
@@ -369,7 +378,7 @@ class PretrainedCNNFeatures(
 
         try:
             self._walk(X, make_output=make_output).flush()
-            if path.exists():  # which keeps its permissions, as with open()
+            if path.exists():  # keep its permissions, as open() does
                 shutil.copymode(path, partial)
             partial.replace(path)
         except BaseException:
@@ -380,8 +389,8 @@ class PretrainedCNNFeatures(
     def warm(self, X):
         """Store the features of images without returning them.
 
-        What comes later, for instance a grid search with many workers, then only
-        reads.
+        Later calls, for instance in a grid search with many workers, then only read
+        them.
 
         Parameters
         ----------
@@ -404,10 +413,10 @@ class PretrainedCNNFeatures(
         self._walk(X, make_output=lambda n, width: None)
         return self
 
-    # The walk -----------------------------------------------------------------------
+    # Computing features -------------------------------------------------------------
 
     def _walk(self, X, **options):
-        """The walk, with torch from the start where another engine cannot go."""
+        """The output, computed with torch if no other engine can run the network."""
         plan = self._plan()
         try:
             return self._walk_along(plan, X, **options)
@@ -415,7 +424,8 @@ class PretrainedCNNFeatures(
             unconvertible.add(plan.pooled.digest)
             warn_user(
                 f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
-                f"{plan.engine!r} cannot: {error}. Set engine='torch' to say so.",
+                f"{plan.engine!r} cannot: {error}. Set engine='torch' to silence this "
+                "warning.",
                 EngineWarning,
             )
             return self._walk_along(self._plan(), X, **options)
@@ -446,16 +456,16 @@ class PretrainedCNNFeatures(
         return out
 
     def _allocate(self, n, width):
-        """The output in memory."""
+        """An empty array for the output."""
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
 
     def _compute(self, plan, window, rows, clock):
-        """Features of the missing rows that no one else computes, batch by batch."""
+        """Features of the missing rows that no other call is computing, in batches."""
         claimed = rows.claim()
         first = next(claimed, None)
         if first is None:
-            return  # others compute them all: no network is built here
+            return  # other calls compute all of them, so no network is built
         with clock.measure("building"):
             engine = Engine(
                 plan.pooled_for(rows.columns),
@@ -474,14 +484,14 @@ class PretrainedCNNFeatures(
         )
 
     def _as_output(self, out):
-        """The array itself, or a tensor of it on the device."""
+        """The array itself, or a tensor on the device."""
         if self.output == "numpy":
             return out
         import torch
 
         return torch.from_numpy(out).to(resolve_devices(self.device)[0])
 
-    # Parameters made concrete -------------------------------------------------------
+    # Resolving parameters -----------------------------------------------------------
 
     def _plan(self) -> Plan:
         """Validate the parameters and resolve every default."""
@@ -492,7 +502,7 @@ class PretrainedCNNFeatures(
         return make_plan(self, source)
 
     def _note_weights(self) -> None:
-        """Remember which weights and preprocessing this estimator is fitted with."""
+        """Record which weights and preprocessing this estimator is fitted with."""
         if hasattr(self, "weights_digest_"):  # of an earlier fit
             delattr(self, "weights_digest_")
         self._plan()
@@ -501,23 +511,23 @@ class PretrainedCNNFeatures(
     def _check_weights(self, source: WeightsSource) -> None:
         """Refuse weights or preprocessing that have changed since `fit`."""
         noted = getattr(self, "weights_digest_", None)
-        if noted is None or not can_compare(noted):  # not fitted, or by other versions
+        if noted is None or not can_compare(noted):  # no fit, or another version
             return
         found = saved_digest(source)
         if found != noted:
             raise WeightsError(
                 f"{what_changed(noted, found, source)} changed since this "
-                f"{type(self).__name__} was fitted, so what was fitted on its features "
-                "does not fit. Restore what it was, or fit again."
+                f"{type(self).__name__} was fitted, so models fitted on its features "
+                "are no longer valid. Restore the original, or fit again."
             )
 
     def _source(self) -> WeightsSource:
-        """The weights, with the preprocessing for the input size in use."""
+        """The weights, with the preprocessing for the current input size."""
         return resolve_source(
             self.backbone, self.weights, self.random_state, self.image_size
         )
 
-    # What scikit-learn asks ---------------------------------------------------------
+    # Conventions of scikit-learn ----------------------------------------------------
 
     @property
     def _n_features_out(self) -> int:
@@ -528,18 +538,19 @@ class PretrainedCNNFeatures(
         )
 
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the features, which begin with that of the column.
+        """Return the names of the features, prefixed by the name of the column.
 
         Parameters
         ----------
         input_features : array-like of str, default=None
-            Only compared with the names seen in `fit`.
+            Only used to check against the names seen in `fit`.
 
         Returns
         -------
         names : ndarray of str, shape (n_features,)
-            "front_pretrainedcnnfeatures0" and so on if `fit` has seen a column
-            "front", of a data frame or as a Series; else "pretrainedcnnfeatures0".
+            "front_pretrainedcnnfeatures0" and so on if the column seen in `fit` is a
+            Series or a column of a data frame named "front"; otherwise
+            "pretrainedcnnfeatures0" and so on.
 
         Examples
         --------
@@ -555,12 +566,12 @@ class PretrainedCNNFeatures(
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of what this thread's last call could not read."""
+        """Row, source and reason of each image that the last call could not read."""
         return last_report(self).errors
 
     @property
     def stats_(self) -> dict:
-        """What this thread's last call took, and where."""
+        """Statistics of the last call of this thread."""
         return last_report(self).stats
 
     def __setstate__(self, state):

@@ -1,7 +1,7 @@
-"""The parameters of an estimator made concrete: what one call computes.
+"""The plan of one call: which features to compute, on which devices, with which engine.
 
-Everything that changes a feature is in the fingerprint of its column, so that the
-store never serves a row that was made differently.
+The fingerprint of a column covers everything that affects its features, so the store
+never returns a row that was computed differently.
 """
 
 import functools
@@ -18,27 +18,29 @@ from ._networks.layers import aliased_layers, resolve_layer, width_of
 from ._store.columns import Column, Columns
 from ._validation import check_value_range
 
-SCHEMA = 6  # raise it when features change, so that stored ones are not served
+SCHEMA = 6  # increment when features change, so that stored ones are not used
 
 Pooled = tuple[Layer, str]  # a layer, and how it is pooled
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parameters of an estimator made concrete for one call.
+    """What one call computes: the parameters of an estimator, fully resolved.
 
     Parameters
     ----------
     pooled : PooledLayers
-        What the engine computes at first.
+        The layers and poolings that the engine computes, before any are added.
     value_range : tuple of float or None
+        Values of black and white; None depends on the dtype.
     devices : tuple of str
+        The devices that compute.
     device_class : str
         "cpu" or "cuda".
     engine : str
-        What runs the network.
+        The library that runs the network, "torch" or "openvino".
     columns : Columns
-        What is requested, and what is stored with it.
+        The requested columns, and those stored with them.
     """
 
     pooled: PooledLayers
@@ -50,7 +52,7 @@ class Plan:
 
     @property
     def obstacle(self) -> str:
-        """Why its features may not be kept in a folder, or ""."""
+        """Why the features must not be stored in a folder, or "" if they may be."""
         return self.pooled.source.identity.obstacle
 
     @property
@@ -59,13 +61,13 @@ class Plan:
         return self.value_range not in (None, (0, 255))
 
     def pooled_for(self, columns: Columns) -> PooledLayers:
-        """What the engine computes for these columns."""
+        """The layers and poolings that the engine computes for these columns."""
         layers = [column.pooled for column in columns.stored]
         return PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
 
 
 def make_plan(estimator, source: WeightsSource) -> Plan:
-    """Resolve every default of an estimator with these weights."""
+    """Plan a call of an estimator that uses these weights."""
     value_range = check_value_range(estimator.value_range)
     requested = [
         _pooled(estimator, source, x) for x in requested_layers(estimator, source)
@@ -102,11 +104,8 @@ def make_plan(estimator, source: WeightsSource) -> Plan:
     return Plan(pooled, value_range, devices, kind, engine, columns)
 
 
-# Layers -----------------------------------------------------------------------------
-
-
 def requested_layers(estimator, source: WeightsSource) -> list[Layer]:
-    """The layers that `layer` names, in its order."""
+    """The layers named by the `layer` parameter, in its order."""
     layer = estimator.layer
     names = layer if isinstance(layer, (tuple, list)) else (layer,)
     if not names or not all(isinstance(n, (str, Integral)) for n in names):
@@ -118,12 +117,12 @@ def requested_layers(estimator, source: WeightsSource) -> list[Layer]:
 
 
 def _find_layer(source: WeightsSource, name) -> Layer:
-    """The layer of this alias, index or node."""
+    """The layer with this alias, index or node."""
     return resolve_layer(source.backbone, name, source.input.image_size)
 
 
 def _pooled(estimator, source: WeightsSource, layer: Layer) -> Pooled:
-    """What is computed for a layer: the same for all names of the same features."""
+    """The layer and pooling to compute; equal for all names of the same features."""
     first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
     if layer.average_of in first:
         return first[layer.average_of], "avg"
@@ -134,13 +133,13 @@ def _pooled(estimator, source: WeightsSource, layer: Layer) -> Pooled:
 def _prefetched(
     estimator, source: WeightsSource, requested: list[Pooled]
 ) -> tuple[list[Pooled], list[Pooled]]:
-    """What is stored in the same pass, and what else is if that saves another one."""
+    """What to store in the same pass, and what to add if that saves another pass."""
     chosen = estimator.prefetch_layers
     if estimator.pooling == "flatten" or estimator.cache is None:
         return [], []
 
     def beyond(known: list[Pooled], layers) -> list[Pooled]:
-        """What is computed for these layers, less what is known."""
+        """What is computed for these layers, without what is known."""
         pairs = dict.fromkeys(_pooled(estimator, source, layer) for layer in layers)
         return [pair for pair in pairs if pair not in known]
 
@@ -157,20 +156,17 @@ def _prefetched(
     return below, beyond([*requested, *below], aliased)
 
 
-# Columns ----------------------------------------------------------------------------
-
-
 def _column(
     source: WeightsSource, computation: bytes, layer: Layer, pooling: str
 ) -> Column:
-    """One layer with the fingerprint of everything that determines its features."""
+    """The column of one layer, identified by all that determines its features."""
     width = width_of(source.backbone, source.input, layer, pooling)
     label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
     fingerprint = _fingerprint(computation, layer.node, layer.layout, pooling)
     return Column(layer, pooling, width, label, fingerprint)
 
 
-@functools.lru_cache(maxsize=1024)  # each call asks for all layers of a network
+@functools.lru_cache(maxsize=1024)  # each call needs all layers of a network
 def _fingerprint(computation: bytes, node: str, layout: str, pooling: str) -> bytes:
     """Digest of everything that determines the features of a layer."""
     where = {"node": node, "layout": layout, "pooling": pooling}

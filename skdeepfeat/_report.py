@@ -1,6 +1,6 @@
-"""What one call reports: errors, statistics, warnings and progress.
+"""Errors, statistics, warnings and progress of one call.
 
-It is kept outside the estimator, by thread, so that a call leaves no trace on it.
+Reports are kept per thread and outside the estimator, which a call never modifies.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from ._exceptions import ImageError, ImageWarning, warn_user
 
 @contextlib.contextmanager
 def progress_bar(n_rows: int, verbose):
-    """A function to call with the number of rows that are done; a bar if `verbose`.
+    """Show a progress bar if `verbose`; gives a function that takes the rows done.
 
-    The bar counts distinct rows of X, and images per second.
+    The bar shows the number of distinct rows of X, and images per second.
     """
     bar = tqdm(total=n_rows, unit="image", desc="features", disable=not verbose)
     with bar:
@@ -27,16 +27,18 @@ def progress_bar(n_rows: int, verbose):
 
 
 class FitTask:
-    """Reports the steps of one fit to scikit-learn's callbacks.
+    """A context that reports the steps of one fit to scikit-learn's callbacks.
 
-    Does nothing where scikit-learn has no callbacks or none are set.
+    It does nothing if scikit-learn has no callbacks or if none are set.
 
     Parameters
     ----------
     estimator : estimator
+        The estimator being fitted.
     X : array-like
+        The X passed to `fit`.
     step : str
-        What one step is called.
+        Name of one step, such as "batch".
     """
 
     def __init__(self, estimator, X, step: str):
@@ -50,7 +52,7 @@ class FitTask:
         return self
 
     def step_done(self) -> bool:
-        """One step is done; says whether a callback wants to stop."""
+        """Report a completed step; returns whether a callback requests to stop."""
         if self._context is None:
             return False
         step = self._context.subcontext(self._step)
@@ -62,40 +64,42 @@ class FitTask:
             self._context.call_on_fit_task_end(estimator=self._estimator, X=self._X)
 
 
-_of_thread = threading.local()  # its reports: estimator → report of its last call
+_of_thread = threading.local()  # .reports: estimator → report of its last call
 
 
 class Report:
-    """What went wrong in one call; kept by thread, outside the estimator.
+    """The errors and statistics of one call, kept per thread.
 
     Parameters
     ----------
     estimator : PretrainedCNNFeatures
-        Its `on_error` decides whether an unreadable row raises.
+        The estimator that is called. Its `on_error` decides whether an unreadable row
+        raises an error.
     n_rows : int
+        Number of rows of X.
     """
 
     def __init__(self, estimator, n_rows: int):
         self._raises, self._n_rows = estimator.on_error == "raise", n_rows
         self.failed: dict[int, ImageError] = {}
         self.stats: dict[str, Any] = {}
-        self.out_of_range = False  # whether any pixel value lies outside its range
+        self.out_of_range = False  # whether any pixel value is outside its range
         _keep(self, estimator)
 
     def fail(self, error: ImageError) -> None:
-        """Raise the error of a row, or remember it."""
+        """Raise the error of a row, or record it."""
         if self._raises:
             raise error
-        self.failed[error.row] = error.at(error.row)  # without its frames, and images
+        self.failed[error.row] = error.at(error.row)  # no traceback, which holds images
 
     @property
     def errors(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of what could not be read."""
+        """Row, source and reason of each image that could not be read."""
         failed = self.failed
         return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
 
     def measured(self, device: str, engine: str, n_computed: int, clock: Clock) -> None:
-        """Keep what a call took."""
+        """Record the statistics of the call."""
         seconds = clock.total
         self.stats = {
             "device": device,
@@ -108,7 +112,7 @@ class Report:
         }
 
     def sentence(self) -> str:
-        """What a call took, in one line."""
+        """The statistics in one line."""
         shares = self.stats["shares"].items()
         parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares)
         return (
@@ -118,7 +122,7 @@ class Report:
         )
 
     def finish(self, out) -> None:
-        """Fill failed rows with nan, and warn once of each kind of trouble."""
+        """Fill failed rows with NaN, and warn once about each kind of problem."""
         if out is not None:
             out[list(self.failed)] = np.nan
         if self.failed:
@@ -133,7 +137,7 @@ class Report:
 
 
 def warn_of_range() -> None:
-    """Say that pixel values lie outside what is taken as black to white."""
+    """Warn that pixel values lie outside the range from black to white."""
     warn_user(
         "Some pixel values lie outside the range that is taken as black to white for "
         "their dtype. If they are on another scale, type for instance "
@@ -143,7 +147,7 @@ def warn_of_range() -> None:
 
 
 def last_report(estimator) -> Report:
-    """What the last call of this thread reports."""
+    """The report of the last call of this thread."""
     report = getattr(_of_thread, "reports", {}).get(estimator)
     if report is None:
         raise AttributeError(
@@ -154,7 +158,7 @@ def last_report(estimator) -> Report:
 
 
 def hand_over(estimator, other) -> None:
-    """Make the last report of an estimator that of another one too."""
+    """Make the last report of an estimator also the last report of another one."""
     _keep(last_report(estimator), other)
 
 

@@ -1,4 +1,4 @@
-"""Which kind of transfer learning suits some images: measured, then recommended."""
+"""Recommend a strategy of transfer learning for a set of images, by measuring."""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -18,22 +18,21 @@ LARGE = 200  # images per class, on average, from which tuning a network pays of
 STRATEGIES = {
     (False, True): (
         "head only",
-        "there are few images, and the last layer suits them best: train a new head "
-        "alone",
+        "the images are few, and the last layer suits them best: train only a new head",
     ),
     (True, True): (
         "fine-tune",
-        "there are many images, similar to those of the pretraining: tune the top "
-        "blocks too",
+        "the images are many, and similar to those of the pretraining: also tune "
+        "the top blocks",
     ),
     (False, False): (
         "earlier layers",
-        "there are few images, and an earlier layer suits them better than the last "
+        "the images are few, and an earlier layer suits them better than the last "
         "one: train a classifier on its features",
     ),
     (True, False): (
         "fine-tune most layers",
-        "there are many images, unlike those of the pretraining: tune most of the "
+        "the images are many, and unlike those of the pretraining: tune most of the "
         "network",
     ),
 }
@@ -54,43 +53,46 @@ def recommend_strategy(
 
     A linear probe is cross-validated at every depth of the network. If an earlier
     layer beats the last one by more than the standard error of their difference, the
-    images are unlike those that the network was trained on. Together with the number of
-    images per class, this distinguishes the four cases of the textbooks [1]_.
+    images are considered unlike those that the network was trained on. Together with
+    the number of images per class, this distinguishes four cases [1]_.
 
     Parameters
     ----------
     X : sequence of n_images images
-        As in :class:`PretrainedCNNFeatures`.
+        Images, as in :class:`PretrainedCNNFeatures`.
     y : array-like of shape (n_images,)
-        Labels; at least 2 images of each class.
+        Labels, with at least 2 images of each of at least 2 classes.
     backbone : str or Backbone, default="mini"
-        The network.
+        The network, as in :class:`PretrainedCNNFeatures`.
     weights : str, path or tuple, default="default"
-        Its weights.
+        The weights, as in :class:`PretrainedCNNFeatures`.
     cv : int, default=5
-        Number of folds; fewer if a class has fewer images.
+        Number of folds, reduced to the number of images in the smallest class if that
+        is lower.
     random_state : int, default=0
-        Seed of the folds, and of the estimator that is returned.
+        Seed of the folds and of the returned estimator.
     verbose : int, default=1
-        If above 0, the explanation is printed.
+        Verbosity level. Above 0, print the explanation.
     **shared
-        Other parameters that both estimators have, such as `image_shape`.
+        Other parameters of both :class:`PretrainedCNNFeatures` and
+        :class:`FineTunedClassifier`, such as `image_shape`.
 
     Returns
     -------
     recommendation : Bunch
-        With the fields
+        The recommendation, with the following fields.
 
         strategy : str
-            "head only", "fine-tune", "earlier layers", or "fine-tune most layers".
+            The strategy: "head only", "fine-tune", "earlier layers", or "fine-tune most
+            layers".
         estimator : estimator
-            Ready to be fitted.
+            An estimator that implements the strategy, not fitted.
         accuracy : dict of str to (float, float)
-            Mean accuracy of the probe at each layer, and its standard error.
+            Mean accuracy of the probe and its standard error, for each layer.
         images_per_class : float
-            Average number of images in a class.
+            Average number of images per class.
         explanation : str
-            What was measured and recommended, as text.
+            The measured accuracies and the recommendation, as text.
 
     References
     ----------
@@ -135,7 +137,7 @@ def recommend_strategy(
 
 
 def _images_per_class(y) -> np.ndarray:
-    """Number of images of each class; refuses what cannot be cross-validated."""
+    """Number of images of each class; refuses classes too small to cross-validate."""
     counts = np.unique(y, return_counts=True)[1]
     if len(counts) < 2 or counts.min() < 2:
         raise ValueError(
@@ -168,7 +170,7 @@ def _probe_every_depth(X, y, parameters, folds) -> dict[str, np.ndarray]:
 
 
 def _estimator(name, best, parameters, random_state):
-    """The estimator of a strategy, ready to be fitted."""
+    """An estimator that implements a strategy, not fitted."""
     if name == "earlier layers":
         return _probe(PretrainedCNNFeatures(layer=best, **parameters))
     clf = FineTunedClassifier(random_state=random_state, **parameters)

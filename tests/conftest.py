@@ -1,4 +1,4 @@
-"""What all tests share: a tiny network known by name, and the shared data."""
+"""Fixtures of all tests: a registered tiny network, and images."""
 
 import os
 
@@ -84,14 +84,14 @@ def empty_caches():
 
 @pytest.fixture(autouse=True)
 def torch_alone(monkeypatch, tmp_path):
-    """What a plain installation does; what another engine keeps is kept here."""
+    """Use torch as in a plain installation; keep the files of engines in `tmp_path`."""
     monkeypatch.setattr("skdeepfeat._engines.devices._has_openvino", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder with real weights and photos, which only some machines have."""
+    """The folder with ImageNet weights and photos, which only some machines have."""
     if not SHARED_DATA.is_dir():
         pytest.skip("the shared data (real weights and photos) are not on this machine")
     return SHARED_DATA

@@ -1,4 +1,4 @@
-"""What the benchmark of GPUs does that needs none."""
+"""The parts of the GPU benchmark that need no GPU."""
 
 import importlib
 import subprocess

@@ -1,4 +1,4 @@
-"""What estimators share: it lives as long as somebody uses it, within bounds."""
+"""Shared networks and features are kept while they are used, within limits."""
 
 import builtins
 import gc
@@ -28,7 +28,7 @@ class Value:
         self.size = size
 
 
-def test_a_table_keeps_what_was_used_last():
+def test_a_cache_keeps_the_most_recently_used_values():
     table = SharedCache(2)
     for name in "abac":
         table.get(name, Value)
@@ -36,7 +36,7 @@ def test_a_table_keeps_what_was_used_last():
     assert table.get("b", lambda: None) is None
 
 
-def test_a_table_may_be_bounded_by_the_size_of_its_values():
+def test_a_cache_may_be_limited_by_the_size_of_its_values():
     table = SharedCache(10, lambda value: value.size)
     for name, size in {"a": 4, "b": 3, "c": 3, "d": 2}.items():
         table.get(name, lambda size=size: Value(size))
@@ -45,7 +45,7 @@ def test_a_table_may_be_bounded_by_the_size_of_its_values():
     assert table.values() == [last]  # there must be room for one
 
 
-def test_a_value_leaves_with_its_last_user():
+def test_a_value_is_removed_with_its_last_user():
     table, users = SharedCache(8), [Value(), Value()]
     for user in users:
         value = weakref.ref(table.get("name", Value, user))
@@ -55,7 +55,7 @@ def test_a_value_leaves_with_its_last_user():
     assert len(table) == 0 and value() is None
 
 
-def test_a_value_of_its_name_made_later_stays_when_an_earlier_user_goes():
+def test_a_newer_value_of_the_same_key_outlives_users_of_the_older_one():
     table, first, second = SharedCache(8), Value(), Value()
     table.get("name", Value, first)
     table.clear()
@@ -66,7 +66,7 @@ def test_a_value_of_its_name_made_later_stays_when_an_earlier_user_goes():
 
 @pytest.fixture
 def own(monkeypatch):
-    """Use a network of one's own; returns what must die after it."""
+    """Use a custom network; returns a reference to what must be freed afterwards."""
 
     def use(photos, **parameters):
         backbone = Backbone.from_module(tiny_network(), image_size=8)
@@ -83,7 +83,7 @@ def dead(references):
     return [reference() is None for reference in references]
 
 
-def test_a_network_of_ones_own_dies_with_its_last_user(own, photos):
+def test_a_custom_network_is_freed_with_its_last_user(own, photos):
     references, backbone = own(photos, engine="torch")
     assert len(references) == 2
     copy = tiny_backbone()  # of other preprocessing, the same network
@@ -92,7 +92,7 @@ def test_a_network_of_ones_own_dies_with_its_last_user(own, photos):
     del copy
 
 
-def test_equal_networks_are_one_until_the_last_is_gone(photos):
+def test_equal_networks_are_shared_until_the_last_user_is_gone(photos):
     backbones = [tiny_backbone(seed=5), tiny_backbone(seed=5)]
     for backbone in backbones:
         PretrainedCNNFeatures(backbone, cache=None).transform(photos)
@@ -104,14 +104,14 @@ def test_equal_networks_are_one_until_the_last_is_gone(photos):
     assert dead([network]) == [True]
 
 
-def test_cleared_networks_die_though_their_backbones_live(own, photos):
+def test_cleared_networks_are_freed_while_their_backbones_live(own, photos):
     (_, network), backbone = own(photos, engine="torch")
     clear_caches()
     assert dead([network]) == [True]
     assert backbone.digest
 
 
-def test_a_network_that_could_not_be_converted_dies_too(own, photos, monkeypatch):
+def test_a_network_that_could_not_be_converted_is_freed_too(own, photos, monkeypatch):
     pytest.importorskip("openvino")
     from skdeepfeat._engines import openvino_conversion
 
@@ -127,7 +127,7 @@ def test_a_network_that_could_not_be_converted_dies_too(own, photos, monkeypatch
     assert all(dead(references))
 
 
-def test_a_converted_network_of_ones_own_dies_too(own, photos, monkeypatch):
+def test_a_converted_custom_network_is_freed_too(own, photos, monkeypatch):
     pytest.importorskip("openvino")
     from skdeepfeat._engines import openvino
 
@@ -138,7 +138,7 @@ def test_a_converted_network_of_ones_own_dies_too(own, photos, monkeypatch):
     assert all(dead(references)) and len(openvino._compiled) == 0
 
 
-def test_a_tuned_network_dies_with_its_classifier(photos):
+def test_a_tuned_network_is_freed_with_its_classifier(photos):
     clf = FineTunedClassifier(
         "tiny", head_epochs=1, epochs=1, augment="none", random_state=0
     ).fit(photos, [0, 1] * 3)
@@ -149,7 +149,7 @@ def test_a_tuned_network_dies_with_its_classifier(photos):
     assert dead([backbone]) == [True]
 
 
-def test_what_could_not_be_read_holds_no_images(photo_files, tmp_path):
+def test_reported_errors_keep_no_images(photo_files, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"not an image")
     X = np.array([*photo_files, str(tmp_path / "bad.png")], dtype=object)
     features = PretrainedCNNFeatures("tiny", cache=None, on_error="nan")
@@ -159,7 +159,7 @@ def test_what_could_not_be_read_holds_no_images(photo_files, tmp_path):
     assert last_report(features).failed[6].__traceback__ is None
 
 
-def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
+def test_networks_on_a_gpu_are_limited_by_bytes(monkeypatch):
     monkeypatch.setattr(sharing, "memory_of", lambda device: 4 * 2 * 1000)
     monkeypatch.setattr(sharing, "_networks_on", {})
     table = networks_on("cuda:0")
@@ -174,7 +174,7 @@ def test_networks_on_a_gpu_are_bounded_by_bytes(monkeypatch):
     assert len(table) == 2
 
 
-def test_the_size_of_a_network_counts_what_is_made_of_it_once():
+def test_the_size_of_a_network_counts_shared_tensors_once():
     linear = torch.nn.Linear(10, 10, bias=False)
     network = SharedNetwork(torch.nn.Sequential(linear, linear))
     assert bytes_of(network) == 400

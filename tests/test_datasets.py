@@ -108,7 +108,7 @@ def test_many_empty_classes_are_counted(tmp_path):
         load_image_folder(tmp_path)
 
 
-def test_what_is_no_photo_is_left_out_and_counted(tmp_path):
+def test_files_that_are_not_photos_are_skipped_and_counted(tmp_path):
     make_photos(tmp_path, "a/1.png", "a/2.jp2", "a/3.gif", "a/4.pfm.bmp")
     others = ["paper.pdf", "features.h5", "clip.mpg", "art.eps", "icon.ico", "x"]
     for name in others:
@@ -140,7 +140,7 @@ def test_heif_files_are_photos_where_pillow_reads_them(tmp_path, monkeypatch):
     assert len(load_image_folder(tmp_path).data) == 2
 
 
-def test_names_that_are_no_utf_8_survive(tmp_path):
+def test_file_names_that_are_not_utf_8_are_kept(tmp_path):
     make_photos(tmp_path, "a/1.png")
     name = os.fsdecode(b"caf\xe9.png")
     try:
@@ -169,7 +169,7 @@ def test_other_files_of_a_folder_without_classes_are_counted(tmp_path):
         assert load_image_folder(tmp_path).n_ignored == 1
 
 
-def test_nothing_there(tmp_path):
+def test_a_folder_without_photos_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         load_image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="neither subfolders nor images"):

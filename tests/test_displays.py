@@ -1,4 +1,4 @@
-"""Displays draw what they are given."""
+"""Displays draw histories and searches."""
 
 import matplotlib
 import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""What the documentation shows runs: docstrings, README, guides, examples."""
+"""The code in the documentation runs: docstrings, README, guides, examples."""
 
 import doctest
 import importlib
@@ -38,7 +38,7 @@ def test_pages(page, tmp_path, monkeypatch):
 
 
 def _make_photos(root):
-    """A folder of two classes, as the pages suppose that the reader has."""
+    """A folder of two classes, as the pages assume."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What must hold on every machine, from the weights and images that ship.
+"""Essential results on every machine, from the weights and images that ship.
 
 The forward pass and the preprocessing are written out here, in plain torch and Pillow,
 so that nothing of the package is compared with itself.

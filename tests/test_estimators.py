@@ -1,4 +1,4 @@
-"""scikit-learn's common checks on flat rows, and the eleven it keeps to itself."""
+"""scikit-learn's common checks on flat rows, and eleven that are not public."""
 
 import pytest
 from sklearn.base import clone

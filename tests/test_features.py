@@ -1,4 +1,4 @@
-"""PretrainedCNNFeatures: the promises of its documentation, on a tiny network."""
+"""PretrainedCNNFeatures does what its documentation says, on a tiny network."""
 
 import copy
 import io
@@ -374,7 +374,7 @@ def test_columns_may_have_any_name(photo_files):
         np.testing.assert_array_equal(features().transform(X), expected)
 
 
-def test_a_series_without_any_photo_is_no_table():
+def test_a_series_of_missing_photos_is_not_a_table():
     with pytest.raises(ImageError, match=r"row 0 .*no image in this row"):
         features().transform(pd.Series([np.nan, np.nan]))
 
@@ -387,7 +387,7 @@ def test_ragged_sizes(photos):
 
 @pytest.mark.parametrize("scalar", [True, False])
 @pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
-def test_beside_tabular_columns(photo_files, frame, scalar):
+def test_photos_and_tabular_columns_combine(photo_files, frame, scalar):
     table = frame({"path": photo_files, "weight": [1.0, 2, 3, 4, 5, 6]})
     columns = make_column_transformer(
         (features(), "path" if scalar else ["path"]), (StandardScaler(), ["weight"])
@@ -488,7 +488,7 @@ WRONG_X = {
 
 
 @pytest.mark.parametrize("name", WRONG_X)
-def test_wrong_input_is_told_what_to_type(name):
+def test_errors_for_wrong_input_say_what_to_pass(name):
     X, sentence = WRONG_X[name]
     with pytest.raises(ValueError, match=sentence):
         features().transform(X)
@@ -621,7 +621,7 @@ def test_skops_round_trip(photos):
     np.testing.assert_array_equal(loaded.transform(photos), est.transform(photos))
 
 
-def test_a_backbone_of_ones_own_travels_in_the_pickle(photos, tmp_path):
+def test_pickles_contain_a_custom_backbone(photos, tmp_path):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU())
     net.eval()
     est = PretrainedCNNFeatures(Backbone.from_module(net, image_size=8), layer="block2")
@@ -637,7 +637,7 @@ def test_a_backbone_of_ones_own_travels_in_the_pickle(photos, tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_set_params_really_changes_the_network(photos):
+def test_set_params_changes_the_network(photos):
     est = features()
     first = est.transform(photos)
     est.set_params(backbone=tiny_backbone(seed=1))

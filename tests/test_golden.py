@@ -1,4 +1,4 @@
-"""Models that earlier versions have saved load, and predict the same for ever."""
+"""Models saved by earlier versions load and still predict the same."""
 
 import gzip
 import pickle
@@ -26,7 +26,7 @@ FILES = sorted(GOLDEN.glob("*/*.pkl.gz"))
 
 
 def load(file):
-    """The model of a file, and what it predicted for eight images."""
+    """The model of a file, and its predictions for eight images."""
     written_by = parse_version(SKLEARN[file.parent.name])
     if parse_version(sklearn.__version__) < written_by:
         pytest.skip("scikit-learn does not read pickles of later versions")
@@ -65,7 +65,7 @@ def test_the_store_of_the_flat_package_serves_its_rows(tmp_path):
     assert features.stats_["n_computed"] == 0
 
 
-def test_a_check_that_cannot_be_made_is_told_once_and_made_from_then_on():
+def test_a_missing_digest_warns_once_and_is_checked_from_then_on():
     model, _ = load(GOLDEN / "0.1.0.dev0" / "head.pkl.gz")
     X = load_textures().data[:2]
     with pytest.warns(FeatureWarning, match=r"another version.*save it again"):

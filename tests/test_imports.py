@@ -97,7 +97,7 @@ def within(module: str):
             yield found, at_top
 
 
-def test_every_module_is_in_a_room():
+def test_every_module_has_a_place_in_the_import_order():
     assert {room_of(module) for module in MODULES} == FLOOR_OF.keys()
 
 

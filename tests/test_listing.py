@@ -34,7 +34,7 @@ def cells_of(html):
     return [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
 
 
-def test_prints_aligned_with_numbers_on_the_right(table):
+def test_numbers_are_right_aligned(table):
     assert repr(table).splitlines() == [
         "name   parameters  licence",
         "small     700,000  BSD",
@@ -99,7 +99,7 @@ def test_percentages_and_missing_numbers():
     ]
 
 
-def test_columns_of_text_alone_stand_on_the_left():
+def test_columns_of_text_are_left_aligned():
     assert as_text(["x"], []) == "x"
     table = Listing(["longer", "s"], [Field("t", str), Field("u", str)])
     assert repr(table).splitlines()[2] == "s       s"

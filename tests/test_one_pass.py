@@ -1,4 +1,4 @@
-"""One pass of the network for each image, whatever a search does."""
+"""Each image passes through the network once, even in a search."""
 
 import os
 import signal
@@ -152,7 +152,7 @@ def test_a_second_run_in_a_new_process_computes_nothing(files, tmp_path):
         assert store.info()["misses"] == N
 
 
-def test_only_new_content_costs(files, forwards, tmp_path):
+def test_only_new_content_is_computed(files, forwards, tmp_path):
     paths, y = files
     fit = search(prefetch_layers="all").fit
     fit(paths[:30], y[:30])
@@ -194,7 +194,7 @@ def test_hymenoptera(shared_data, forwards, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_threads_that_ask_at_once_share_the_work(kind, files, forwards, tmp_path):
+def test_simultaneous_threads_share_the_work(kind, files, forwards, tmp_path):
     cache = FeatureStore(tmp_path / "store") if kind == "disk" else "memory"
     expected = PretrainedCNNFeatures(tiny_backbone(), cache=None, batch_size=1)
     expected = expected.transform(files[0])
@@ -216,7 +216,7 @@ def test_threads_that_ask_at_once_share_the_work(kind, files, forwards, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_trouble_gives_claims_back(kind, files, tmp_path):
+def test_errors_release_claims(kind, files, tmp_path):
     cache = FeatureStore(tmp_path / "store") if kind == "disk" else "memory"
     paths = [*files[0][:20], "no photo.png", *files[0][20:]]
     broken = [*files[0][:20], __file__, *files[0][20:]]
@@ -258,7 +258,7 @@ def test_bad_rows_do_not_make_workers_wait_for_each_other(kind, files, tmp_path)
     assert results == [32, 32]
 
 
-def test_an_interrupted_claim_is_given_back(files, tmp_path, monkeypatch):
+def test_an_interrupted_claim_is_released(files, tmp_path, monkeypatch):
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
@@ -295,7 +295,7 @@ def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
 
 
 def test_a_killed_worker_is_replaced(files, tmp_path):
-    """Whoever waits for it takes over its rows."""
+    """A process that waits for it takes over its rows."""
     code = """
         import sys, time
         import skdeepfeat._engines.torch as engine
@@ -328,7 +328,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 
 
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
-    """Who waits for the GPU finds the rows stored, and never starts it."""
+    """A process that waits for the GPU finds the rows stored, and never uses it."""
     monkeypatch.setattr(
         skdeepfeat._features, "names_of_gpus", lambda devices: ["gpu-0"]
     )
@@ -356,7 +356,7 @@ def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
 
 
 def patch_network(monkeypatch):
-    """From here on no network may be built."""
+    """Fail if a network is built from now on."""
 
     def refuse(*arguments, **keywords):
         raise AssertionError("a network was built")
@@ -404,7 +404,7 @@ def test_a_changed_file_is_hashed_again(files, tmp_path):
     assert not np.isclose(after[1], before[1]).all()
 
 
-def test_a_file_that_changes_meanwhile_is_an_error(files, monkeypatch):
+def test_a_file_that_changes_while_it_is_read_is_an_error(files, monkeypatch):
     import skdeepfeat._images.windows as images
 
     PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])  # hashed
@@ -420,7 +420,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(files, monkeypatch):
         features.transform(files[0])
 
 
-def test_a_value_range_tells_arrays_from_pil_images(files):
+def test_a_value_range_distinguishes_arrays_from_pil_images(files):
     pixels = np.asarray(Image.open(files[0][0]))
     for value_range, same in ((None, True), ((0, 255), True), ((0, 128), False)):
         features = PretrainedCNNFeatures(tiny_backbone(), value_range=value_range)
@@ -440,7 +440,7 @@ def test_relative_paths_are_hashed_once(files, tmp_path, monkeypatch):
     assert len(known.read_files([str(tmp_path / name) for name in names])) == N
 
 
-def test_a_store_without_rights_costs_warnings_not_results(files):
+def test_a_store_without_permissions_warns_and_features_are_computed(files):
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with pytest.warns(StoreWarning, match="cannot be used|is not writable"):
         rows = features.transform(files[0])
@@ -448,7 +448,7 @@ def test_a_store_without_rights_costs_warnings_not_results(files):
     np.testing.assert_array_equal(rows, expected)
 
 
-def test_what_a_gpu_made_is_not_served_on_a_cpu(files, monkeypatch, forwards):
+def test_features_from_a_gpu_are_not_used_on_a_cpu(files, monkeypatch, forwards):
     features = PretrainedCNNFeatures(tiny_backbone(), batch_size=1)
     features.transform(files[0])
     features.set_params(device="cpu").transform(files[0])
@@ -474,10 +474,10 @@ def test_memory_stays_flat(files):
     assert FeatureStore().info()["bytes"] == stored["bytes"]
 
 
-def test_the_bound_of_the_memory_store_holds_during_a_search(files):
+def test_the_memory_store_stays_within_its_limit_during_a_search(files):
     store = FeatureStore(name="small", max_bytes=20_000)
     searching = search(prefetch_layers="all", heads=HEADS[:1], cache=store)
-    with pytest.warns(StoreWarning, match="bound of 20,000 bytes") as caught:
+    with pytest.warns(StoreWarning, match="limit of 20,000 bytes") as caught:
         searching.fit(*files)
     assert len(caught) == 1
     assert 0 < store.info()["bytes"] <= 20_000
@@ -500,7 +500,7 @@ def test_transform_to_a_file(files, tmp_path):
     assert [p.name for p in tmp_path.glob("rows*")] == ["rows.npy"]
 
 
-def test_transform_to_goes_on_after_a_kill(files, tmp_path):
+def test_transform_to_continues_after_a_kill(files, tmp_path):
     code = """
         import sys, time
         import skdeepfeat._engines.torch as engine
@@ -561,7 +561,7 @@ def test_a_vector_is_stored_once_for_all_poolings(files):
     assert store.info()["misses"] == store.info()["rows"] == N
 
 
-def test_columns_stand_in_the_order_of_asking(files):
+def test_columns_follow_the_requested_order(files):
     store = FeatureStore(name="order")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store, prefetch_layers=[])
     names = ("penultimate", "block2", "block5", "0", "penultimate")
@@ -574,7 +574,7 @@ def test_columns_stand_in_the_order_of_asking(files):
     assert store.info()["rows"] == 3 * N  # block1 is node "0", block5 the penultimate
 
 
-def test_the_order_of_asking_makes_no_other_network(files, monkeypatch):
+def test_the_requested_order_does_not_change_the_network(files, monkeypatch):
     cuts, bind = [], skdeepfeat._networks.activations.bind
 
     def counted(structure, network, nodes):

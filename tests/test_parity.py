@@ -1,4 +1,4 @@
-"""Features equal what torchvision's own preprocessing and network give, to 1e-5."""
+"""Features equal those of torchvision's preprocessing and network, to 1e-5."""
 
 import io
 import json

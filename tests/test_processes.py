@@ -1,4 +1,4 @@
-"""Forked processes, locks between processes, and what a long wait says."""
+"""Forked processes, locks between processes, and warnings of long waits."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def in_child(function):
 
 
 def start(*arguments, **options):
-    """A new process that imports this package, and whose children end with it."""
+    """A new process that imports this package; its children end with it."""
     paths = [str(PACKAGE.parent), str(HERE)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
@@ -69,7 +69,7 @@ def start(*arguments, **options):
 
 
 def output_of(process, seconds=SECONDS):
-    """What it prints; an error with its complaints if it fails or hangs."""
+    """The output of a process; an error with its stderr if it fails or hangs."""
     try:
         out, errors = process.communicate(timeout=seconds)
     finally:
@@ -82,7 +82,7 @@ def output_of(process, seconds=SECONDS):
 
 
 def run(code, *arguments):
-    """What a script prints that can fork with `in_child`."""
+    """The output of a script that can fork with `in_child`."""
     code = START.format(seconds=SECONDS) + textwrap.dedent(code)
     return output_of(start("-c", code, *arguments), SECONDS + 10)
 
@@ -91,7 +91,7 @@ def run(code, *arguments):
 
 
 @pytest.mark.parametrize("kind", ["torch", "converted", "read", "tuned"])
-def test_children_compute_what_their_parent_does_and_nothing_twice(kind, tmp_path):
+def test_children_compute_the_same_as_their_parent_and_nothing_twice(kind, tmp_path):
     if kind == "read":
         output_of(start(HERE / "forks.py", "prepare", tmp_path / "before"), 60)
     found = json.loads(output_of(start(HERE / "forks.py", kind, tmp_path), 120))
@@ -190,7 +190,7 @@ def test_a_thread_that_forked_and_children_of_children_compute():
     )
 
 
-def test_threads_of_a_child_compute_beside_each_other():
+def test_threads_of_a_child_compute_concurrently():
     assert (
         run("""
         from concurrent.futures import ThreadPoolExecutor
@@ -210,7 +210,7 @@ def test_threads_of_a_child_compute_beside_each_other():
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_child_that_ends_as_scripts_do_ends(engine, tmp_path):
-    """Destroying what has threads of the parent would wait for them for ever."""
+    """Freeing objects with threads of the parent would wait for them forever."""
     code = """
         features = PretrainedCNNFeatures(engine=sys.argv[1], cache=sys.argv[2])
         features.transform(X)
@@ -287,7 +287,7 @@ def test_a_fork_does_not_copy_an_open_database(tmp_path):
 
 
 def test_errors_and_warnings_of_a_child_are_those_of_any_process(tmp_path):
-    """They name the line of the user."""
+    """They point to the line of the user."""
     assert (
         run(
             """
@@ -510,7 +510,7 @@ NOW = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
 @pytest.mark.parametrize("place", ["memory", "folder"])
-def test_a_long_wait_says_once_what_it_waits_for(place, impatient, tmp_path):
+def test_a_long_wait_warns_once_about_what_it_waits_for(place, impatient, tmp_path):
     path = tmp_path / "store" if place == "folder" else None
     table = FeatureStore(path, name="waits").open()
     call = new_call()
@@ -554,7 +554,7 @@ def test_a_long_wait_names_the_process_and_the_rows(impatient, tmp_path, photo_f
     )
 
 
-def test_a_long_wait_for_a_gpu_names_who_uses_it(impatient, disk):
+def test_a_long_wait_for_a_gpu_names_the_process_that_uses_it(impatient, disk):
     turn = disk.use_gpus(lambda: ["gpu-0"])
     turn.__enter__()
 
@@ -611,8 +611,8 @@ def test_workers_on_the_same_gpus_in_another_order_do_not_block_each_other(disk)
         assert not thread.is_alive()
 
 
-def test_a_gpu_is_known_by_what_it_is_and_not_by_its_number(monkeypatch):
-    """Each process may see other GPUs, under the same numbers."""
+def test_a_gpu_is_identified_by_its_uuid_and_not_by_its_number(monkeypatch):
+    """Processes may see different GPUs under the same number."""
     monkeypatch.setattr(
         "torch.cuda.get_device_properties",
         lambda device: type("Properties", (), {"uuid": f"uuid of {device}"}),
@@ -633,13 +633,13 @@ def test_a_gpu_has_one_name(two_gpus):
     assert resolve_device("cuda:01") == "cuda:1"
 
 
-def test_a_gpu_that_is_not_there_is_refused(two_gpus):
+def test_a_missing_gpu_is_refused(two_gpus):
     with pytest.raises(ValueError, match=r"'cuda:9' .* sees 2 CUDA devices"):
         resolve_device("cuda:9")
 
 
 @pytest.mark.parametrize("device", ["cuda", "auto"])
-def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
+def test_a_gpu_in_a_forked_process_is_refused_with_a_remedy(
     device, two_gpus, monkeypatch
 ):
     monkeypatch.setattr("skdeepfeat._engines.devices._has_driver", lambda: True)
@@ -649,8 +649,8 @@ def test_a_gpu_in_a_forked_process_is_refused_with_what_to_type(
         resolve_device(device)
 
 
-def test_a_forked_process_goes_on_without_a_gpu_as_its_parent_did(monkeypatch):
-    """A driver alone is no GPU, and torch looks for none after a fork."""
+def test_a_forked_process_works_without_a_gpu_like_its_parent(monkeypatch):
+    """A driver is not a GPU, and torch does not look for GPUs after a fork."""
     monkeypatch.setattr("skdeepfeat._engines.devices._has_driver", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
@@ -664,7 +664,7 @@ def test_a_forked_process_goes_on_without_a_gpu_as_its_parent_did(monkeypatch):
 
 
 def test_workers_without_processes_of_their_own_have_threads():
-    """joblib warns there, and gives one."""
+    """joblib warns in such workers, and returns 1."""
     assert (
         run("""
         import multiprocessing

@@ -43,7 +43,7 @@ def test_the_changelog_begins_with_the_version():
     assert heading == ("Unreleased" if ".dev" in version else version)
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_defined_in_one_place():
     files = ["pyproject.toml", "CITATION.cff", "docs/conf.py"]
     release = skdeepfeat.__version__.split(".dev")[0]
     assert not [f for f in files if f'"{release}' in (ROOT / f).read_text()]

@@ -1,4 +1,4 @@
-"""The public face: sorted, documented, and named after the package."""
+"""The public API is sorted, documented, and named after the package."""
 
 import inspect
 import re
@@ -11,9 +11,8 @@ import skdeepfeat
 ROOT = Path(__file__).parents[1]
 CLASSES = [thing for thing in vars(skdeepfeat).values() if isinstance(thing, type)]
 GENERATED = re.compile("set_.*_request")  # by scikit-learn
-# What other classes of the package call, and users need not.
+# Methods that other classes of the package call, and users do not need.
 BETWEEN_CLASSES = {
-    "Backbone.identity_at",
     "FeatureStore.open",
     "FineTunedClassifier.count_blocks",
     "FineTunedClassifier.to_backbone",

@@ -1,4 +1,4 @@
-"""The whole job on real photos with real ImageNet weights."""
+"""Complete pipelines on real photos with ImageNet weights."""
 
 import warnings
 
@@ -45,7 +45,7 @@ def test_accuracy_by_depth_on_ants_and_bees(ants_and_bees, squeezenet_weights):
     assert scores["block8"] > scores["block5"] > scores["block1"]
 
 
-def test_real_weights_know_real_classes(shared_data, squeezenet_weights):
+def test_published_weights_recognise_real_classes(shared_data, squeezenet_weights):
     paths = sorted(map(str, (shared_data / "imagenet_samples").glob("*.jpg")))
     some = np.arange(0, 1000, 20)
     features = PretrainedCNNFeatures(

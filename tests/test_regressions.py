@@ -1,4 +1,4 @@
-"""Mistakes that were found by use, one test each."""
+"""Bugs found in use, one test each."""
 
 import functools
 import io
@@ -49,7 +49,7 @@ def as_input(X):
 
 
 class InPlace(torch.nn.Module):
-    """Throws the results of its in-place steps away and reads their argument."""
+    """Discards the results of its in-place steps and reads their argument."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class InPlace(torch.nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-def test_in_place_steps_whose_result_is_thrown_away(X):
+def test_in_place_steps_whose_result_is_discarded(X):
     net = InPlace()
     features = of_module(net, layer="logits").transform(X)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def redefined(sign):
     return Net()
 
 
-def test_networks_that_differ_in_attributes_or_code_alone_are_different():
+def test_networks_that_differ_only_in_attributes_or_code_are_different():
     one, two = (of_module(Scaled(s)).backbone for s in (1.0, 100.0))
     assert one != two and one == of_module(Scaled(1.0)).backbone
     plus, minus = (of_module(redefined(sign)).backbone for sign in (1, -1))
@@ -207,14 +207,14 @@ class Recurrent(torch.nn.Module):
         return self.fc(x.mean(1))
 
 
-def test_children_without_a_tensor_or_a_use_are_no_layers(X):
+def test_children_without_tensor_or_use_are_not_layers(X):
     features = of_module(Recurrent())
     aliases = {layer.alias: layer.node for layer in list_layers(features.backbone)}
     assert aliases["penultimate"] == "fc.input" and "rnn" not in aliases.values()
     assert features.transform(X).shape == (6, 5)
 
 
-def test_what_is_no_plain_network_is_refused():
+def test_only_plain_networks_are_accepted():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
     with pytest.raises(TypeError, match="plain Python"):
         Backbone.from_module(torch.nn.Sequential, image_size=8)
@@ -243,7 +243,7 @@ def test_a_rewritten_file_with_its_old_time_stamp_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("X", [["nowhere.png"], [None, "nowhere.png"]])
-def test_no_readable_row_at_all(X):
+def test_without_readable_rows_all_rows_are_nan(X):
     features = PretrainedCNNFeatures("tiny", on_error="nan")
     with pytest.warns(ImageWarning):
         out = features.transform(X)
@@ -253,7 +253,7 @@ def test_no_readable_row_at_all(X):
 @pytest.mark.parametrize(
     "first", [5, np.zeros(0), np.zeros(5), [1, 2], np.float32("nan")]
 )
-def test_a_strange_first_row_costs_no_other(first, photos):
+def test_an_unusual_first_row_does_not_affect_the_others(first, photos):
     features = PretrainedCNNFeatures("tiny", on_error="nan")
     with pytest.warns(ImageWarning, match="1 of 2"):
         out = features.transform([first, photos[0]])
@@ -279,7 +279,7 @@ def test_networks_built_for_one_size(photos, tmp_path):
     assert features.transform(photos[:1]).shape == (1, 768)
     (tmp_path / "w.pth").write_bytes(b"")
     features.set_params(weights=str(tmp_path / "w.pth"))
-    with pytest.raises(ValueError, match="224 pixels only"):
+    with pytest.raises(ValueError, match="only takes images of 224 pixels"):
         features.transform(photos[:1])
 
 
@@ -321,8 +321,8 @@ def test_a_frame_needs_no_fit(photo_files, recwarn):
 
 
 @pytest.mark.parametrize("place", ["memory", "folder"])
-def test_values_out_of_range_are_told_of_stored_rows_too(place, photos, tmp_path):
-    """The warning was given once, and the bad features were served ever after."""
+def test_values_out_of_range_also_warn_for_stored_rows(place, photos, tmp_path):
+    """The warning must not be limited to the call that computes the rows."""
     cache = "memory" if place == "memory" else tmp_path / "store"
     floats = photos.astype(np.float32)  # from 0 to 255, taken as from 0 to 1
     est = PretrainedCNNFeatures(tiny_backbone(), cache=cache)
@@ -340,7 +340,7 @@ def test_values_out_of_range_are_told_of_stored_rows_too(place, photos, tmp_path
     [[1, 2, 3], np.arange(3), pd.Series([1, 2, 3]), pl.Series([1, 2, 3])],
     ids=["list", "array", "pandas", "polars"],
 )
-def test_a_column_of_numbers_is_refused_in_words(column):
+def test_a_column_of_numbers_is_refused_with_an_explanation(column):
     est = PretrainedCNNFeatures(tiny_backbone())
     for method in (est.fit, est.transform):
         with pytest.raises(ValueError, match="Pass the column that holds the images"):
@@ -348,7 +348,7 @@ def test_a_column_of_numbers_is_refused_in_words(column):
 
 
 def test_frames_of_pixels_need_no_fit(photos):
-    """Names were compared with those of a fit that had not been."""
+    """There are no names from `fit` to compare with."""
     flat = pd.DataFrame(photos.reshape(len(photos), -1))
     flat.columns = [f"pixel{i}" for i in range(flat.shape[1])]
     est = PretrainedCNNFeatures(tiny_backbone(), image_shape=(24, 32, 3))
@@ -366,7 +366,7 @@ def test_paths_from_arrays_are_named_as_text(tmp_path):
     assert type(source) is str and Path(source) == path
 
 
-def test_a_look_into_a_store_makes_no_folder(tmp_path):
+def test_inspecting_a_store_creates_no_folder(tmp_path):
     store = FeatureStore(tmp_path / "mistyped")
     assert store.info()["rows"] == 0
     store.clear()
@@ -374,8 +374,8 @@ def test_a_look_into_a_store_makes_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("bound", ["1GB", -1, 1.5])
-def test_bounds_of_stores_are_whole_numbers(bound):
-    with pytest.raises(ValueError, match="a bound in whole bytes"):
+def test_size_limits_of_stores_are_integers(bound):
+    with pytest.raises(ValueError, match="'max_bytes' must be None or an int"):
         FeatureStore(max_bytes=bound)
 
 
@@ -393,24 +393,24 @@ def test_damaged_weights_are_not_called_unsafe(tmp_path, photos):
     whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
     torch.save(models.resnet18(weights=None).state_dict(), whole)
     cut.write_bytes(whole.read_bytes()[:1_000_000])
-    with pytest.raises(WeightsError, match=r"damaged, cut off.*1,000,000 bytes"):
+    with pytest.raises(WeightsError, match=r"damaged, truncated.*1,000,000 bytes"):
         PretrainedCNNFeatures("resnet18", weights=cut).transform(photos)
 
 
-def test_what_to_type_for_networks_without_a_name(photos):
+def test_the_error_for_an_unknown_layer_says_how_to_list_all_of_them(photos):
     for backbone, typed in [("resnet18", "'resnet18'"), (tiny_backbone(), "backbone")]:
         est = PretrainedCNNFeatures(backbone, weights="default", layer="nowhere")
         with pytest.raises(ValueError, match=rf"list_layers\({typed}, nodes=True\)"):
             est.transform(photos)
 
 
-def test_planar_arrays_are_told_how_to_turn(photos):
+def test_the_error_for_planar_arrays_says_how_to_transpose(photos):
     planar = photos[0].transpose(2, 0, 1)
     with pytest.raises(ImageError, match=r"pass image\.transpose\(1, 2, 0\)"):
         PretrainedCNNFeatures(tiny_backbone()).transform([planar])
 
 
 @pytest.mark.parametrize("estimator", [PretrainedCNNFeatures, FineTunedClassifier])
-def test_a_bare_network_is_told_how_to_become_a_backbone(estimator, photos):
+def test_the_error_for_a_bare_network_names_from_module(estimator, photos):
     with pytest.raises(InvalidParameterError, match=r"Backbone\.from_module\(net"):
         estimator(torch.nn.Flatten()).fit(photos, range(6))

@@ -87,7 +87,7 @@ def test_eight_clients_at_once_get_their_own_answers(service):
             np.testing.assert_allclose(found, expected[row], atol=1e-5)
 
 
-def test_what_is_no_photo_is_the_senders_error(service):
+def test_an_upload_that_is_not_a_photo_is_a_client_error(service):
     address, _ = service
     for content, reason in ((b"", "empty"), (b"%!PS-Adobe", "PostScript")):
         status, answer = post(address, content)

@@ -1,4 +1,4 @@
-"""The pages of the site: widths of their code, sessions that are true, pictures."""
+"""The pages of the site: width of code, output of sessions, and pictures."""
 
 import contextlib
 import doctest

@@ -1,10 +1,10 @@
-"""Write _backbones/torchvision.json: what the registry knows of torchvision's models.
+"""Write _backbones/torchvision.json, the records of torchvision's models.
 
     python tools/describe_torchvision.py
 
-Run it after raising the supported torchvision. Networks are built without weights and
-run on the meta device, so it needs no download and no memory; `FAMILIES` is where a
-new architecture gets its aliases.
+Run it after raising the supported version of torchvision. Networks are built without
+weights and run on the meta device, which requires no download and little memory. Add
+the aliases of a new architecture to `FAMILIES`.
 """
 
 import json
@@ -38,7 +38,7 @@ def numbered(*names):
 
 
 def stages(net, container):
-    """The first child, then the last of every run with one width and resolution."""
+    """The first child, then the last one of each run of children of equal shape."""
     shapes = {}
     hooks = [
         child.register_forward_hook(
@@ -55,7 +55,7 @@ def stages(net, container):
 
 
 def children_of_type(net, *types):
-    """Names of the modules whose class has one of these names."""
+    """Names of the modules whose class is one of these."""
     return [name for name, m in net.named_modules() if type(m).__name__ in types]
 
 
@@ -70,7 +70,7 @@ def vgg_like(net):
 
 
 def in_features(aliases):
-    """The same aliases, for modules named inside `features`."""
+    """The same aliases, with the names of blocks relative to `features`."""
     return {
         alias: f"features.{name}" if alias.startswith("block") else name
         for alias, name in aliases.items()
@@ -99,7 +99,7 @@ def fixed(stem, blocks, penultimate, logits):
     }
 
 
-# Name of the model → (aliases of a network, name of its head). First match counts.
+# Pattern of the model's name → (its aliases, name of its head); the first match counts.
 FAMILIES = {
     r"resnet|resnext|wide_resnet": (
         fixed("maxpool", [f"layer{i}" for i in range(1, 5)], "flatten", "fc"),
@@ -196,8 +196,8 @@ FAMILIES = {
         "heads.head",
     ),
 }
-# Official GoogLeNet and Inception weights want their own input scaling, and come with
-# training heads that no feature needs.
+# Official GoogLeNet and Inception weights need an input scaling of their own, and
+# contain auxiliary heads that no feature needs.
 OFFICIAL_OPTIONS = {
     "googlenet": {"transform_input": True, "aux_logits": False, "init_weights": False},
     "inception_v3": {
@@ -207,13 +207,12 @@ OFFICIAL_OPTIONS = {
     },
 }
 UNUSED = {"googlenet": ["aux1.", "aux2."], "inception_v3": ["AuxLogits."]}
-# Old DenseNet files name the parts of a dense layer `norm.1` where the network now
-# says `norm1`.
+# Old DenseNet files name a part of a dense layer `norm.1`, which is now `norm1`.
 RENAME = [r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."]
 
 
 def size_option(name):
-    """Transformers with learned positions are built for one input size."""
+    """The argument that sets the input size of networks built for one size, or None."""
     if name.startswith("vit"):
         return "image_size"
     return None
@@ -232,14 +231,14 @@ def describe_weights(version):
 
 
 def described_by_torchvision(version):
-    """Number of parameters, classifier included, and the licence where it is stated."""
+    """Number of parameters, including the classifier, and the licence if stated."""
     meta = version.meta
     stated = {"licence": meta["license"]} if "license" in meta else {}
     return {"parameters": meta["num_params"], **stated}
 
 
 class Meter(torch.fx.Interpreter):
-    """Runs a graph and notes the shape and the cost so far at every node."""
+    """Runs a graph and records the shape and the accumulated cost at each node."""
 
     def __init__(self, graph_module):
         super().__init__(graph_module)
@@ -257,7 +256,7 @@ class Meter(torch.fx.Interpreter):
 
 
 def measure(net, nodes, size):
-    """(shape without the batch axis, cost so far) of each node, by name."""
+    """(shape without the batch axis, accumulated cost) of each node, by name."""
     cut = create_feature_extractor(net, nodes, suppress_diff_warning=True).eval()
     meter = Meter(torch.fx.GraphModule(net, cut.graph))
     meter.measure(torch.zeros(1, 3, size, size, device="meta"))

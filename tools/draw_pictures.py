@@ -1,10 +1,10 @@
-"""Draw the pictures of the docs: SVG in the colours of the page, light or dark.
+"""Draw the pictures of the docs as SVG, in the colours of the light or dark page.
 
     pip install scikit-image
     python tools/draw_pictures.py
 
-Writes docs/pictures/*.svg. The photo is Chelsea of scikit-image (CC0, Stéfan van der
-Walt); the figures of the search come from tools/measure_search.py.
+It writes docs/pictures/*.svg. The photo is Chelsea from scikit-image (CC0, Stéfan van
+der Walt). The results of the search come from tools/measure_search.py.
 """
 
 import base64
@@ -36,13 +36,13 @@ HEAD = (
 
 
 def text(x, y, words, **attributes):
-    """A line of text, centred at x unless told otherwise."""
+    """A line of text, centred at x by default."""
     written = "".join(f' {k.replace("_", "-")}="{v}"' for k, v in attributes.items())
     return f'<text x="{x:g}" y="{y:g}"{written}>{html.escape(words)}</text>'
 
 
 def small(x, y, words, **attributes):
-    """A smaller line of text, for what explains."""
+    """A smaller line of text, for explanations."""
     return text(x, y, words, **{"font_size": 13, "opacity": 0.8} | attributes)
 
 
@@ -74,7 +74,7 @@ def arrow(name, *points, dashed=False):
 
 
 def photograph(x, y, side, pixels, quality=80):
-    """Pixels of uint8 as a picture inside the picture, its long side `side`."""
+    """An image of uint8 pixels inside the picture, with long side `side`."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     address = base64.b64encode(buffer.getvalue()).decode()
@@ -87,7 +87,7 @@ def photograph(x, y, side, pixels, quality=80):
 
 
 def write(name, title, width, height, *parts, kind=""):
-    """One file; `kind` is a further class, for the style sheet."""
+    """Write one file; `kind` is an additional class for the style sheet."""
     head = HEAD.format(
         kind=kind, width=width, height=height, title=title, id=f"{name}-head"
     )
@@ -131,7 +131,7 @@ def walk_wide():
 
 
 def walk_narrow():
-    """The same in one column, for a telephone."""
+    """The same in one column, for narrow screens."""
     parts = []
     for i, (title, *lines) in enumerate(STATIONS):
         y = 10 + 78 * i
@@ -147,7 +147,7 @@ def walk_narrow():
     write("walk-narrow", WALK, 340, 545, *parts, kind="narrow")
 
 
-# What the search found --------------------------------------------------------------
+# Results of the search --------------------------------------------------------------
 
 
 def accuracy(result):
@@ -206,12 +206,12 @@ def seconds(result):
 # What a layer sees ------------------------------------------------------------------
 
 SEEN = ["stem", "block2", "block4", "block6", "block8"]
-# A small palette from dark to light that reads on both grounds.
+# A palette from dark to light that is visible on light and dark pages.
 PALETTE = np.array([[16, 26, 60], [52, 78, 150], [230, 130, 60], [255, 235, 160]])
 
 
 def square_photo(side=150):
-    """The middle of the photo, as the network sees it at first."""
+    """The centre of the photo, as the network receives it."""
     photo = Image.fromarray(data.chelsea())
     width, height = photo.size
     left = (width - height) // 2
@@ -226,7 +226,7 @@ def maps_of(photo, layer):
 
 
 def in_colours(values, side=150):
-    """A map of numbers as pixels, from its least to its greatest."""
+    """A map as pixels, from its minimum to its maximum."""
     scaled = (values - values.min()) / (np.ptp(values) or 1) * (len(PALETTE) - 1)
     steps = np.arange(len(PALETTE))
     pixels = [np.interp(scaled, steps, channel) for channel in PALETTE.T]
@@ -300,7 +300,7 @@ def kinds_of_input():
 
 
 def what_the_store_shares():
-    """Everything that asks on the left, the network that runs once on the right."""
+    """What requests features on the left, the network that runs once on the right."""
     askers = ["folds", "clones", "candidates", "threads", "processes", "tomorrow's run"]
     parts = []
     for i, name in enumerate(askers):
@@ -327,7 +327,7 @@ PHASES = [
 
 
 def phases():
-    """Two stacks of blocks: what learns in each phase, with its learning rate."""
+    """Two stacks of blocks that show what learns in each phase, with learning rates."""
     names = ["stem … block6", "block7", "block8", "head"]
     rates = [["–", "–", "–", "lr"], ["–", "–", "lr × decay", "lr"]]
     parts = []
@@ -349,7 +349,7 @@ def phases():
 
 
 def table_columns():
-    """A table whose columns go different ways and meet again."""
+    """A table whose columns are processed separately and then combined."""
     parts = [
         box(5, 8, 110, 64, "photo", "paths", stroke=PRIMARY),
         box(5, 96, 110, 64, "weight", "numbers", stroke=PRIMARY),

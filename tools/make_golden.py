@@ -1,12 +1,12 @@
-"""Write what this version of the package saves, for tests of later versions.
+"""Save models and a store of this version, for the tests of later versions.
 
-Run it once for each layout of pickles or stores, before the layout changes:
+Run it once for each layout of pickles or stores, before changing the layout:
 
     python tools/make_golden.py tests/golden/NAME
 
-It writes pickles of a classifier trained from scratch, of one that trained a head only,
-of a classifier and of a pipeline on a network of your own, a store in a folder, and
-what they predict.
+It writes pickles of a classifier trained from scratch, of one with only a trained head,
+and of a classifier and a pipeline that use a custom network; a store in a folder; and
+their predictions.
 """
 
 import gzip
@@ -28,7 +28,7 @@ from skdeepfeat import (
 
 
 def own_backbone():
-    """A small network with weights from a seed."""
+    """A small custom network with weights from a seed."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=2),
@@ -44,7 +44,7 @@ def own_backbone():
 
 
 def thinned(classifier):
-    """Leave one weight in fifty of the largest layers, so that the file stays small."""
+    """Keep one in fifty weights of the largest layers, so that the file is small."""
     for array in classifier.weights_["head"].values():
         if array.size > 10_000:
             array[np.abs(array) < np.quantile(np.abs(array), 0.98)] = 0

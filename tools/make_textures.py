@@ -1,11 +1,12 @@
-"""Write skdeepfeat/_data/textures.npz: the small labelled data set of the package.
+"""Write skdeepfeat/_data/textures.npz, the small labelled data set of the package.
 
     pip install scikit-image
     python tools/make_textures.py
 
-Square patches that do not overlap, cut from photos of scikit-image that are in the
-public domain or under CC0, made grey, turned, and changed in brightness and contrast so
-that neither colour nor light tells the classes apart.
+It consists of square patches that do not overlap, cut from photos in scikit-image that
+are in the public domain or under CC0. The patches are converted to grey, rotated, and
+changed in brightness and contrast, so that neither colour nor brightness distinguishes
+the classes.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ SOURCES = {
 
 
 def cut(photo, rng):
-    """Patches of a photo, in random order, each changed at random."""
+    """Patches of a photo in random order, each changed at random."""
     grey = rgb2gray(photo) if photo.ndim == 3 else photo / 255
     rows, columns = (side // SIDE for side in grey.shape)
     cells = [(r * SIDE, c * SIDE) for r in range(rows) for c in range(columns)]

@@ -1,9 +1,9 @@
-"""Measure what the landing page of the docs shows, on the textures of the package.
+"""Measure the results on the landing page of the docs, on the package's textures.
 
     python tools/measure_search.py
 
-A search over depths and heads, then one search with and without a store. Writes
-docs/pictures/search.json, which tools/draw_pictures.py draws.
+It runs a search over depths and heads, then the same search with and without a store,
+and writes docs/pictures/search.json, which tools/draw_pictures.py draws.
 """
 
 import json
@@ -37,7 +37,7 @@ FOLDS = StratifiedKFold(5, shuffle=True, random_state=0)
 
 
 def search(X, y, layers, heads, cache):
-    """A fitted grid search over layers and heads, and the seconds that it took."""
+    """A fitted grid search over layers and heads, and its duration in seconds."""
     features = PretrainedCNNFeatures(cache=cache, prefetch_layers="all")
     steps = [("features", features), ("scale", StandardScaler()), ("head", SVC())]
     grid = {"features__layer": layers, "head": list(heads.values())}

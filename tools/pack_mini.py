@@ -41,7 +41,7 @@ ABOUT = {
 def trunk_layers():
     """Aliased layers of the trunk; the last maps are the penultimate layer."""
     aliases, _ = FAMILIES["squeezenet"]
-    last = {"logits": "features.12"}  # there are none
+    last = {"logits": "features.12"}  # the trunk has no logits
     with torch.no_grad():
         rows = describe_layers(
             mini().eval().to("meta"), lambda net: aliases(net) | last, IMAGE_SIZE

@@ -2,21 +2,22 @@
 Train the backbone that ships with the package
 ==============================================
 
-``"mini"`` is a SqueezeNet trunk that has learned to see in pictures of 96 pixels what
-an ImageNet network of the same shape, its teacher, sees in pictures of 224, at a fifth
-of the cost (knowledge distillation, Hinton et al. 2015; many crops of few images
-suffice, Asano & Saeed 2022). It begins as a copy of its teacher, so the two are
-compared channel by channel, without any layer in between.
+``"mini"`` is a SqueezeNet trunk that reproduces, from images of 96 pixels, the features
+that an ImageNet network of the same architecture, its teacher, computes from images of
+224 pixels, at a fifth of the cost (knowledge distillation, Hinton et al. 2015; many
+crops of few images suffice, Asano & Saeed 2022). It is initialised as a copy of its
+teacher, so the two are compared channel by channel, without any layer in between.
 
     python tools/train_mini.py --photos PHOTOS --teacher squeezenet1_0.pth --out run
 
 ``PHOTOS`` is a folder of JPEG files, the teacher a torchvision ``squeezenet1_0``
-state dict. The work has two steps, both resumable by repeating the command: the views
-and the teacher's answers are computed once into ``run/views``, then the student is
-trained from them. ``run/best.pth`` is the averaged student that did best on the
-``--yardstick`` (a folder with ``cifar10_subset.npz`` and ``hymenoptera/``), or the
-latest one without a yardstick. ``python tools/pack_mini.py run/best.pth`` packs it for
-the wheel. ``--start`` goes on from a checkpoint, or from the packed weights.
+state dict. Training has two steps, which can both be resumed by repeating the command:
+the views and the teacher's outputs are computed once into ``run/views``, then the
+student is trained on them. ``run/best.pth`` is the averaged student with the highest
+score on the ``--yardstick`` (a folder with ``cifar10_subset.npz`` and
+``hymenoptera/``), or the latest one without a yardstick. ``python tools/pack_mini.py
+run/best.pth`` packs it for the wheel. ``--start`` continues from a checkpoint, or from
+the packed weights.
 """
 
 import argparse
@@ -38,9 +39,9 @@ TEACHER_SIZE = 224
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
-# What is learned from the teacher: (its channels, side of the grid kept). The last maps
-# and the classes are averages of what it says of the view and of the view at half its
-# size: one sees details, the other small pictures.
+# What the student learns from the teacher: name → (channels, side of the pooled grid).
+# The last maps and the logits are averages of the outputs for the view and for the view
+# at half its size, as the first shows details and the second resembles small images.
 TARGETS = {
     "fire3": (128, 4),
     "fire5": (256, 4),
@@ -49,19 +50,19 @@ TARGETS = {
     "logits": (1000, 1),
 }
 LOSS_WEIGHTS = {"fire3": 0.1, "fire5": 0.25, "fire8": 0.5, "fire9": 1.0, "logits": 0.5}
-FIRES = {4: "fire3", 7: "fire5", 10: "fire8", 12: "fire9"}  # their places
+FIRES = {4: "fire3", 7: "fire5", 10: "fire8", 12: "fire9"}  # indices in the trunk
 
 
-# Views: photos → crops → the teacher's answers --------------------------------------
+# Views: photos → crops → the teacher's outputs --------------------------------------
 
 
 def load_photos(folder):
-    """All photos of a folder as RGB images, in the order of their names."""
+    """All photos of a folder as RGB images, sorted by name."""
     return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.jp*g"))]
 
 
 def render_fractal(rng, size=256):
-    """One iterated function system over coloured noise: shapes no photo has."""
+    """One iterated function system over coloured noise, with shapes unlike photos."""
     coarse = rng.integers(0, 256, (rng.integers(2, 12),) * 2 + (3,), dtype=np.uint8)
     canvas = np.asarray(Image.fromarray(coarse).resize((size, size), Image.BICUBIC))
     maps = rng.uniform(-1, 1, (rng.integers(2, 6), 2, 3))
@@ -77,7 +78,7 @@ def render_fractal(rng, size=256):
 
 
 def random_crop(image, rng):
-    """A crop of 8 to 100 % of the area, at most 4:3 out of square, at teacher size."""
+    """A crop of 8 to 100 % of the area, with aspect ratio up to 4:3, resized."""
     width, height = image.size
     area = width * height * rng.uniform(0.08, 1)
     ratio = math.exp(rng.uniform(-0.29, 0.29))
@@ -90,7 +91,7 @@ def random_crop(image, rng):
 
 
 def distort(views, rng):
-    """Change colours of all, blur a fifth to small pictures, blend a quarter."""
+    """Change the colours of all views, blur a fifth of them, and blend a quarter."""
     n = len(views)
 
     def uniform(low, high, *shape):
@@ -139,7 +140,7 @@ def teacher_answers(teacher, views):
 
 
 def open_views(folder, n_views, size, mode):
-    """The memory maps of the views and of the teacher's answers."""
+    """The memory maps of the views and of the teacher's outputs."""
     shapes = {"views": (3, size, size)}
     shapes |= {name: (c, side, side) for name, (c, side) in TARGETS.items()}
     return {
@@ -154,7 +155,7 @@ def open_views(folder, n_views, size, mode):
 
 
 def render_views(folder, photos, teacher, n_views, size, seed, batch=16):
-    """Write the views and the answers to disk, batch by batch; resumes."""
+    """Write the views and the outputs to disk in batches; resumes if interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     progress = folder / "done.json"
     done = json.loads(progress.read_text()) if progress.exists() else 0
@@ -190,7 +191,7 @@ class Student(torch.nn.Module):
         self.classifier = copy.deepcopy(teacher.classifier).requires_grad_(False)
         for module in self.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # or it would change what is compared
+                module.inplace = False  # or it would overwrite maps to compare
 
     def forward(self, x):
         maps = fire_maps(self.trunk, x)
@@ -202,7 +203,7 @@ class Student(torch.nn.Module):
 
 
 def channel_scales(maps):
-    """Standard deviation of each channel, of places and of pooled vectors."""
+    """Standard deviation of each channel, in the maps and in pooled vectors."""
     scales = {}
     for name in TARGETS:
         sample = torch.from_numpy(maps[name][:4096]).float()
@@ -213,7 +214,7 @@ def channel_scales(maps):
 
 
 def imitation_loss(predicted, wanted, scales, temperature=2.0):
-    """Standardised squared error of maps and pooled vectors, and of the classes."""
+    """Standardised squared error of maps and pooled vectors, plus KL of the logits."""
     total = 0.0
     for name, weight in LOSS_WEIGHTS.items():
         p, w = predicted[name], wanted[name]
@@ -231,7 +232,7 @@ def imitation_loss(predicted, wanted, scales, temperature=2.0):
 
 
 def draw_batch(maps, rng, batch):
-    """Random views, half of them mirrored together with their maps."""
+    """A batch of random views, mirrored with their maps half of the time."""
     rows = np.sort(rng.integers(len(maps["views"]), size=batch))
     flip = rng.random() < 0.5
     data = {}
@@ -259,7 +260,7 @@ def average_weights(average, model, decay):
 
 
 def train(maps, teacher, out, args):
-    """The loop: draw, predict, compare, step, average; a checkpoint every few."""
+    """The training loop, which saves a checkpoint every `args.every` steps."""
     torch.manual_seed(args.seed)
     model = Student(teacher).to(memory_format=torch.channels_last)
     if args.start:
@@ -304,7 +305,7 @@ def train(maps, teacher, out, args):
 
 
 def start_from(path, model):
-    """Begin with the averaged student of a checkpoint, or with a packed trunk."""
+    """Load the averaged student of a checkpoint, or a packed trunk."""
     if path.suffix == ".safetensors":
         packed = load_file(path)
         trunk = {k.removeprefix("features."): v.float() for k, v in packed.items()}
@@ -314,7 +315,7 @@ def start_from(path, model):
 
 
 def save(path, model, average, optimizer, state):
-    """Write the checkpoint beside the old one, then replace it."""
+    """Write the checkpoint to a temporary file, then replace the old one."""
     partial = path.with_suffix(".partial")
     parts = {"model": model, "average": average, "optimizer": optimizer}
     saved = {name: part.state_dict() for name, part in parts.items()}
@@ -323,7 +324,7 @@ def save(path, model, average, optimizer, state):
 
 
 def keep_best(trunk, state, out, args):
-    """Measure the averaged trunk and keep it when it is the best so far."""
+    """Evaluate the averaged trunk, and save it if it is the best so far."""
     scores = measure(trunk, args.yardstick, args.probe_size) if args.yardstick else {}
     score = float(np.mean(list(scores.values()))) if scores else state["step"]
     print(f"step {state['step']}: {scores}", flush=True)
@@ -332,12 +333,12 @@ def keep_best(trunk, state, out, args):
         torch.save(trunk.state_dict(), out / "best.pth")
 
 
-# Yardstick: a linear probe on pictures never trained on -----------------------------
+# Yardstick: a linear probe on images that are not used for training -----------------
 
 
 @torch.inference_mode()
 def pooled_features(trunk, images, size):
-    """(n, d) averages of the last maps, with resize and centre crop."""
+    """Averages (n, d) of the last maps, after resize and centre crop."""
     transforms = v2.Compose(
         [
             v2.Resize(round(size * 256 / 224)),

@@ -1,7 +1,7 @@
-"""Which networks there are: records, the registry, and where weights come from.
+"""The known networks: their records, the registry, and the sources of their weights.
 
-Nothing here builds a network or imports torch; what only the network itself can say is
-asked through ``inspector``. Pickles of earlier versions look up these names here.
+No network is built and torch is not imported; ``inspector`` answers the questions that
+need the network itself. Pickles of earlier versions refer to the names below.
 """
 
 from .._images.recipe import InputSpec

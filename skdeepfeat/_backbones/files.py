@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, downloaded, checksums verified."""
+"""Weights files: download them, verify their checksums, and read them safely."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,33 +13,31 @@ from .._digests import sha256_file
 from .._exceptions import WeightsError
 from .records import Weights
 
-# Reading ----------------------------------------------------------------------------
-
 
 def _verified(path: Path, weights: Weights) -> Path:
-    """The path of a published file, if its checksum is the one in its name."""
+    """The path of a published file, if its checksum matches the one in its name."""
     if not sha256_file(path).startswith(weights.sha256_prefix):
         raise WeightsError(
-            f"{str(path)!r} is damaged or another file: its checksum does not begin "
-            f"with {weights.sha256_prefix!r}. Delete it to fetch it again, or pass its "
-            "path as weights=... if it is meant."
+            f"{str(path)!r} is damaged or a different file: its checksum does not "
+            f"begin with {weights.sha256_prefix!r}. Delete it to download it again, or "
+            "pass its path as weights=... to use this file."
         )
     return path
 
 
 def read_published(weights: Weights) -> dict[str, torch.Tensor]:
-    """Entries of a published file, shipped or downloaded."""
+    """Entries of a published file, which is downloaded unless it is packaged."""
     find = packaged if weights.packaged else download
     return read_weights_file(find(weights))
 
 
 def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Copies of arrays as tensors."""
+    """Arrays as tensors, copied."""
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
-    """Entries of a .safetensors or .pth file; never runs code from it."""
+    """Entries of a .safetensors or .pth file; code in the file is never run."""
     if not path.is_file():
         raise WeightsError.missing(path)
     reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
@@ -47,22 +45,22 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
         state = reader(path)
     except (SafetensorError, RuntimeError, EOFError, BadZipFile) as e:
         raise WeightsError(
-            f"{str(path)!r} cannot be read: it is damaged, cut off, or no file of "
-            f"weights at all ({path.stat().st_size:,} bytes). Fetch it again, or save "
-            "it with torch.save(net.state_dict(), path) or as .safetensors."
+            f"{str(path)!r} cannot be read: it is damaged, truncated, or not a weights "
+            f"file ({path.stat().st_size:,} bytes). Download it again, or save the "
+            "weights with torch.save(net.state_dict(), path) or as .safetensors."
         ) from e
     except UnpicklingError as e:
         raise WeightsError(
-            f"{str(path)!r} is not a file of plain weights, and nothing else is loaded "
-            "for safety. Save it with torch.save(net.state_dict(), path) or as "
-            ".safetensors."
+            f"{str(path)!r} contains more than plain weights, and is not loaded "
+            "because it could run code. Save the weights with "
+            "torch.save(net.state_dict(), path) or as .safetensors."
         ) from e
     if not isinstance(state, dict) or not all(
         isinstance(value, torch.Tensor) for value in state.values()
     ):
         raise WeightsError(
-            f"{str(path)!r} holds no plain dictionary of tensors. Save the network's "
-            "own weights with torch.save(net.state_dict(), path)."
+            f"{str(path)!r} does not contain a plain dictionary of tensors. Save the "
+            "weights with torch.save(net.state_dict(), path)."
         )
     return state
 
@@ -72,18 +70,18 @@ def _read_checkpoint(path: Path):
 
 
 def packaged(weights: Weights) -> Path:
-    """The file that ships with the package, its checksum verified."""
+    """The path of a file that ships with the package; verifies its checksum."""
     path = Path(__file__).parent / "shipped" / weights.filename
     if not path.is_file() or sha256_file(path) != weights.sha256:
         raise WeightsError(
             f"{str(path)!r} is not the file that ships with skdeepfeat: it is missing "
-            "or changed. Install the package again."
+            "or changed. Reinstall the package."
         )
     return path
 
 
 def download(weights: Weights) -> Path:
-    """The published file in torch's own download folder, fetched when missing."""
+    """The path of a published file in torch's download folder; downloads it."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / weights.filename
     if path.is_file():
@@ -96,7 +94,7 @@ def download(weights: Weights) -> Path:
     except (OSError, RuntimeError) as e:
         raise WeightsError(
             f"The weights {weights.name!r} are not on this machine and could not be "
-            f"fetched ({e}). Without a connection: copy {weights.filename!r} from "
+            f"downloaded ({e}). Without a connection, copy {weights.filename!r} from "
             f"{weights.url} to {str(folder)!r}, or pass its path as weights=..."
         ) from e
     return path

@@ -1,7 +1,7 @@
-"""What a record asks of the network that it describes.
+"""What records need from the networks that they describe.
 
-Records stand below the code that builds and traces networks. So the package names, at
-its top, the module that answers these questions; it is imported when one is asked.
+Records must not import the code that builds and traces networks. Instead, the package
+names the module that provides these functions, which is imported on first use.
 """
 
 import importlib
@@ -9,30 +9,30 @@ from typing import Any, Protocol, cast
 
 
 class Inspector(Protocol):
-    """What only a look into a network itself can say."""
+    """Functions that need the network itself."""
 
     def describe(self, backbone, image_size: int, about: dict) -> tuple[dict, str]:
-        """Named values that identify its computation, and why they do not last."""
+        """Named values that identify the computation, and why they do not last."""
 
     def as_code_stands(self, backbone, image_size: int, known) -> Any:
-        """The identity of a network known only by its object and its code."""
+        """The identity of a network by its object and its current code."""
 
     def find_head(self, backbone) -> str | None:
-        """Name of the module that ends a network with classes."""
+        """Name of the module that computes the class scores, or None."""
 
     def seeded_values(self, source) -> bytes:
-        """Digest of the values that a network draws from its seed."""
+        """Digest of the weights that a network draws from its seed."""
 
 
 _module = ""
 
 
 def inspected_by(module: str) -> None:
-    """Name the module whose functions are the :class:`Inspector`."""
+    """Set the module that provides the functions of :class:`Inspector`."""
     global _module
     _module = module
 
 
 def inspector() -> Inspector:
-    """The module that was named, imported now."""
+    """The module set by `inspected_by`, imported on first use."""
     return cast(Inspector, importlib.import_module(_module))

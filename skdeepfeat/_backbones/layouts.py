@@ -1,6 +1,6 @@
-"""How the output of a layer is laid out after the batch axis.
+"""Layouts of the output of a layer after the batch axis.
 
-The functions on tensors use their own methods alone, so torch is not imported here.
+Tensors are changed through their own methods, so torch is not imported.
 """
 
 import math
@@ -13,16 +13,16 @@ ENLARGED = 256  # a multiple of every usual stride
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay out what a layer gives for an image.
+    """A layout of the output of a layer for one image.
 
     Parameters
     ----------
     channels : int
         Position of the number of channels in the shape.
     places : callable
-        Shape → sizes of the axes that go over the image, empty if there are none.
+        Shape → sizes of the spatial axes, empty if there are none.
     as_maps : callable or None
-        Batch → the same as maps (n, c, h, w); None if it has no places.
+        Batch → maps of shape (n, c, h, w); None without spatial axes.
     """
 
     channels: int
@@ -30,7 +30,7 @@ class Layout:
     as_maps: Callable[[Any], Any] | None
 
 
-# The class token is not a place in the image, so it is left out of pooling.
+# The class token has no position in the image, so pooling leaves it out.
 LAYOUTS = {
     "chw": Layout(0, lambda s: s[1:], lambda x: x),
     "hwc": Layout(2, lambda s: s[:2], lambda x: x.permute(0, 3, 1, 2)),
@@ -43,11 +43,11 @@ LAYOUTS = {
 
 
 def stride_of(layout: str, shape, larger, image_size: int) -> int | None:
-    """Input pixels from one place of a map to the next; None for vectors.
+    """Distance in input pixels between neighbouring positions; None for vectors.
 
-    `larger` is the shape for an input whose side is longer by `ENLARGED`, which loses
-    as much at its margins; None, of a network built for one size, leaves these out of
-    account.
+    `larger` is the shape for an input whose side is longer by `ENLARGED` and that loses
+    as much at its margins. If it is None, as for networks built for one size, the
+    margins are not taken into account.
     """
     places = LAYOUTS[layout].places
     if not places(shape):

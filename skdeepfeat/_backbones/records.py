@@ -1,6 +1,6 @@
-"""The record of a network: how it is built, its weights, its input, its layers.
+"""The record of a network: how to build it, its weights, its input and its layers.
 
-A :class:`Backbone` is an immutable value. Nothing here imports torch.
+A :class:`Backbone` is an immutable value. This module does not import torch.
 """
 
 import copy
@@ -22,45 +22,46 @@ from .inspector import inspector
 from .layouts import LAYOUTS
 from .tensors import as_array, digest_tensors
 
-# Networks from there are known by their name, whatever happens to the code.
-PLAIN = (bool, int, float, str, type(None))  # what may be said besides
+PLAIN = (bool, int, float, str, type(None))  # options that keep a network published
 PACKAGE = __package__.partition(".")[0]
+# Networks from these modules are identified by name, even if their code changes.
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
 
-PACKAGED = "package:"  # begins the address of weights that ship with the package
+PACKAGED = "package:"  # prefix of the URLs of weights that ship with the package
 
 HOOKED = "this process has registered hooks on all modules"
 
-# Where builders are now that older pickles name by another module.
+# Modules that older pickles name → where their builders are now.
 MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a network where features can be read.
+    """A layer of a network, whose output can be read as features.
 
     Attributes
     ----------
     alias : str or None
-        Its stable name (``"block3"``), None for a plain node.
+        Stable name of the layer, such as ``"block3"``; None for other nodes.
     node : str
-        Its name in the traced network (``"layer3.22.relu_2"``).
+        Name in the traced network, such as ``"layer3.22.relu_2"``.
     index : int or None
-        Its position among the aliased layers, in order of depth.
+        Position among the aliased layers in order of depth; None for other nodes.
     layout : {"chw", "hwc", "tokens", "cls+tokens", "vector"}
-        How its output is laid out after the batch axis.
+        Layout of the output after the batch axis.
     shape : tuple of int
-        Channels, height and width, or tokens and channels, or channels alone, at
-        the default input size.
+        Shape of the output without the batch axis, in the order of `layout`, at the
+        default input size.
     features : int
-        Number of channels: what average pooling leaves.
+        Number of channels, which is the number of features after average pooling.
     stride : int or None
-        Input pixels from one place of the map to the next; None for vectors.
+        Distance in input pixels between neighbouring positions; None for vectors.
     share : float or None
-        Part of the network's multiplications needed to reach it, None if unknown.
+        Fraction of the network's multiplications needed to compute the layer; None if
+        unknown.
     average_of : str or None
-        For a vector that is the plain average of a map over the image, the node of
-        that map: the two are the same features under ``pooling="avg"``.
+        For a vector that is the average of a map over the image, the node of that map,
+        which gives the same features with ``pooling="avg"``; otherwise None.
     """
 
     alias: str | None
@@ -77,7 +78,7 @@ class Layer:
     def from_shape(
         cls, alias, node, index, layout, shape, stride, share=None, average_of=None
     ):
-        """Fill in what follows from the shape of the output."""
+        """Create a layer, with its number of features derived from the shape."""
         shape, features = tuple(shape), shape[LAYOUTS[layout].channels]
         return cls(
             alias, node, index, layout, shape, features, stride, share, average_of
@@ -91,14 +92,15 @@ class Weights:
     Attributes
     ----------
     name : str
-        Its name in torchvision, such as ``"IMAGENET1K_V2"``.
+        Name of the version in torchvision, such as ``"IMAGENET1K_V2"``.
     url : str
-        Where it is published. The file name carries the first hexadecimal digits of
-        the file's SHA-256. Weights that ship with the package begin with "package:".
+        Address of the file. The file name contains the first hexadecimal digits of the
+        SHA-256. The addresses of weights that ship with the package begin with
+        "package:".
     sha256 : str
-        The whole checksum where it is known, else "".
+        The full SHA-256 of the file, or "" if it is not known.
     input : InputSpec
-        The preprocessing that belongs to it.
+        The preprocessing of this version.
     """
 
     name: str
@@ -113,7 +115,7 @@ class Weights:
 
     @property
     def filename(self) -> str:
-        """The last part of the address."""
+        """Name of the file: the last part of the address."""
         return self.url.removeprefix(PACKAGED).rsplit("/", 1)[-1]
 
     @property
@@ -125,15 +127,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a network is known by.
+    """The identity of a network.
 
     Attributes
     ----------
     digest : bytes
-        The same for all networks that compute the same.
+        Equal for all networks that compute the same.
     obstacle : str
-        Why it means nothing in other processes, so that rows are kept in memory only.
-        Empty if it does.
+        Why the digest is not the same in other processes, so that rows are stored in
+        memory only; "" if it is the same.
     """
 
     digest: bytes
@@ -141,62 +143,66 @@ class Identity:
 
     @property
     def lasting(self) -> bool:
-        """Whether it means the same in other processes."""
+        """Whether the digest is the same in other processes."""
         return not self.obstacle
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A network that features are read from: an immutable, hashable value.
+    """A network to read features from: an immutable, hashable value.
 
-    Use :meth:`from_module` for a network of your own.
+    Use :meth:`from_module` to create one from a network of your own.
 
     Parameters
     ----------
     name : str
-        Name in the registry and in messages.
+        Name of the network in the registry and in messages.
     build : callable or str
-        Returns the network with random weights; called without argument. A string
-        ``"module:function"`` is imported when needed.
+        Function without arguments that returns the network with random weights. A
+        string ``"module:function"`` is imported when needed.
     input : InputSpec
-        How images enter it when no published weights say otherwise.
+        Preprocessing of the images, used unless published weights specify another.
     head : str or None, default=None
-        Name of the module that makes classes of features, which files need not fit
-        when only features are asked for.
+        Name of the module that computes the class scores. Weights files need not match
+        it when only features are requested. None means that the network has no head.
     weights : tuple of Weights, default=()
-        Published versions, the default one first.
+        Published versions of the weights; the first one is the default.
     layers : tuple of Layer or None, default=None
-        Aliased layers in order of depth; None finds them when first needed.
+        Aliased layers in order of depth. None finds them when they are first needed.
     options : tuple of (str, object), default=()
-        Keyword arguments of ``build`` when published weights or a file are loaded.
+        Keyword arguments passed to `build` when published weights or a file are loaded.
     size_option : str or None, default=None
-        Keyword argument of ``build`` that must be told the input size.
+        Name of the keyword argument of `build` that sets the input size, for networks
+        that are built for one size. None means that the network takes any size.
     unused : tuple of str, default=()
-        Prefixes of entries in published files that no feature needs.
+        Prefixes of the entries in published files that no feature needs.
     rename : tuple of (str, str) or None, default=None
-        Regular expression and replacement for names in old files.
+        Regular expression and replacement that convert the names in old files. None
+        leaves them as they are.
     arrays : mapping of str to ndarray or None, default=None
-        The weights themselves, for a network of the user's own.
+        The weights themselves, for a network of your own. None reads them from a
+        published version or a file.
     version : str or None, default=None
-        What you call this state of the network's code. With it, name, version and
-        weights are what its features are known by, and the code is not looked at:
-        change the version whenever the code changes.
+        Version of the network's code. If set, the network is identified by name,
+        version and weights, and its code is not inspected: change the version whenever
+        you change the code. None identifies the network as described in the notes.
 
     Attributes
     ----------
     digest : bytes
-        What the network is known by. Backbones of the same digest are equal.
+        Digest that identifies the network. Backbones with the same digest are equal.
     lasting : bool
-        Whether the digest means the same in other processes. If not, features are
-        kept in memory only, never in a folder.
+        Whether the digest is the same in other processes. If not, features are stored
+        in memory only, never in a folder.
 
     Notes
     -----
-    A published network is known by its name. Any other is known by what it computes:
-    the steps that torch.fx traces, with their constants and settings, and its
-    tensors. What cannot be described that way (code that torch.fx cannot trace or
-    traces wrongly, hooks, functions that are wrapped as a step) is known by the object
-    and its code as it stands, unless you give a `version`.
+    A published network is identified by its name. Any other network is identified by
+    what it computes: its tensors and the steps that torch.fx traces, with their
+    constants and settings. If it cannot be described that way (because torch.fx cannot
+    trace the code or traces it wrongly, or because of hooks or functions wrapped as one
+    step), it is identified by the object and its current code, unless you set
+    `version`.
 
     Examples
     --------
@@ -220,7 +226,7 @@ class Backbone:
     rename: tuple[str, str] | None = None
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
     version: str | None = None
-    # What a network that cannot be described is known by; copies carry it.
+    # Identifies a network that cannot be described; copies share it.
     token: str = field(init=False, repr=False)
     memo: Memo = field(init=False, repr=False)
 
@@ -230,16 +236,16 @@ class Backbone:
 
     @property
     def digest(self) -> bytes:
-        """What the network is known by, at its default input size."""
-        return self.identity_at(self.input.image_size).digest
+        """Digest that identifies the network, at its default input size."""
+        return self._identity_at(self.input.image_size).digest
 
     @property
     def lasting(self) -> bool:
-        """Whether the digest means the same in other processes."""
-        return self.identity_at(self.input.image_size).lasting
+        """Whether the digest is the same in other processes."""
+        return self._identity_at(self.input.image_size).lasting
 
-    def identity_at(self, image_size: int) -> Identity:
-        """What the network is known by; only some are built for an input size."""
+    def _identity_at(self, image_size: int) -> Identity:
+        """The identity of the network, built for an input size if it depends on it."""
         size = image_size if self.size_option else None
         found = self.memo.get(("identity", size), lambda: self._identify(image_size))
         if not found.lasting:
@@ -250,6 +256,7 @@ class Backbone:
         return found
 
     def _identify(self, image_size: int) -> Identity:
+        """The identity by name, by version, or by what the network computes."""
         about: dict[str, Any] = {
             "tensors": self.tensors_digest,
             "size": self.size_option,
@@ -269,19 +276,19 @@ class Backbone:
 
     @property
     def tensors_digest(self) -> bytes | None:
-        """Digest of names, shapes and values of its own weights."""
+        """Digest of the names, shapes and values of `arrays`, or None."""
         if self.arrays is None:
             return None
         return self.memo.get("tensors", lambda: digest_tensors(self.arrays))
 
     @property
     def is_own(self) -> bool:
-        """Whether what it computes is known by nothing but its code."""
+        """Whether the network has neither a version nor a published name."""
         return self.version is None and self.published_name is None
 
     @property
     def published_name(self) -> str | None:
-        """Its name for ever, wherever the code that builds it lies."""
+        """Published name, the same in all later versions, or None."""
         simple = all(type(value) in PLAIN for _, value in self.options)
         if not isinstance(self.build, str) or not simple:
             return None
@@ -295,7 +302,7 @@ class Backbone:
         return {name: value for name, value in vars(self).items() if name != "memo"}
 
     def __setstate__(self, state):
-        # Pickles of earlier versions hold a digest that was made in another way.
+        # Pickles of earlier versions contain a digest computed in another way.
         state = {name: value for name, value in state.items() if name != "digest"}
         vars(self).update({"token": secrets.token_hex(16), **state}, memo=Memo())
 
@@ -312,44 +319,50 @@ class Backbone:
         head=None,
         version=None,
     ):
-        """Make a backbone of a network of your own, weights included.
+        """Create a backbone from a network of your own, including its weights.
 
         Parameters
         ----------
         net : torch.nn.Module
-            Takes a batch of shape (n, 3, image_size, image_size). It is copied: later
-            changes of `net` do not reach the backbone.
+            The network, which takes a batch of shape (n, 3, image_size, image_size). It
+            is copied, so later changes to `net` do not affect the backbone.
         image_size : int
-            Images are squashed to a square of this side, without crop.
-        mean, std : tuple of 3 float
-            Of the channels scaled to [0, 1]; default: those of ImageNet.
+            Side of the network's input in pixels. Images are resized to a square of
+            this side, without crop and without keeping their aspect ratio.
+        mean, std : tuple of 3 float, default=mean and std of ImageNet
+            Mean and standard deviation that standardise the channels, which are scaled
+            to [0, 1] first.
         name : str or None, default=None
-            For messages; default: the name of the class of `net`.
+            Name of the backbone in messages. None means the name of the class of `net`.
         head : str or None, default=None
-            Name of the module that makes classes. By default the linear layer or
-            1 × 1 convolution that ends the network, if one does: only steps without
-            weights may follow it, such as softmax or flatten. The layer "penultimate"
-            is what enters it, or what the network returns if there is none.
+            Name of the module that computes the class scores. The layer "penultimate"
+            is the input of this module. None looks for a linear layer or 1 × 1
+            convolution at the end of the network, followed only by steps without
+            weights, such as softmax or flatten. If there is none, "penultimate" is the
+            output of the network.
         version : str or None, default=None
-            What you call this state of the network's code, so that features are kept
-            on disk for a network that cannot be described otherwise: one that
-            torch.fx cannot trace, or that has hooks. Change it with the code.
+            Version of the network's code. Set it to store features in a folder if the
+            network cannot be described in another way, because torch.fx cannot trace it
+            or because it has hooks. Change the version whenever you change the code.
+            None identifies the network by what it computes.
 
         Returns
         -------
         backbone : Backbone
-            It pickles with its weights as arrays.
+            The backbone, which pickles with its weights as arrays.
 
         Raises
         ------
         ValueError
-            If the features of an image depend on the other images of a batch, or are
-            different in every call.
+            If the features of an image depend on the other images in the batch, or
+            differ from call to call.
+        TypeError
+            If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
         Notes
         -----
-        The network is run on two images of noise, and so are the steps that torch.fx
-        traces. If they return different values, the network runs as it is, untraced.
+        The network and the steps that torch.fx traces are both run on two images of
+        noise. If their outputs differ, the network is used as it is, untraced.
         """
         kinds = [base.__name__ for base in type(net).__mro__]
         if "Module" not in kinds or "ScriptModule" in kinds:
@@ -385,7 +398,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Builder of a user's network: its structure, with weights on no device."""
+    """Builder of a user's network: its structure, without the values of its weights."""
 
     module: Any
 
@@ -401,13 +414,13 @@ class Skeleton:
     def __setstate__(self, state):
         from .skeletons import put_in_tensors
 
-        tensors = state.get("tensors", [])  # earlier versions left them inside
+        tensors = state.get("tensors", [])  # earlier versions kept them in the module
         module = put_in_tensors(state["module"], tensors)
         object.__setattr__(self, "module", module)
 
 
 def _hooks_of_all_modules() -> list[list]:
-    """Hooks that this process has put on every module there is, by their numbers."""
+    """Ids of the hooks that this process has registered on all modules."""
     torch = sys.modules.get("torch.nn.modules.module")
     places = ("_global_forward_pre_hooks", "_global_forward_hooks")
     found = [[place, *getattr(torch, place, ())] for place in places]
@@ -415,10 +428,10 @@ def _hooks_of_all_modules() -> list[list]:
 
 
 def _copy_of(net):
-    """A deep copy of a network, or a TypeError that says why there is none."""
+    """A deep copy of a network, or a TypeError that says why it cannot be copied."""
     try:
         return copy.deepcopy(net)
-    except Exception as error:  # whatever copying an attribute raises
+    except Exception as error:  # copying an attribute may raise anything
         raise TypeError(
             "Backbone.from_module copies the network, and something in this "
             f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
@@ -427,7 +440,7 @@ def _copy_of(net):
 
 
 def builder_of(backbone: Backbone) -> Callable[..., Any]:
-    """The record's builder, imported when it is a name."""
+    """The builder of a backbone, imported if it is given as a string."""
     if not isinstance(backbone.build, str):
         return backbone.build
     module, _, function = backbone.build.partition(":")
@@ -435,7 +448,7 @@ def builder_of(backbone: Backbone) -> Callable[..., Any]:
 
 
 def _check_build(build) -> None:
-    """Refuse a builder that other processes would not find."""
+    """Refuse a builder that other processes could not find."""
     known = isinstance(build, (str, Skeleton))
     if not known and "<" in getattr(build, "__qualname__", "<unnamed>"):
         raise TypeError(

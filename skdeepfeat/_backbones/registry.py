@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, the package's own, and registered ones.
+"""The registry of networks: those of torchvision, of the package, and of the user.
 
 The records of torchvision's networks are read from ``torchvision.json``, which
 ``tools/describe_torchvision.py`` writes, and those of the weights that ship with the
@@ -16,11 +16,9 @@ from .._listing import Field, Listing
 from .._processes import Lock
 from .records import PACKAGE, Backbone, Layer, Weights
 
-# The registry -----------------------------------------------------------------------
-
 
 def _small_network(name: str, *layers: tuple) -> Backbone:
-    """A network to be trained from scratch; its head is all dense layers."""
+    """A network to train from scratch; its head consists of all dense layers."""
     spec = InputSpec(32, None, mean=(0.5,) * 3, std=(0.25,) * 3)
     return Backbone(
         name=name,
@@ -59,15 +57,15 @@ RECORDS = ("torchvision.json", "shipped/manifest.json")
 
 @functools.cache
 def _records() -> dict[str, dict]:
-    """What the package knows of torchvision's networks and of its own."""
+    """The records of torchvision's networks and of the package's own, by name."""
     folder = resources.files(__package__)
     parts = [json.loads(folder.joinpath(name).read_text()) for name in RECORDS]
     return {name: record for part in parts for name, record in part.items()}
 
 
-@functools.lru_cache(maxsize=32)  # each remembers the structure of its network
+@functools.lru_cache(maxsize=32)  # each keeps the structure of its network
 def _backbone_of_record(name: str) -> Backbone:
-    """One of the networks that the package knows."""
+    """The backbone of a network whose record ships with the package."""
     record = _records()[name]
     versions = [
         Weights(
@@ -107,18 +105,18 @@ def _backbone_of_record(name: str) -> Backbone:
 
 
 def _stated(name: str, field: str) -> Any:
-    """What the record of a network states, None for registered ones."""
+    """A field of the record of a network; None for registered networks."""
     return None if name in _registered else _records()[name].get(field)
 
 
 def _n_parameters(name: str) -> int | None:
-    """Number of parameters, None if the network would have to be built."""
+    """Number of parameters; None if the network would have to be built."""
     arrays = _registered[name].arrays if name in _registered else None
     counted = arrays and sum(array.size for array in arrays.values())
     return counted or _stated(name, "parameters")
 
 
-SHOWN = (  # of each name, where the list is printed
+SHOWN = (  # the columns of the printed list
     Field("backbone", str),
     Field("parameters", _n_parameters, ","),
     Field("image size", lambda name: resolve_backbone(name).input.image_size),
@@ -127,13 +125,19 @@ SHOWN = (  # of each name, where the list is printed
 
 
 def list_backbones():
-    """Names of all networks that `backbone` may be.
+    """List the names of all networks, which `backbone` parameters accept.
 
     Returns
     -------
     names : list of str
-        Sorted: torchvision's classification networks and the registered ones. The
-        list prints as a table, also in a notebook.
+        Names of the networks of this package, of torchvision's classification networks
+        and of the registered networks, sorted. The list is shown as a table when
+        printed or displayed in a notebook.
+
+    See Also
+    --------
+    list_layers : List the layers of a network.
+    register_backbone : Add a network of your own to the list.
 
     Examples
     --------
@@ -145,30 +149,35 @@ def list_backbones():
 
 
 def is_listed(backbone: Backbone) -> bool:
-    """Whether its name alone means this backbone."""
+    """Whether the name of this backbone is registered for it."""
     name = backbone.name
     return name in list_backbones() and resolve_backbone(name) == backbone
 
 
 def register_backbone(name, backbone, *, overwrite=False):
-    """Make a network of your own known by name.
+    """Register a network of your own under a name.
 
-    Registration holds for this process: worker processes must import the module that
-    registers, or be given the :class:`Backbone` itself as parameter.
+    A name is registered in the current process only. Worker processes must import the
+    module that registers it, or receive the :class:`Backbone` itself as a parameter.
 
     Parameters
     ----------
     name : str
-        The name that `backbone` may then be.
+        Name of the backbone, which `backbone` parameters accept from then on.
     backbone : Backbone
-        What it means, for instance from :meth:`Backbone.from_module`.
+        The backbone to register, for instance from :meth:`Backbone.from_module`.
     overwrite : bool, default=False
-        Replace a registered backbone of this name instead of refusing.
+        Whether to replace another backbone of this name. If False, a name that is taken
+        raises a ValueError.
 
     Raises
     ------
     ValueError
-        If the name is taken.
+        If the name is taken by another backbone and `overwrite` is False.
+
+    See Also
+    --------
+    list_backbones : List the names of all networks.
 
     Examples
     --------
@@ -189,14 +198,14 @@ def register_backbone(name, backbone, *, overwrite=False):
         )
         if taken and not overwrite:
             raise ValueError(
-                f"A backbone named {name!r} is registered already. Choose another "
+                f"A backbone named {name!r} is already registered. Choose another "
                 "name, or pass overwrite=True."
             )
         _registered[name] = backbone
 
 
 def resolve_backbone(backbone) -> Backbone:
-    """The record behind a name, a record, or a fitted fine-tuned classifier."""
+    """The backbone of a `backbone` parameter: a name, a record or a classifier."""
     if isinstance(backbone, Backbone):
         return backbone
     if hasattr(backbone, "to_backbone"):
@@ -207,6 +216,6 @@ def resolve_backbone(backbone) -> Backbone:
         return _backbone_of_record(backbone)
     raise ValueError(
         f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
-        "list_backbones() names all of them; names of your own must be registered in "
-        "each process, with register_backbone."
+        "list_backbones() lists all of them. Register networks of your own in each "
+        "process with register_backbone."
     )

@@ -1,16 +1,17 @@
-"""What a saved model rests on: a digest that later versions can check."""
+"""Digests of the weights that a saved model needs, which later versions can check."""
 
 from .._digests import changed_fields, digest_fields
 from .weights import WeightsSource
 
-SAVED = 1  # the version of what saved models note
+SAVED = 1  # version of the digest in saved models
 
 
 def saved_digest(source: WeightsSource, by_values=False) -> str:
-    """What a saved model rests on, hexadecimal: its weights, then their recipe.
+    """Hexadecimal digest of the weights and of their preprocessing, one after another.
 
-    It holds for ever: no code, and nothing that changes with torch, is part of it. If
-    `by_values`, that is true of weights from a seed too, which are made for it.
+    It stays the same in all later versions, as it depends neither on code nor on the
+    version of torch. For weights from a seed this holds only with `by_values`, which
+    draws the weights.
     """
     about = source.known_by(by_values)
     about["network"] = source.backbone.published_name
@@ -20,12 +21,12 @@ def saved_digest(source: WeightsSource, by_values=False) -> str:
 
 
 def can_compare(noted: str) -> bool:
-    """Whether this version knows how a saved digest was made."""
+    """Whether a saved digest was computed as in this version."""
     return len(noted) == 66 and noted.startswith(f"{SAVED:02x}")
 
 
 def what_changed(noted: str, found: str, source: WeightsSource) -> str:
-    """Which parameters to look at where two saved digests differ."""
+    """The parameters to check if two saved digests differ."""
     if noted[2:34] == found[2:34]:
         return "image_size, or the preprocessing of the weights,"
     return source.parameters

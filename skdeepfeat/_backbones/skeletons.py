@@ -1,7 +1,7 @@
-"""A network without weights ⇄ plain descriptions, which any pickle or skops can hold.
+"""The structure of a network without its tensors, for pickle and skops.
 
-Tensors are taken out of a network before it is saved: the weights travel as arrays
-beside it, and all that is left to say of them is their names, shapes and types.
+The weights are saved as arrays next to the network. Before it is saved, its tensors are
+replaced by plain descriptions: names, shapes and types.
 """
 
 import copy
@@ -17,7 +17,7 @@ def take_out_tensors(module: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]
     """A copy without tensors, and a description of each of them."""
     bare = copy.deepcopy(module)
     described: dict[int, dict[str, Any]] = {}
-    kept = []  # as long as their ids are in use
+    kept = []  # alive while their ids are in use
     for path, part in bare.named_modules():
         for place, table in _tables(part):
             for name, tensor in list(table.items()):
@@ -30,7 +30,7 @@ def take_out_tensors(module: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]
 
 
 def put_in_tensors(module: nn.Module, tensors: list[dict[str, Any]]) -> nn.Module:
-    """Undo it, in place; tensors that several places shared are shared again."""
+    """Undo `take_out_tensors` in place; shared tensors are shared again."""
     for about in tensors:
         tensor = _make(about)
         for path, place, name in about["places"]:
@@ -39,7 +39,7 @@ def put_in_tensors(module: nn.Module, tensors: list[dict[str, Any]]) -> nn.Modul
 
 
 def _tables(part: nn.Module) -> list[tuple[str, dict]]:
-    """Where a module keeps tensors: as weights, or as plain attributes."""
+    """The places where a module keeps tensors: as weights, or as attributes."""
     return [
         ("_parameters", part._parameters),
         ("_buffers", part._buffers),
@@ -48,7 +48,7 @@ def _tables(part: nn.Module) -> list[tuple[str, dict]]:
 
 
 def _describe(tensor: torch.Tensor) -> dict[str, Any]:
-    """What it takes to make a tensor again; values only where it has any."""
+    """What is needed to create a tensor again; values only if it has any."""
     return {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -60,6 +60,7 @@ def _describe(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def _make(about: dict[str, Any]) -> torch.Tensor:
+    """The tensor of a description."""
     dtype = getattr(torch, about["dtype"])
     if about["values"] is None:
         tensor = torch.empty(about["shape"], dtype=dtype, device="meta")

@@ -1,4 +1,4 @@
-"""Tensors as arrays, and their digest; torch is not imported here."""
+"""Tensors as arrays, and their digests; torch is not imported."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def digest_tensors(arrays) -> bytes:
 
 
 def as_array(tensor) -> np.ndarray:
-    """A copy of a tensor as numpy, which has no bfloat16."""
+    """A copy of a tensor as an array; bfloat16, which numpy lacks, becomes float32."""
     tensor = tensor.detach().cpu()
     if "bfloat16" in str(tensor.dtype):
         tensor = tensor.float()

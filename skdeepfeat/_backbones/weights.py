@@ -1,4 +1,4 @@
-"""Where the weights of a network come from, and the digests that identify them."""
+"""The sources of a network's weights, and the digests that identify them."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -13,29 +13,28 @@ from .inspector import inspector
 from .records import Backbone, Identity, Weights
 from .registry import resolve_backbone
 
-# Weights ----------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """A network, where its weights come from, and the preprocessing they want.
+    """A network with the source of its weights and their preprocessing.
 
     Parameters
     ----------
     backbone : Backbone
+        The network.
     input : InputSpec
-        The preprocessing, at the input size in use.
+        The preprocessing, at the current input size.
 
     Attributes
     ----------
     pretrained : bool
-        Whether there are weights to read. If not, the builder draws them from a seed.
+        Whether there are weights to read. If not, they are drawn from a seed.
     may_lack_head : bool
-        Whether the weights may have a head for other classes, or none.
+        Whether the weights may lack the head, or have one for other classes.
     name : str
-        What a person calls the weights.
+        Name of the weights in messages.
     parameters : str
-        What to look at where saved models find other weights.
+        The parameters to check if the weights of a saved model have changed.
     """
 
     backbone: Backbone
@@ -45,53 +44,53 @@ class WeightsSource:
 
     @property
     def name(self) -> str:
-        """What a person calls the weights."""
+        """Name of the weights in messages."""
         return self.backbone.name
 
     @property
     def parameters(self) -> str:
-        """What to look at where saved models find other weights."""
+        """The parameters to check if the weights of a saved model have changed."""
         return "backbone or weights"
 
     @property
     def identity(self) -> Identity:
-        """What the network is known by, less its weights, at this input size."""
-        return self.backbone.identity_at(self.input.image_size)
+        """Identity of the network without its weights, at this input size."""
+        return self.backbone._identity_at(self.input.image_size)
 
     def key(self) -> bytes:
-        """Digest of the weights, without loading them where that is possible."""
+        """Digest of the weights, without loading them if possible."""
         return digest_fields("weights", 1, self.known_by())
 
     def known_by(self, by_values: bool = False) -> dict:
-        """What the weights are known by, for ever: what they are, or their origin.
+        """Fields that identify the weights by content or origin in all later versions.
 
-        Weights from a seed change with torch, unless they are known `by_values`.
+        Weights from a seed depend on the version of torch, unless `by_values` is set.
         """
         raise NotImplementedError
 
     def read(self) -> dict[str, Any] | None:
-        """Tensors of the weights, by name; None where the builder draws them."""
+        """Tensors of the weights by name; None if they are drawn from a seed."""
         return None
 
 
 @dataclass(frozen=True)
 class PublishedWeights(WeightsSource):
-    """A published version, downloaded or shipped with the package."""
+    """A published version, which ships with the package or is downloaded."""
 
     version: Weights
 
     @property
     def name(self) -> str:
-        """The name of the published file."""
+        """Name of the published file."""
         return self.version.filename
 
     def known_by(self, by_values: bool = False) -> dict:
-        """The name of the file, and its checksum."""
+        """Name and checksum of the file."""
         checksum = self.version.sha256_prefix or self.version.sha256
         return {"published": self.version.filename, "checksum": checksum}
 
     def read(self) -> dict[str, Any]:
-        """Read the published file, fetched when it is not on this machine."""
+        """Read the published file, downloaded if needed."""
         from .files import read_published
 
         return read_published(self.version)
@@ -99,29 +98,29 @@ class PublishedWeights(WeightsSource):
 
 @dataclass(frozen=True)
 class FileWeights(WeightsSource):
-    """A file that the user names."""
+    """A file chosen by the user."""
 
     path: Path
     may_lack_head: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        """The path."""
+        """Path of the file."""
         return str(self.path)
 
     @property
     def parameters(self) -> str:
-        """The file first."""
+        """The parameters to check, and the path of the file."""
         return f"The weights file {self.name!r}, or backbone,"
 
     def known_by(self, by_values: bool = False) -> dict:
-        """The content of the file."""
+        """Digest of the content of the file."""
         if not self.path.is_file():
             raise WeightsError.missing(self.path)
         return {"file": digest_file(self.path)}
 
     def read(self) -> dict[str, Any]:
-        """Read the file; code in it never runs."""
+        """Read the file without running code in it."""
         from .files import read_weights_file
 
         return read_weights_file(self.path)
@@ -136,11 +135,11 @@ class RandomWeights(WeightsSource):
 
     @property
     def parameters(self) -> str:
-        """The seed as well."""
+        """The parameters to check, including the seed."""
         return "backbone or weights, random_state or the version of torch"
 
     def known_by(self, by_values: bool = False) -> dict:
-        """The values themselves, or the seed and what draws from it."""
+        """The seed and the version of torch, or a digest of the weights."""
         if by_values or self.backbone.is_own:
             return {"values": inspector().seeded_values(self)}
         return {"seed": int(self.seed), "torch": version("torch")}
@@ -148,10 +147,10 @@ class RandomWeights(WeightsSource):
 
 @dataclass(frozen=True)
 class OwnWeights(WeightsSource):
-    """Weights that came with a network of the user's own."""
+    """Weights that a network of the user's own comes with."""
 
     def known_by(self, by_values: bool = False) -> dict:
-        """Their values."""
+        """Digest of the weights."""
         return {"tensors": self.backbone.tensors_digest}
 
     def read(self) -> dict[str, Any]:
@@ -162,12 +161,12 @@ class OwnWeights(WeightsSource):
 
 
 def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
-    """Make the `weights` parameter concrete; loads nothing."""
+    """The source of the weights that the `weights` parameter names; loads nothing."""
     own = backbone.arrays is not None
     if weights is None and own:
         raise ValueError(
-            f"Backbone {backbone.name!r} was made of a network with its weights; use "
-            "weights='default' for them."
+            f"Backbone {backbone.name!r} was created from a network with its weights, "
+            "so weights=None is not allowed. Use weights='default'."
         )
     if weights is None:
         return RandomWeights(backbone, backbone.input, seed)
@@ -184,7 +183,7 @@ def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
 
 
 def _named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
-    """The recipe of a published version, and the file to use it with."""
+    """The recipe of a published version, and the path of the file."""
     if len(weights) != 2:
         raise ValueError(
             "A tuple as 'weights' must be (name of a published version, path). Got "
@@ -195,7 +194,7 @@ def _named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
 
 
 def _is_path(weights) -> bool:
-    """Whether this names a file rather than a published version."""
+    """Whether `weights` is a path rather than the name of a published version."""
     text = str(weights)
     suffixes = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl")
     looks = text.endswith(suffixes) or "/" in text or "\\" in text
@@ -203,12 +202,12 @@ def _is_path(weights) -> bool:
 
 
 def _published(backbone: Backbone, name: str) -> Weights:
-    """A version by its name; "default" is the first."""
+    """The published version with this name; "default" is the first."""
     if not backbone.weights:
         raise ValueError(
             f"Backbone {backbone.name!r} has no published weights. Pass weights=None "
-            "for random ones, which a FineTunedClassifier with unfreeze='all' trains, "
-            "or the path of a .pth or .safetensors file."
+            "for random weights, to train with FineTunedClassifier(unfreeze='all'), or "
+            "the path of a .pth or .safetensors file."
         )
     known = {version.name: version for version in backbone.weights}
     known["default"] = backbone.weights[0]
@@ -223,9 +222,10 @@ def _published(backbone: Backbone, name: str) -> Weights:
 
 
 def _recipe_of_file(backbone: Backbone, path: Path) -> InputSpec:
-    """The preprocessing of the version whose checksum the file's name or bytes carry.
+    """The preprocessing of the version to which the name or the content belongs.
 
-    The file is read only if the versions disagree and its name does not tell.
+    The file is read only if the versions differ in preprocessing and its name does not
+    contain a checksum.
     """
     prefixes = {v.sha256_prefix: v.input for v in backbone.weights if v.sha256_prefix}
     for prefix, recipe in prefixes.items():
@@ -243,25 +243,25 @@ def _recipe_of_file(backbone: Backbone, path: Path) -> InputSpec:
 
 @functools.lru_cache(maxsize=1024)
 def _warn_of_guess(backbone: str, versions: tuple[str, ...], path: Path) -> None:
-    """Say once that the versions disagree on preprocessing and which was taken."""
+    """Warn once that the versions differ in preprocessing, and which one is used."""
     warn_user(
-        f"{path.name} is no published file of {backbone!r}, whose versions "
-        f"{', '.join(map(repr, versions))} want different preprocessing: that of "
-        f"{versions[0]!r} is used. To choose another, pass "
+        f"{path.name} is not a published file of {backbone!r}, whose versions "
+        f"{', '.join(map(repr, versions))} need different preprocessing. That of "
+        f"{versions[0]!r} is used. To choose another one, pass "
         f"weights=({versions[-1]!r}, {str(path)!r}).",
         RecipeWarning,
     )
 
 
 def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:
-    """The weights, with the preprocessing for the input size asked for."""
+    """The source of the weights, with preprocessing for the requested input size."""
     backbone = resolve_backbone(backbone)
     source = resolve_weights(backbone, weights, seed)
     spec = source.input.scaled(image_size)
     if backbone.size_option and source.pretrained and spec != source.input:
         raise ValueError(
-            f"Backbone {backbone.name!r} with these weights takes images of "
-            f"{source.input.image_size} pixels only. Got image_size={image_size!r} "
-            "instead; leave it None."
+            f"Backbone {backbone.name!r} with these weights only takes images of "
+            f"{source.input.image_size} pixels. Got image_size={image_size!r} instead; "
+            "use image_size=None."
         )
     return replace(source, input=spec)

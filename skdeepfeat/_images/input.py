@@ -1,4 +1,4 @@
-"""X as an estimator receives it: validated, and read as images."""
+"""Validation of X, as an estimator receives it, and its rows as images."""
 
 from .._validation import check_columns, check_rows_exist, check_table
 from .containers import lazily, read_images, unwrap_container
@@ -7,8 +7,8 @@ from .windows import Images
 
 
 def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
-    """X as rows of images; remembers or compares its columns on the estimator."""
-    if isinstance(X, Images):  # by an estimator that rests on this one
+    """The rows of X as images; records the columns of X, or compares them."""
+    if isinstance(X, Images):  # from an estimator that uses this one
         return X
     X = unwrap_container(X)
     rows = lazily(X)
@@ -25,7 +25,7 @@ def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
 
 
 def set_input_tags(tags, image_shape) -> None:
-    """Tell scikit-learn which kinds of X are taken: flat rows only with a shape."""
+    """Set the tags for the kinds of X accepted: flat rows only with a shape."""
     flat = image_shape is not None
     tags.input_tags.two_d_array = flat
     tags.input_tags.three_d_array = True

@@ -1,7 +1,7 @@
-"""The recipe of a network's input: pixels → (s, s, 3) at the size and scale it takes.
+"""Preprocessing of images for a network: resize and crop to its input size.
 
-8-bit images are processed exactly as by torchvision's presets, with PIL. Floats
-and images of more bits keep their precision: PIL resizes each channel as a float.
+8-bit images are processed by PIL, exactly as in torchvision's presets. Floats and
+images of more bits keep their precision: PIL resizes each channel as floats.
 """
 
 import math
@@ -18,19 +18,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The size, resize and scale of the images that a network takes.
+    """The input size, resize and scale that a network requires.
 
     Parameters
     ----------
     image_size : int
-        Side of the square that enters the network, in pixels.
+        Side in pixels of the square input of the network.
     resize : int or None
-        Length of the short side before the centre crop, in pixels; None squashes the
-        whole image to the square.
+        Length of the short side in pixels before the centre crop; None resizes the
+        whole image to the square, without keeping its aspect ratio.
     interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
-        Filter of the resize.
+        Resampling filter of the resize.
     mean, std : tuple of 3 float
-        Subtracted from, then divided into, the channels scaled to [0, 1].
+        Mean and standard deviation that standardise the channels, scaled to [0, 1].
     """
 
     image_size: int
@@ -40,23 +40,20 @@ class InputSpec:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def scaled(self, image_size: int | None) -> "InputSpec":
-        """The same recipe for another input size, resize and crop in proportion."""
+        """The recipe for another input size, with resize and crop in proportion."""
         if image_size is None or image_size == self.image_size:
             return self
         resize = self.resize and round(self.resize * image_size / self.image_size)
         return replace(self, image_size=image_size, resize=resize)
 
 
-# How far "fast" may shrink an image cheaply before the proper resize: to twice the size
-# of its result, at least, where the difference is hard to see.
+# Before the proper resize, "fast" may shrink an image cheaply to no less than twice the
+# target size, where the difference is hard to see.
 REDUCING_GAP = {"exact": None, "fast": 2.0}
 
-# Beyond so many pixels only the crop is made, so that a narrow image of few bytes takes
-# no gigabytes. Its pixels may differ from those of the published recipe by a little.
+# Above this number of pixels only the crop is computed, because a narrow image of few
+# bytes could need gigabytes. Its pixels may differ slightly from the published recipe.
 LARGEST_RESIZED = 2**24
-
-
-# Pixels → network input -------------------------------------------------------------
 
 
 def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
@@ -64,7 +61,7 @@ def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     gap = REDUCING_GAP[decode]
     if isinstance(pixels.image, Image.Image):
         return np.asarray(_resize_and_crop(pixels.image, spec, gap))
-    with np.errstate(over="ignore"):  # the features say so
+    with np.errstate(over="ignore"):  # features that are not finite are reported later
         scaled = pixels.image * np.float32(255)
     channels = [
         np.asarray(_resize_and_crop(Image.fromarray(channel), spec, gap))
@@ -74,7 +71,7 @@ def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
 
 
 def _resize_and_crop(image: Image.Image, spec: InputSpec, gap) -> Image.Image:
-    """Resize the short side and crop the centre, or squash to the square."""
+    """Resize the short side and crop the centre, or resize to the square."""
     side, resized = spec.image_size, resized_size(image.size, spec)
     filter_ = Image.Resampling[spec.interpolation.upper()]
     left, top = (round((length - side) / 2) for length in resized)

@@ -1,4 +1,4 @@
-"""The columns of one call: what is requested, and what is stored with it."""
+"""The columns of one call: the requested ones, and those stored with them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,18 +11,18 @@ from .base import ROW_OVERHEAD
 
 @dataclass(frozen=True)
 class Column:
-    """One layer, pooled: the unit that the store keeps.
+    """The pooled features of one layer, which the store keeps together.
 
     Parameters
     ----------
     layer : Layer
-        What an engine reads: for a vector that is the average of a map, the map.
+        The layer that an engine reads: the map if the requested layer is its average.
     pooling : str
-        How that is pooled; "none" for a vector.
+        How the layer is pooled; "none" for a vector.
     width : int
         Number of features.
     label : str
-        What a person calls it.
+        Name of the column in messages.
     fingerprint : bytes
         Digest of everything that determines its features.
     """
@@ -35,7 +35,7 @@ class Column:
 
     @property
     def pooled(self) -> tuple[Layer, str]:
-        """What an engine computes for it."""
+        """The layer and pooling that an engine computes."""
         return self.layer, self.pooling
 
 
@@ -46,13 +46,13 @@ class Columns:
     Parameters
     ----------
     requested : tuple of Column
-        In the order of the output.
+        The columns of the output, in its order.
     prefetched : tuple of Column
-        Stored in the same pass; none of `requested`.
+        Columns that are stored in the same pass, without the requested ones.
     others : tuple of Column
-        Also stored once that saves a pass; none of these.
+        Further columns that are also stored if that saves a pass.
     scope : bytes
-        What is computed in one pass: the fingerprints of all columns, less the layer.
+        Digest of everything that the columns share, which is all but their layer.
     """
 
     requested: tuple[Column, ...]
@@ -67,28 +67,28 @@ class Columns:
 
     @cached_property
     def slices(self) -> list[slice]:
-        """Where each requested column stands in the output."""
+        """Position of each requested column in the output."""
         ends = np.cumsum([column.width for column in self.requested]).tolist()
         return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
 
     @cached_property
     def stored(self) -> list[Column]:
-        """The distinct columns that are computed: first what is requested."""
+        """The distinct columns that are computed; the requested ones come first."""
         both = (*self.requested, *self.prefetched)
         return list({column.fingerprint: column for column in both}.values())
 
     @property
     def row_bytes(self) -> int:
-        """About what a store needs for all that it keeps of an image."""
+        """Approximate number of bytes that a store needs for one image."""
         return sum(4 * column.width + ROW_OVERHEAD for column in self.stored)
 
     @property
     def signs(self) -> list[bytes]:
-        """Fingerprints any of which shows that an image was computed before."""
+        """Fingerprints of all columns; a row in any of them was computed before."""
         columns = (*self.requested, *self.prefetched, *self.others)
         return [column.fingerprint for column in columns]
 
     def widened(self) -> "Columns":
-        """The same with the other columns stored in the same pass."""
+        """The same columns, with the others stored in the same pass."""
         kept = (*self.prefetched, *self.others)
         return replace(self, prefetched=kept, others=())

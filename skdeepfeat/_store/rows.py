@@ -1,4 +1,4 @@
-"""The rows of one call: found by content, read, claimed, computed and written."""
+"""The rows of one call: identified by content, then read from the store or computed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,28 +12,29 @@ from .base import ColumnRows, Computed, Table
 from .columns import Columns
 from .waiting import new_call
 
-CLAIMED_AT_ONCE = 32  # few, so that several workers share the missing rows
+CLAIMED_AT_ONCE = 32  # rows; few, so that workers share the missing ones
 
 
 class Rows:
     """The distinct rows of one call, on their way from the store to the output.
 
-    X goes through in windows: the rows of one are read and hashed, then taken from the
-    store or computed.
+    X is processed in windows: the rows of a window are read and hashed, then taken from
+    the store or computed.
 
     Parameters
     ----------
     images : Images
+        The rows of X.
     table : Table
-        Where features are kept.
+        Table that stores the features.
     columns : Columns
-        What is requested and stored; other layers are added once that saves a pass.
+        The requested and stored columns. Other layers are added if that saves a pass.
     out : ndarray of shape (n_images, width) or None
-        Where features go; None if they are only to be stored.
+        Output array; None if features are only stored.
     report : Report
-        Is told of rows that fail, and of values out of range.
+        Collects failed rows, and whether values are out of range.
     clock : Clock
-        Measures hashing, and what the store takes.
+        Measures the time for hashing and for the store.
     """
 
     def __init__(
@@ -58,16 +59,16 @@ class Rows:
         return self
 
     def __exit__(self, *exception):
-        """Let others compute what was claimed here and not computed."""
+        """Release rows that were claimed but not computed, so that others can."""
         self._table.release(self._call)
 
     @property
     def n_done(self) -> int:
-        """How many rows of X are done."""
+        """Number of rows of X that are done."""
         return self._n_begun - len(self.missing)
 
     def windows(self, n_threads: int, rescaled: bool) -> Iterator[Window]:
-        """The windows of X, hashed; after each comes what it lacks."""
+        """The windows of X, hashed; duplicates are filled in after each window."""
         windows = self._images.windows(self._recall, n_threads, rescaled)
         for window in self._clock.each(windows, "hashing"):
             self._find(window)
@@ -77,12 +78,12 @@ class Rows:
             window.forget()
 
     def _recall(self, names: list[str]) -> None:
-        """Learn from the store which files were hashed before."""
+        """Read the digests of files that were hashed before from the store."""
         for file in self._table.read_files(names):
             learn_digest(*file)
 
     def _find(self, window: Window) -> None:
-        """Tell the distinct rows by their content."""
+        """Find the distinct rows of a window by their content."""
         self._key_of, self._same_as = {}, []
         for row, key in window.keys.items():
             if isinstance(key, ImageError):
@@ -96,22 +97,23 @@ class Rows:
                 self._same_as.append((row, first))
         self._table.write_files(window.files)
         self.missing = dict.fromkeys(self._key_of)
-        self._refused: dict[int, bytes] = {}  # rows that others computed when asked
+        self._refused: dict[int, bytes] = {}  # rows that other calls are computing
         self._n_seen = self._n_idle = 0
 
     def read(self) -> bool:
-        """Take what the store has, and what others were computing.
+        """Read the stored rows, after waiting for those that others are computing.
 
         Returns
         -------
         missing : bool
-            Whether any row is missing still.
+            Whether rows are still missing.
         """
         with self._clock.measure("store"):
             return self._read()
 
     def _read(self) -> bool:
-        self._table.release(self._call)  # who waits must not be waited for
+        """Read as in `read`, without measuring the time."""
+        self._table.release(self._call)  # a waiting call must not block others
         refused = self._refused
         self._table.wait(self.columns.scope, list(refused.values()), list(refused))
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
@@ -123,7 +125,7 @@ class Rows:
             found = self._table.read(column.fingerprint, keys, out, rows)
             lacking.update(found.missing)
             self._report.out_of_range |= found.out_of_range
-        idle = len(lacking) == self._n_seen  # nothing was computed, nothing came
+        idle = len(lacking) == self._n_seen  # nothing was computed or stored meanwhile
         self._n_idle = self._n_idle + 1 if idle else 0
         self._n_seen, self._refused = len(lacking), {}
         self.missing = dict.fromkeys(rows[position] for position in sorted(lacking))
@@ -131,25 +133,25 @@ class Rows:
         return bool(self.missing)
 
     def _widen(self) -> None:
-        """Compute all depths once images that are here at one are asked for at another.
+        """Compute all depths if images stored at one are requested at another.
 
-        So no image goes through the network more than twice, in whatever order its
-        layers are asked for. A single row is not worth it.
+        This way no image passes through the network more than twice, whatever the order
+        in which layers are requested. It is not worthwhile for a single row.
         """
         if self._saves_a_pass([self._key_of[row] for row in self.missing]):
             self.columns = self.columns.widened()
 
     def _saves_a_pass(self, keys) -> bool:
-        """Whether these rows are here at a depth, and not all depths are computed."""
+        """Whether some of these rows are stored, but not at all depths."""
         if len(self.missing) < 2 or not self.columns.others:
             return False
         return self._table.has_any(self.columns.signs, keys)
 
     def claim(self) -> Iterator[int]:
-        """Rows to compute here: missing ones that nobody else computes meanwhile."""
+        """The missing rows that no other call is computing, to compute in this one."""
         asked = [column.fingerprint for column in self.columns.requested]
         missing, scope = list(self.missing), self.columns.scope
-        if self._n_idle > 1:  # a store that has no rows and grants none is of no use
+        if self._n_idle > 1:  # the store has no rows and grants none
             yield from missing
             return
         for start in range(0, len(missing), CLAIMED_AT_ONCE):
@@ -160,11 +162,11 @@ class Rows:
                 row: self._key_of[row] for i, row in enumerate(some) if i not in granted
             }
             if self._saves_a_pass([keys[i] for i in granted]):
-                return  # somebody has computed them meanwhile: decide again
+                return  # another call has computed them meanwhile: start again
             yield from (row for i, row in enumerate(some) if i in granted)
 
     def write(self, computed: Computed) -> None:
-        """Put the features of a batch into the store and the output, report errors."""
+        """Write the features of a batch to the store and the output; report errors."""
         asked = [computed.features[c.pooled] for c in self.columns.requested]
         errors = [*computed.errors, *not_finite(computed, asked)]
         failed = {error.row for error in errors}
@@ -186,9 +188,9 @@ class Rows:
             self._report.fail(error)
 
     def _parts(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
-        """What is kept of a batch: rows that are numbers."""
+        """The rows of a batch to store: those without NaN or infinite features."""
         asked = {column.fingerprint for column in self.columns.requested}
-        # What is asked for comes last: it is the last to make room for others.
+        # Requested columns come last, so that they are the last to be evicted.
         for column in reversed(self.columns.stored):
             rows = computed.features[column.pooled]
             kept = np.flatnonzero(sound & np.isfinite(rows).all(axis=1))
@@ -199,19 +201,19 @@ class Rows:
             )
 
     def _warn_of_bound(self) -> None:
-        """Say what the store would need to keep all rows of this call."""
+        """Warn that the store is full, and how large it would have to be."""
         needed = len(self._images) * self.columns.row_bytes
         larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
         warn_user(
-            f"The store has reached its bound of {self._table.max_bytes:,} bytes, so "
-            "rows leave it and are computed again when they are asked for. The "
-            f"{len(self._images)} images of this call take {needed:,} bytes with the "
-            f"layers that are kept. Type {larger}.",
+            f"The store has reached its limit of {self._table.max_bytes:,} bytes, so "
+            "rows are removed and computed again when they are requested. The "
+            f"{len(self._images)} images of this call need {needed:,} bytes with all "
+            f"layers that are stored. Use {larger}.",
             StoreWarning,
         )
 
     def _repeat(self, window: Window) -> None:
-        """Give rows of equal content the features, or the error, of the first."""
+        """Copy the features or the error of the first row to rows of equal content."""
         for row, first in self._same_as:
             if error := self._report.failed.get(first):
                 self._report.fail(window.error_of(row, error))
@@ -219,7 +221,7 @@ class Rows:
                 self._out[row] = self._out[first]
 
     def finish(self) -> None:
-        """Count the rows that were there already."""
+        """Count the rows that were found in the store."""
         failed = self._report.failed
         n_failed = len(failed.keys() & set(self._first_of.values()))
         n_hits = len(self._first_of) - self.n_computed - n_failed
@@ -229,12 +231,12 @@ class Rows:
 
 NOT_FINITE = (
     "its features are not finite: its pixel values are too large for the network, or "
-    "the weights are no numbers. Check value_range, or use precision='float32'"
+    "some weights are NaN or infinite. Check value_range, or use precision='float32'"
 )
 
 
 def not_finite(computed: Computed, features: Sequence[np.ndarray]) -> list[ImageError]:
-    """Errors of the rows of a batch with features that are nan or infinite."""
+    """The errors of rows in a batch whose features are NaN or infinite."""
     sound = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in features])
     return [
         ImageError(computed.rows[place], computed.sources[place], NOT_FINITE)

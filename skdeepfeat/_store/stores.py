@@ -1,4 +1,4 @@
-"""FeatureStore, and the `cache` parameter → the table of rows that it names."""
+"""FeatureStore, and the tables of features that `cache` parameters name."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ NOT_LASTING = (
     "The features of this network are kept in memory, not in the folder, because a "
     "later process could not recognise the network: {obstacle}. To keep them in the "
     "folder, name the network with Backbone.from_module(net, ..., version='1'), and "
-    "type another version whenever you change its code."
+    "change the version whenever you change its code."
 )
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
@@ -32,7 +32,7 @@ _tables_lock = Lock()
 @during_fork
 @contextlib.contextmanager
 def _pause() -> Iterator[None]:
-    """A context in which no table is in the middle of a change."""
+    """A context in which no table is being changed."""
     with contextlib.ExitStack() as stack:
         for table in list(_tables.values()):
             stack.enter_context(table.pause())
@@ -41,30 +41,36 @@ def _pause() -> Iterator[None]:
 
 @after_fork
 def _leave_to_parent() -> None:
-    """Claims and open files belong to the parent."""
+    """Leave claims and open files to the parent."""
     for table in _tables.values():
         table.after_fork()
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A place where features are kept, shared by all estimators that name it.
+    """A store for features, shared by all estimators that use it as `cache`.
 
-    It is an immutable value: copies, clones and pickles of it name the same place.
+    A store is an immutable value: copies, clones and pickles refer to the same stored
+    features.
 
     Parameters
     ----------
-    path : str or path, default=None
-        A folder on a local disk, created at its first use. It lasts, and all processes
-        may share it. None keeps the features in the memory of the process until it
-        ends.
+    path : str, path or None, default=None
+        Folder on a local disk, which is created on first use. It persists, and all
+        processes on this machine can share it. None stores the features in memory until
+        the process ends.
     name : str, default="memory"
-        Which table in memory; ``cache="memory"`` is the one with the default name.
-    max_bytes : int, default=None
-        Bound of the space that the features take. None is 1 GiB in memory, where the
-        least recently used rows make room for new ones, and 20 GiB in a folder, where
-        rows of the least recently used layers do. The first use of a place in a
-        process sets its bound.
+        Name of the store in memory; only used if `path` is None. ``cache="memory"``
+        refers to the store with the default name.
+    max_bytes : int or None, default=None
+        Maximum size in bytes, at least 0. A full store removes the least recently used
+        rows if it is in memory, and rows of the least recently used layers if it is in
+        a folder. None means 1 GiB in memory and 20 GiB in a folder. The first use of a
+        store in a process sets its size.
+
+    See Also
+    --------
+    clear_caches : Remove all networks and features from memory.
 
     Examples
     --------
@@ -89,21 +95,21 @@ class FeatureStore:
         is_whole = isinstance(bound, Integral)
         if not isinstance(self.name, str) or not is_whole or bound < 0:
             raise ValueError(
-                "FeatureStore takes a path or a name, and a bound in whole bytes of at "
-                f"least 0. Got name={self.name!r} and max_bytes={self.max_bytes!r} "
-                "instead."
+                "The 'name' of a FeatureStore must be a str, and its 'max_bytes' must "
+                f"be None or an int of at least 0. Got name={self.name!r} and "
+                f"max_bytes={self.max_bytes!r} instead."
             )
 
     def __deepcopy__(self, memo):
         return self
 
     def open(self) -> Table:
-        """Open the table of this place, created if it does not exist.
+        """Open the table of this store, which is created if it does not exist.
 
         Returns
         -------
         table : MemoryTable or DiskTable
-            The same object in the whole process.
+            The table; the same object in the whole process.
         """
         place = self.name if self.path is None else Path(self.path)
         if self.path is not None and os.path.isfile(self.path):
@@ -117,6 +123,7 @@ class FeatureStore:
             return _tables[place]
 
     def _make_table(self, place) -> Table:
+        """A table with the limit of this store."""
         in_memory = self.path is None
         bound = self.max_bytes
         if bound is None:
@@ -129,10 +136,10 @@ class FeatureStore:
         Returns
         -------
         info : dict
-            "rows": stored feature rows, one for each image and layer. "bytes": the
-            space they take. "hits" and "misses": how many distinct images of all calls
-            were found, and how many were computed; in a folder over all processes.
-            "layers": rows of each network, layer and pooling.
+            "rows", the number of stored rows, one for each image and layer; "bytes",
+            their size; "hits" and "misses", the number of distinct images in all calls
+            that were found and that were computed, in a folder by any process; and
+            "layers", the number of rows for each network, layer and pooling.
         """
         return self.open().info()
 
@@ -140,14 +147,14 @@ class FeatureStore:
         return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
-        """Remove everything that is stored."""
+        """Remove all stored features."""
         self.open().clear()
 
 
 def open_table(cache, obstacle: str = "") -> Table:
-    """The table behind the `cache` parameter; None is one that keeps nothing.
+    """The table for a `cache` parameter; for None, a table that keeps nothing.
 
-    `obstacle` says why features may not be kept in a folder; memory is used instead.
+    If `obstacle` says why features must not be stored in a folder, memory is used.
     """
     if cache is None:
         return MemoryTable(0)
@@ -161,7 +168,7 @@ def open_table(cache, obstacle: str = "") -> Table:
 
 
 def clear_tables() -> None:
-    """Drop all features that this process holds in memory; folders stay."""
+    """Remove all features that this process keeps in memory; folders are kept."""
     with _tables_lock:
         for table in _tables.values():
             table.forget()

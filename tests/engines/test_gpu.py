@@ -250,7 +250,7 @@ def test_auto_is_the_first_gpu(many):
 
 
 @pytest.mark.parametrize("index", [N_GPUS, N_GPUS + 9])
-def test_a_gpu_that_is_not_there_is_refused(index, many):
+def test_a_missing_gpu_is_refused(index, many):
     with pytest.raises(ValueError, match=f"cuda:{index}.*torch sees"):
         transformer(f"cuda:{index}").transform(many)
 

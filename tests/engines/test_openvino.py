@@ -91,7 +91,7 @@ def test_floats_and_single_rows(photos):
     assert relative_error(one, expected[:1]) < 1e-5
 
 
-def test_the_order_of_asking_makes_no_other_network(photos, conversions):
+def test_the_requested_order_does_not_change_the_network(photos, conversions):
     there = features("tiny", layer=("penultimate", "block2")).transform(photos)
     back = features("tiny", layer=("block2", "block5")).transform(photos)
     np.testing.assert_array_equal(there, np.hstack([back[:, 6:], back[:, :6]]))

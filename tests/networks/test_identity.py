@@ -388,7 +388,7 @@ def test_a_network_that_cannot_be_run_is_not_known_by_its_graph():
     def fail(self, x):
         return x if isinstance(x, torch.fx.Proxy) or x.is_meta else x.no_such_method()
 
-    known = backbone_of(seeded(with_helper(fail))).identity_at(16)
+    known = backbone_of(seeded(with_helper(fail)))._identity_at(16)
     assert not known.lasting
     reason = "it cannot be run on two images (AttributeError: 'Tensor' object has no"
     assert known.obstacle.startswith(reason)

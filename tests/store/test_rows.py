@@ -1036,7 +1036,7 @@ def test_what_was_only_prefetched_leaves_first(photos):
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (20, 8, 8, 3), np.uint8)
     store = FeatureStore(name="spare", max_bytes=20 * 400)
-    with pytest.warns(StoreWarning, match="bound"):
+    with pytest.warns(StoreWarning, match="limit"):
         features(cache=store, prefetch_layers="all").transform(rows)
     again = features(cache=store)
     again.transform(rows)
