@@ -77,10 +77,21 @@ def make_plan(estimator, source: WeightsSource) -> Plan:
     kind = device_class(devices)
     pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
     engine = resolve_engine(estimator.engine, kind, estimator.precision, pooled)
+    computation = _computation(estimator, pooled, value_range, kind, engine)
+    about = {"scope": computation, "pooling": estimator.pooling}
+    columns = Columns(
+        digest_fields("pass", 1, about),
+        *_columns(source, computation, requested, prefetched, others),
+    )
+    return Plan(pooled, value_range, devices, kind, engine, columns)
+
+
+def _computation(estimator, pooled: PooledLayers, value_range, kind, engine) -> bytes:
+    """Digest of everything that determines features, apart from image and layer."""
     made_with = {
-        "network": source.identity.digest,
+        "network": pooled.source.identity.digest,
         "weights": pooled.weights_key,
-        "input": changed_fields(source.input),
+        "input": changed_fields(pooled.source.input),
         "value_range": value_range,
         "decode": estimator.decode,
         "decoders": switches(),
@@ -88,20 +99,7 @@ def make_plan(estimator, source: WeightsSource) -> Plan:
         "device": kind,
         "engine": engine,
     }
-    computation = digest_fields("computation", SCHEMA, made_with)
-
-    def columns_of(pairs: list[Pooled]) -> tuple[Column, ...]:
-        return tuple(_column(source, computation, *pair) for pair in pairs)
-
-    columns = Columns(
-        columns_of(requested),
-        columns_of(prefetched),
-        columns_of(others),
-        scope=digest_fields(
-            "pass", 1, {"scope": computation, "pooling": estimator.pooling}
-        ),
-    )
-    return Plan(pooled, value_range, devices, kind, engine, columns)
+    return digest_fields("computation", SCHEMA, made_with)
 
 
 def requested_layers(estimator, source: WeightsSource) -> list[Layer]:
@@ -154,6 +152,15 @@ def _prefetched(
     shallow = [x for x in aliased if x.index is not None and x.index < deepest]
     below = beyond(requested, shallow)
     return below, beyond([*requested, *below], aliased)
+
+
+def _columns(
+    source: WeightsSource, computation: bytes, *groups: list[Pooled]
+) -> list[tuple[Column, ...]]:
+    """The columns of each group of pooled layers."""
+    return [
+        tuple(_column(source, computation, *pair) for pair in group) for group in groups
+    ]
 
 
 def _column(

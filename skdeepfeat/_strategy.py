@@ -163,6 +163,7 @@ def _probe_every_depth(X, y, parameters, folds) -> dict[str, np.ndarray]:
     features = PretrainedCNNFeatures(prefetch_layers="all", **parameters)
     aliases = [layer.alias for layer in list_layers(features.backbone)]
     depths = [alias for alias in aliases if alias != "logits"]
+    features.warm(X)  # so that an unreadable image is named by its row of X
     return {
         layer: cross_val_score(_probe(features.set_params(layer=layer)), X, y, cv=folds)
         for layer in depths

@@ -6,7 +6,7 @@ from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 
 import skdeepfeat._strategy as strategy
-from skdeepfeat import FineTunedClassifier, list_layers, load_textures
+from skdeepfeat import FineTunedClassifier, ImageError, list_layers, load_textures
 from skdeepfeat import recommend_strategy as recommend
 
 
@@ -69,3 +69,10 @@ def test_on_real_images(textures, capsys):
 def test_too_few_images_are_refused():
     with pytest.raises(ValueError, match=r"at least 2 images each.*smallest with 1"):
         recommend(np.zeros((3, 4, 4, 3), np.uint8), [0, 0, 1])
+
+
+def test_an_unreadable_image_is_named_by_its_row_of_X(tmp_path):
+    textures = load_textures()
+    X, y = [*textures.data[::8], "gone.jpg"], [*textures.target[::8], 0]
+    with pytest.raises(ImageError, match=f"row {len(X) - 1} .*gone.jpg"):
+        recommend(X, y, cv=2, verbose=0)

@@ -364,12 +364,7 @@ class Backbone:
         The network and the steps that torch.fx traces are both run on two images of
         noise. If their outputs differ, the network is used as it is, untraced.
         """
-        kinds = [base.__name__ for base in type(net).__mro__]
-        if "Module" not in kinds or "ScriptModule" in kinds:
-            raise TypeError(
-                "Backbone.from_module takes a torch.nn.Module in plain Python, got "
-                f"{type(net).__name__} instead."
-            )
+        _check_module(net)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {key: as_array(value) for key, value in tensors.items()}
         mean, std = (tuple(map(float, values)) for values in (mean, std))
@@ -425,6 +420,16 @@ def _hooks_of_all_modules() -> list[list]:
     places = ("_global_forward_pre_hooks", "_global_forward_hooks")
     found = [[place, *getattr(torch, place, ())] for place in places]
     return [hooks for hooks in found if len(hooks) > 1]
+
+
+def _check_module(net) -> None:
+    """Refuse what is not a network in plain Python; torch need not be imported."""
+    kinds = [base.__name__ for base in type(net).__mro__]
+    if "Module" not in kinds or "ScriptModule" in kinds:
+        raise TypeError(
+            "Backbone.from_module takes a torch.nn.Module in plain Python, got "
+            f"{type(net).__name__} instead."
+        )
 
 
 def _copy_of(net):

@@ -67,40 +67,48 @@ def _records() -> dict[str, dict]:
 def _backbone_of_record(name: str) -> Backbone:
     """The backbone of a network whose record ships with the package."""
     record = _records()[name]
-    versions = [
-        Weights(
-            key,
-            version["url"],
-            record.get("sha256", ""),
-            InputSpec(
-                version["crop"],
-                version["resize"],
-                version["interpolation"],
-                tuple(version["mean"]),
-                tuple(version["std"]),
-            ),
-        )
-        for key, version in record["weights"].items()
-    ]
-    versions.sort(key=lambda version: version.name != record["default"])
-    rows, averages = enumerate(record["layers"]), record.get("averages", {})
-    layers = [
-        Layer.from_shape(
-            alias, node, index, layout, shape, stride, share, averages.get(node)
-        )
-        for index, (alias, node, layout, shape, stride, share) in rows
-    ]
+    versions = _versions_of(record)
     return Backbone(
         name=name,
         build=record.get("build", f"torchvision.models:{name}"),
         input=versions[0].input,
         head=record["head"],
-        weights=tuple(versions),
-        layers=tuple(layers),
+        weights=versions,
+        layers=_layers_of(record),
         options=tuple(record.get("options", {}).items()),
         size_option=record.get("size_option"),
         unused=tuple(record.get("unused", ())),
         rename=tuple(record["rename"]) if "rename" in record else None,
+    )
+
+
+def _versions_of(record: dict) -> tuple[Weights, ...]:
+    """The published versions in a record, the default one first."""
+    versions = [
+        Weights(name, about["url"], record.get("sha256", ""), _input_of(about))
+        for name, about in record["weights"].items()
+    ]
+    return tuple(
+        sorted(versions, key=lambda version: version.name != record["default"])
+    )
+
+
+def _input_of(about: dict) -> InputSpec:
+    """The preprocessing in the record of a version."""
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    return InputSpec(about["crop"], about["resize"], about["interpolation"], mean, std)
+
+
+def _layers_of(record: dict) -> tuple[Layer, ...]:
+    """The aliased layers in a record, in order of depth."""
+    averages = record.get("averages", {})
+    return tuple(
+        Layer.from_shape(
+            alias, node, index, layout, shape, stride, share, averages.get(node)
+        )
+        for index, (alias, node, layout, shape, stride, share) in enumerate(
+            record["layers"]
+        )
     )
 
 

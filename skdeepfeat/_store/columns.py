@@ -45,20 +45,20 @@ class Columns:
 
     Parameters
     ----------
+    scope : bytes
+        Digest of everything that the columns share, which is all but their layer.
     requested : tuple of Column
         The columns of the output, in its order.
     prefetched : tuple of Column
         Columns that are stored in the same pass, without the requested ones.
     others : tuple of Column
         Further columns that are also stored if that saves a pass.
-    scope : bytes
-        Digest of everything that the columns share, which is all but their layer.
     """
 
+    scope: bytes
     requested: tuple[Column, ...]
     prefetched: tuple[Column, ...]
     others: tuple[Column, ...]
-    scope: bytes
 
     @property
     def width(self) -> int:
