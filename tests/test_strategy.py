@@ -73,6 +73,9 @@ def test_too_few_images_are_refused():
 
 def test_an_unreadable_image_is_named_by_its_row_of_X(tmp_path):
     textures = load_textures()
-    X, y = [*textures.data[::8], "gone.jpg"], [*textures.target[::8], textures.target[0]]
+    X, y = (
+        [*textures.data[::8], "gone.jpg"],
+        [*textures.target[::8], textures.target[0]],
+    )
     with pytest.raises(ImageError, match=f"row {len(X) - 1} .*gone.jpg"):
         recommend(X, y, cv=2, verbose=0)

@@ -2,7 +2,8 @@
 
 - ``classifier``: the estimator
 - ``labels``, ``data``: labels and decoded images of one fit
-- ``parts``: a frozen trunk, a tail that is tuned, and a new head
+- ``tuned_part``, ``new_head``, ``parts``: a frozen trunk, a tuned tail, a new head
+- ``fitted``: what training leaves
 - ``training``, ``phases``, ``frozen``, ``monitoring``: fit → phase → epoch → step
 - ``augmentation``, ``scratch``: random changes, and arrays larger than memory
 """

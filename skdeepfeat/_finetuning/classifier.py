@@ -123,7 +123,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Where the features behind the predictions are stored, as in
         :class:`PretrainedCNNFeatures`.
     n_jobs : int or None, default=None
-        Number of threads that decode images; None means all cores.
+        Number of threads that decode images. None means all cores, unlike in
+        scikit-learn, where it means 1.
     random_state : int, RandomState or None, default=None
         Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
         seed gives the same classifier, bit for bit.
@@ -464,7 +465,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         n_blocks : int
             Groups of layers with weights of their own, below the head.
         """
-        from .parts import find_tuned_part
+        from .tuned_part import find_tuned_part
 
         source, _ = self._source(0)
         return len(find_tuned_part(source, "all").blocks)
@@ -480,8 +481,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         source, key = self._frozen_source() if continues else self._source(seed)
         self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
-        from .parts import Fitted, find_tuned_part
+        from .fitted import Fitted
         from .training import Start
+        from .tuned_part import find_tuned_part
 
         tuned = find_tuned_part(source, self.unfreeze)
         previous = Fitted(**self.weights_) if continues else None
@@ -586,7 +588,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         images = read_input(self, X, reset=False, allow_nan=on_error == "nan")
         source, _ = self._frozen_source()
 
-        from .parts import head_input, head_scores
+        from .new_head import head_scores
+        from .tuned_part import head_input
 
         end, inner = head_input(source)
         features = self._tuned_features(layer=end.node, on_error=on_error)
@@ -644,7 +647,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     def _make_backbone(self) -> Backbone:
         """The network with its tuned weights."""
-        from .parts import Fitted, layers_at_size, weights_of
+        from .fitted import Fitted, layers_at_size, weights_of
 
         source, key = self._frozen_source()
         original = source.backbone

@@ -31,10 +31,13 @@ from .._exceptions import warn_user
 from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe
 from .data import Data, UnusableImages
+from .fitted import Fitted
 from .frozen import FrozenFeatures
 from .monitoring import Aborted, Snapshots, Stopping, has_diverged, warn_if_hopeless
-from .parts import Fitted, Head, Parts, TunedPart
+from .new_head import Head
+from .parts import Parts
 from .phases import Phase, Recipe, head_phase, joint_phase
+from .tuned_part import TunedPart
 
 # Dropout and augmentation draw from torch's global generator, which is seeded for a fit
 # and restored afterwards, so one process runs one fit at a time.

@@ -10,7 +10,9 @@ from small_fits import classifier, coloured_images, data_of, with_unreadable
 from skdeepfeat import ImageError, ImageWarning, PretrainedCNNFeatures
 from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._finetuning.data import read_pixels
-from skdeepfeat._finetuning.parts import Head, Parts, find_tuned_part
+from skdeepfeat._finetuning.new_head import Head
+from skdeepfeat._finetuning.parts import Parts
+from skdeepfeat._finetuning.tuned_part import find_tuned_part
 from skdeepfeat._images import batches
 from skdeepfeat._images.containers import read_images
 

@@ -13,7 +13,9 @@ from small_fits import classifier, coloured_images, data_of, own_backbone, trunk
 from skdeepfeat import ImageError, ImageWarning
 from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._finetuning import frozen, training
-from skdeepfeat._finetuning.parts import Head, Parts, find_tuned_part
+from skdeepfeat._finetuning.new_head import Head
+from skdeepfeat._finetuning.parts import Parts
+from skdeepfeat._finetuning.tuned_part import find_tuned_part
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ from small_fits import classifier, coloured_images, own_backbone, trunk
 from skdeepfeat import Backbone, PretrainedCNNFeatures
 from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._finetuning.data import read_pixels
-from skdeepfeat._finetuning.parts import Fitted, Head, Parts, TunedPart, find_tuned_part
+from skdeepfeat._finetuning.fitted import Fitted
+from skdeepfeat._finetuning.new_head import Head
+from skdeepfeat._finetuning.parts import Parts
+from skdeepfeat._finetuning.tuned_part import TunedPart, find_tuned_part
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
 

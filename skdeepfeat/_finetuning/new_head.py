@@ -1,0 +1,77 @@
+"""The new head: from the features of the last layer to the scores of classes."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from .._backbones.records import Layer
+from .._networks.building import SkipInitialisation
+from .._processes import fork_safe
+from .fitted import load_arrays
+
+
+class Head(nn.Module):
+    """Maps rows (n, d) to scores (n, classes): dense layers and dropout.
+
+    Parameters
+    ----------
+    n_features, n_classes : int
+    dropout : float
+        Dropout probability before the last layer.
+    inner : nn.Module or None
+        The backbone's own dense layers up to the last one, which is replaced.
+    """
+
+    def __init__(self, n_features, n_classes, dropout, inner=None):
+        super().__init__()
+        self.inner = nn.Identity()
+        if inner is not None:
+            self.inner = copy.deepcopy(inner).to_empty(device="cpu")
+        widths = [
+            m.out_features for m in self.inner.modules() if isinstance(m, nn.Linear)
+        ]
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear((widths or [n_features])[-1], n_classes)
+        for module in self.inner.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        if inner is None:  # start from equal probabilities
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, x):
+        return self.last(self.dropout(self.inner(x)))
+
+    @torch.no_grad()
+    def take_raw(self, mean, scale) -> None:
+        """Change the weights so that the head takes rows as they are."""
+        first = self._first()
+        first.weight.div_(scale)
+        first.bias.sub_(first.weight @ mean)
+
+    @torch.no_grad()
+    def take_standardised(self, mean, scale) -> None:
+        """Change the weights so that the head takes standardised rows."""
+        first = self._first()
+        first.bias.add_(first.weight @ mean)
+        first.weight.mul_(scale)
+
+    def _first(self) -> nn.Linear:
+        """The first dense layer."""
+        return next(m for m in self.modules() if isinstance(m, nn.Linear))
+
+
+@fork_safe
+@torch.inference_mode()
+def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray:
+    """Scores (n, classes) of rows that enter a trained head.
+
+    Computed in double precision, so that the rounded scores of a row do not depend on
+    the rows around it.
+    """
+    with SkipInitialisation():
+        head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
+    load_arrays(head, arrays)
+    return head.double()(torch.from_numpy(rows).double()).float().numpy()
