@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -61,6 +61,16 @@ class FrozenFeatures:
     def entered(self) -> torch.Tensor | None:
         """What enters the tail; None if that is not kept."""
         return self._computed.entered if self.keeps else None
+
+    def take_rows(self, device) -> Callable:
+        """A function that maps positions to the features of images."""
+        return lambda chosen: self.rows[chosen].to(device)
+
+    def take_entered(self, device) -> Callable:
+        """A function that maps positions to what enters the tail, if that is kept."""
+        entered = self.entered
+        assert entered is not None
+        return lambda chosen: entered[chosen].to(device).float()
 
     @cached_property
     def _computed(self) -> _Computed:

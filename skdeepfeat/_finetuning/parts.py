@@ -57,6 +57,14 @@ class Parts:
         if tuned.has_tail:
             self.tail = self._private_tail(structure, network)
 
+    @classmethod
+    def with_new_head(
+        cls, source: WeightsSource, key: bytes, tuned, n_classes: int, dropout, device
+    ) -> "Parts":
+        """The parts of a network, with a new head for this number of classes."""
+        head = Head(tuned.width, n_classes, dropout, tuned.inner)
+        return cls(source, key, tuned, head, device)
+
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to tune, whose parameters learn."""
         if self.tuned.start is None:

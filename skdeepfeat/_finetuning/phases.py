@@ -85,7 +85,7 @@ def head_phase(
     """The head alone, on features of the untouched network."""
     validate = None
     if unseen is not None:
-        inputs = _rows_of(unseen, parts.device)
+        inputs = unseen.take_rows(parts.device)
         validate = _validation(parts.head, inputs, parts.classify, unseen.data)
     rate = recipe.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
     return Phase(
@@ -94,7 +94,7 @@ def head_phase(
         parts.head,
         parts.groups(rate, 1.0, recipe.weight_decay, head_only=True),
         frozen.data,
-        _rows_of(frozen, parts.device),
+        frozen.take_rows(parts.device),
         parts.classify,
         validate,
     )
@@ -134,18 +134,8 @@ def _inputs_and_scores(
 ) -> tuple[Callable, Callable]:
     """What the tail and the head learn from, and how scores are computed from that."""
     if frozen.entered is not None:
-        return _kept(frozen.entered, parts.device), parts.above
+        return frozen.take_entered(parts.device), parts.above
     return _augmented(parts, frozen.data, recipe.augment), parts.whole
-
-
-def _rows_of(frozen: FrozenFeatures, device):
-    """A function that maps positions to features computed before."""
-    return lambda chosen: frozen.rows[chosen].to(device)
-
-
-def _kept(entered: torch.Tensor, device):
-    """A function that maps positions to what enters the tail, computed before."""
-    return lambda chosen: entered[chosen].to(device).float()
 
 
 def _augmented(parts: Parts, data: Data, name):

@@ -34,7 +34,6 @@ from .data import Data, UnusableImages
 from .fitted import Fitted
 from .frozen import FrozenFeatures
 from .monitoring import Aborted, Snapshots, Stopping, has_diverged, warn_if_hopeless
-from .new_head import Head
 from .parts import Parts
 from .phases import Phase, Recipe, head_phase, joint_phase
 from .tuned_part import TunedPart
@@ -68,12 +67,6 @@ class Start:
     n_classes: int
     previous: Fitted | None
 
-    def parts(self, dropout: float, device: torch.device) -> Parts:
-        """The network in three parts, with a new head."""
-        tuned = self.tuned
-        head = Head(tuned.width, self.n_classes, dropout, tuned.inner)
-        return Parts(self.source, self.key, tuned, head, device)
-
 
 @fork_safe
 def fine_tune(
@@ -88,7 +81,14 @@ def fine_tune(
     if not start.source.pretrained:  # random weights have nothing to preserve below
         recipe = replace(recipe, layer_decay=1.0)
     with _one_at_a_time, _seeded(recipe.seed, device):
-        parts = start.parts(recipe.dropout, device)
+        parts = Parts.with_new_head(
+            start.source,
+            start.key,
+            start.tuned,
+            start.n_classes,
+            recipe.dropout,
+            device,
+        )
         return train(parts, data, held_out, recipe, start.previous, epoch_done)
 
 

@@ -1,11 +1,9 @@
 """What one cell of X may be: a table of the kinds of images, with keys and pixels."""
 
-import base64
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
@@ -23,9 +21,14 @@ from .decoding import (
     white_of_file,
 )
 from .formats import is_encoded
-from .references import refer, shortened, without_secrets
+from .references import (
+    read_data_uri,
+    read_file_object,
+    refer,
+    shortened,
+    without_secrets,
+)
 
-STANDARD = bytes.maketrans(b"-_", b"+/")  # alphabet of base64, of that for URLs
 MASKED = (
     "must not be a masked array, whose mask no network can see; fill it, for instance "
     "with image.filled(0)"
@@ -128,39 +131,6 @@ def digest_pil(image) -> bytes:
     alpha = b"" if settled.alpha is None else settled.alpha
     about = f"white {settled.white}, inverted {settled.inverted}"
     return digest("samples", about, settled.values, alpha)
-
-
-def read_data_uri(cell: str, protocols) -> bytes:
-    """The bytes in a "data:" URI."""
-    header, comma, data = cell.partition(",")
-    if not comma:
-        raise ValueError('a "data:" URI must have a comma before its data')
-    content = unquote_to_bytes(data)
-    is_base64 = header.lower().rpartition(";")[2].strip() == "base64"
-    return decode_base64(content) if is_base64 else content
-
-
-def decode_base64(content: bytes) -> bytes:
-    """Bytes of base64 in either alphabet, with or without padding and line breaks."""
-    digits = b"".join(content.split()).rstrip(b"=").translate(STANDARD)
-    try:
-        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
-    except ValueError as error:
-        raise ValueError('the base64 of this "data:" URI is damaged') from error
-
-
-def read_file_object(cell, protocols) -> bytes:
-    """All bytes of a binary file, whose position does not change."""
-    place = cell.tell()
-    cell.seek(0)
-    try:
-        content = cell.read()
-    except UnicodeDecodeError:
-        content = "binary"
-    cell.seek(place)
-    if isinstance(content, str):
-        raise ValueError("the file is open as text; open it with mode 'rb'")
-    return content
 
 
 # The first that matches counts. A new kind of image is one more entry.

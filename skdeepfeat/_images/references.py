@@ -1,9 +1,12 @@
-"""Paths and URLs → their bytes, and a state that changes with their content.
+"""Paths, URLs, data URIs and open files → their bytes.
+
+Files and URLs also have a state that changes with their content.
 
 A URL is opened through fsspec, and only if its scheme is among those that the user has
 allowed: a service must not fetch any address that it receives.
 """
 
+import base64
 import os
 import re
 import stat
@@ -37,6 +40,8 @@ UNQUOTED = (
     "has a query or a fragment, and names of files have none; write %3F for a question "
     "mark and %23 for a hash, as pathlib.Path(path).resolve().as_uri() does"
 )
+
+STANDARD = bytes.maketrans(b"-_", b"+/")  # alphabet of base64, of that for URLs
 
 
 def without_secrets(text: str) -> str:
@@ -157,3 +162,36 @@ def _path_of_uri(uri: str) -> str:
     if "?" in path or "#" in path:
         raise ValueError(UNQUOTED)
     return os.fsdecode(unquote_to_bytes(f"/{path}"))
+
+
+def read_data_uri(cell: str, protocols) -> bytes:
+    """The bytes in a "data:" URI."""
+    header, comma, data = cell.partition(",")
+    if not comma:
+        raise ValueError('a "data:" URI must have a comma before its data')
+    content = unquote_to_bytes(data)
+    is_base64 = header.lower().rpartition(";")[2].strip() == "base64"
+    return decode_base64(content) if is_base64 else content
+
+
+def decode_base64(content: bytes) -> bytes:
+    """Bytes of base64 in either alphabet, with or without padding and line breaks."""
+    digits = b"".join(content.split()).rstrip(b"=").translate(STANDARD)
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except ValueError as error:
+        raise ValueError('the base64 of this "data:" URI is damaged') from error
+
+
+def read_file_object(cell, protocols) -> bytes:
+    """All bytes of a binary file, whose position does not change."""
+    place = cell.tell()
+    cell.seek(0)
+    try:
+        content = cell.read()
+    except UnicodeDecodeError:
+        content = "binary"
+    cell.seek(place)
+    if isinstance(content, str):
+        raise ValueError("the file is open as text; open it with mode 'rb'")
+    return content
