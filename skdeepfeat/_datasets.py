@@ -171,7 +171,7 @@ def _about_empty(root: str, empty: list[str]) -> str | None:
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     return (
         f"Subfolders of {root!r} without images: {', '.join(map(repr, empty[:5]))}"
-        f"{more}. Each keeps its number as a class, which no image has."
+        f"{more}. They remain classes without images."
     )
 
 

@@ -139,9 +139,8 @@ class Report:
 def warn_of_range() -> None:
     """Warn that pixel values lie outside the range from black to white."""
     warn_user(
-        "Some pixel values lie outside the range that is taken as black to white for "
-        "their dtype. If they are on another scale, type for instance "
-        "value_range=(0, 255).",
+        "Some pixel values are outside the range from black to white of their dtype. "
+        "If they are on another scale, pass for example value_range=(0, 255).",
         ImageWarning,
     )
 

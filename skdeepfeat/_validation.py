@@ -81,10 +81,10 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
         X = check_array(X, estimator=estimator, **options)
     if image_shape is None:
         raise ValueError(
-            f"The 'image_shape' parameter of {type(estimator).__name__} must say what "
-            f"images flat rows of {X.shape[1]} numbers are. Got image_shape=None "
-            "instead; type for instance image_shape=(28, 28) or (32, 32, 3), or pass "
-            "paths or an array of shape (n, h, w[, channels])."
+            f"The 'image_shape' parameter of {type(estimator).__name__} must give the "
+            f"shape of images in flat rows of {X.shape[1]} numbers. Got "
+            "image_shape=None instead; pass for example image_shape=(28, 28) or "
+            "(32, 32, 3), or paths or an array of shape (n, h, w[, channels])."
         )
     return X.astype(np.int64) if whole and np.isfinite(X).all() else X
 

@@ -29,7 +29,7 @@ FORMATS = {
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
-FOREIGN = "is no image in a format that is read ({})"
+FOREIGN = "is not an image in a supported format ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
 LONGEST_PATH = 4096
 NAME = (

@@ -819,7 +819,7 @@ FOREIGN = {
     b"\x93NUMPY\1\0": r"numpy\.load",
     b"\xff\xd8\xff\xc0\0\x11\x0c\0\x10\0\x10": "looks like JPEG, but is damaged",
     b"\x89PNG\r\n\x1a\n\0\0\0\1IHXX\0": "looks like PNG, but is damaged",
-    b"\1\2\3\4\5\6\7\xff\xfe": r"no image in a format that is read \(JPEG, .*\)$",
+    b"\1\2\3\4\5\6\7\xff\xfe": r"not an image in a supported format \(JPEG, .*\)$",
 }
 
 
