@@ -536,7 +536,9 @@ def test_bad_rows_become_nan_and_good_ones_stay(bad_files, photo_files):
 
 
 def test_a_bad_row_is_named_with_its_cause(bad_files):
-    with pytest.raises(ImageError, match=r"row 1 \(.*text\.jpg\): is not an image") as e:
+    with pytest.raises(
+        ImageError, match=r"row 1 \(.*text\.jpg\): is not an image"
+    ) as e:
         features().transform([bad_files[0], bad_files[2]])
     assert e.value.row == 1 and e.value.__cause__ is not None
     with pytest.raises(ImageError, match=r"row 2 .*no such file"):

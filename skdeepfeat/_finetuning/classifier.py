@@ -23,7 +23,7 @@ from .._exceptions import (
 )
 from .._features import PretrainedCNNFeatures
 from .._images.input import read_input, set_input_tags
-from .._report import FitTask, hand_over, last_report
+from .._report import FitTask, Report, hand_over, last_report
 from .._validation import (
     CallbackSupportMixin,
     Interval,
@@ -148,8 +148,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     seed_ : int
         The seed drawn from `random_state`.
     errors_ : list of tuple (int, str, str)
-        Row, source and reason of the images that the last prediction of this thread
-        could not read.
+        Row, source and reason of the images that the last fit or prediction of this
+        thread could not use.
     frozen_digest_ : str
         Hexadecimal digest of the weights that training started from and of their
         preprocessing.
@@ -428,7 +428,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of the images that the last call could not read."""
+        """Row, source and reason of the images that the last call could not use."""
         return last_report(self).errors
 
     def to_backbone(self):
@@ -540,8 +540,11 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             return stop()
 
         raises, errors = self.on_error == "raise", training_set.images.errors
+        report = Report(self, len(training_set.labels.targets))
         while True:
             training_set = training_set.without(errors, raises, needs_all_classes)
+            for error in errors:
+                report.fail(error)
             try:
                 return fine_tune(start, *training_set.split(), recipe, epoch_done)
             except UnusableImages as found:

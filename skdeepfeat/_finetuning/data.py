@@ -226,8 +226,8 @@ class TrainingSet:
             reason = f"{first.reason}. No image of the classes {lost[:5]} can be used"
             raise ImageError(first.row, first.source, reason) from first.__cause__
         warn_user(
-            f"{len(errors)} of {n} images cannot be used and are left out. The first "
-            f"is {first}.",
+            f"{len(errors)} of {n} images cannot be used and are left out; errors_ "
+            f"lists them. The first is {first}.",
             ImageWarning,
         )
         return replace(self, labels=self.labels.without(rows))

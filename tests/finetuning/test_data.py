@@ -141,3 +141,17 @@ def test_unreadable_images_are_all_named(images, tmp_path):
     rows = [*X[:-2], tmp_path / "a.jpg", tmp_path / "b.jpg"]
     with pytest.raises(ImageError, match=r"row 38.*2 of 40 images.*rows 39"):
         classifier().fit(rows, y)
+
+
+def test_images_that_a_fit_leaves_out_are_listed(images):
+    X, y = images
+    X, y = [*X[:8], "gone.jpg", *X[8:16], "lost.jpg"], [*y[:8], y[0], *y[8:16], y[1]]
+    clf = classifier(unfreeze=0, epochs=0, on_error="nan")
+    with pytest.warns(ImageWarning, match=r"2 of 18 images .* errors_ lists them"):
+        clf.fit(X, y)
+    assert [(row, source) for row, source, _ in clf.errors_] == [
+        (8, "gone.jpg"),
+        (17, "lost.jpg"),
+    ]
+    clf.predict(X[:2])
+    assert clf.errors_ == []

@@ -70,7 +70,7 @@ def test_activations_too_large_for_half_precision(images):
         assert computed.entered is None and computed.rows.shape == (4, 8)
 
 
-out_of_range = pytest.mark.filterwarnings("ignore:Some pixel values lie outside")
+out_of_range = pytest.mark.filterwarnings("ignore:Some pixel values are outside")
 
 
 # Images whose features are not finite -------------------------------------------------
