@@ -173,8 +173,8 @@ class Rows:
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
         with self._clock.measure("store"):
-            parts = list(self._parts(computed, keys, sound))
-            if self._table.write(self._call, self.columns.scope, keys, parts):
+            stored = list(self._stored(computed, keys, sound))
+            if self._table.write(self._call, self.columns.scope, keys, stored):
                 self._warn_of_bound()
         self.n_computed += len(keys)
         for row in {*computed.rows, *failed}:
@@ -187,7 +187,7 @@ class Rows:
         for error in errors:
             self._report.fail(error)
 
-    def _parts(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
+    def _stored(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """The rows of a batch to store: those without NaN or infinite features."""
         asked = {column.fingerprint for column in self.columns.requested}
         # Requested columns come last, so that they are the last to be evicted.
