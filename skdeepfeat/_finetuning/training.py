@@ -196,6 +196,13 @@ def train_phase(
             history.append(entry)
             if epoch_done(entry):
                 break
+    except KeyboardInterrupt:  # also between epochs, while weights are copied
+        if phase.validate is not None:
+            snapshots.restore()
+        n_done = sum(entry["phase"] == phase.name for entry in history)
+        reason = Aborted.by_interrupt(phase, n_done + 1)
+        warn_user(str(reason), ConvergenceWarning)
+        return False
     except Aborted as reason:
         warn_user(str(reason), ConvergenceWarning)
         return False
@@ -244,14 +251,9 @@ def one_cycle(step: int, n_steps: int) -> float:
 def _guarded_epoch(
     phase: Phase, recipe: Recipe, schedule: LambdaLR, epoch: int, snapshots: Snapshots
 ) -> dict:
-    """One epoch and its time; aborts the phase on Ctrl-C and on divergence."""
+    """One epoch and its time; aborts the phase if the loss diverges."""
     started = time.perf_counter()
-    try:
-        entry = train_epoch(phase, recipe, schedule)
-    except KeyboardInterrupt:
-        if phase.validate is not None:
-            snapshots.restore()
-        raise Aborted.by_interrupt(phase, epoch) from None
+    entry = train_epoch(phase, recipe, schedule)
     seconds = time.perf_counter() - started
     if has_diverged(phase, entry["loss"]):
         snapshots.restore()

@@ -340,3 +340,21 @@ def test_partial_fit_holds_nothing_out(images):
     assert not np.array_equal(clf.weights_["tail"]["3.weight"], before)
     with pytest.raises(ValueError, match="differ from those of the first call"):
         clf.partial_fit(X, y, classes=["ant", "dog"])
+
+
+def test_an_interrupt_while_weights_are_copied_keeps_what_was_learned(
+    images, monkeypatch
+):
+    keep = monitoring.Snapshots.keep
+
+    def interrupted(snapshots, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        keep(snapshots, epoch)
+
+    monkeypatch.setattr(monitoring.Snapshots, "keep", interrupted)
+    clf = classifier(unfreeze=0, head_epochs=5)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2"):
+        clf.fit(*images)
+    assert clf.n_iter_ == 1
+    assert clf.predict(images[0]).shape == (len(images[1]),)
