@@ -5,6 +5,7 @@ never returns a row that was computed differently.
 """
 
 import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -69,10 +70,9 @@ class Plan:
 def make_plan(estimator, source: WeightsSource) -> Plan:
     """Plan a call of an estimator that uses these weights."""
     value_range = check_value_range(estimator.value_range)
-    requested = [
-        _pooled(estimator, source, x) for x in requested_layers(estimator, source)
-    ]
-    prefetched, others = _prefetched(estimator, source, requested)
+    layers, pooled_of = requested_layers(estimator, source), _pooler(estimator, source)
+    requested = list(map(pooled_of, layers))
+    prefetched, others = _prefetched(estimator, source, layers, pooled_of)
     devices = resolve_devices(estimator.device)
     kind = device_class(devices)
     pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
@@ -119,27 +119,33 @@ def _find_layer(source: WeightsSource, name) -> Layer:
     return resolve_layer(source.backbone, name, source.input.image_size)
 
 
-def _pooled(estimator, source: WeightsSource, layer: Layer) -> Pooled:
-    """The layer and pooling to compute; equal for all names of the same features."""
+def _pooler(estimator, source: WeightsSource) -> Callable[[Layer], Pooled]:
+    """Layer → what to compute for it; equal for all names of the same features."""
     first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
-    if layer.average_of in first:
-        return first[layer.average_of], "avg"
-    pooling = "none" if layer.layout == "vector" else estimator.pooling
-    return first.get(layer.node, layer), pooling
+
+    def pooled_of(layer: Layer) -> Pooled:
+        if layer.average_of in first:
+            return first[layer.average_of], "avg"
+        pooling = "none" if layer.layout == "vector" else estimator.pooling
+        return first.get(layer.node, layer), pooling
+
+    return pooled_of
 
 
 def _prefetched(
-    estimator, source: WeightsSource, requested: list[Pooled]
+    estimator,
+    source: WeightsSource,
+    layers: list[Layer],
+    pooled_of: Callable[[Layer], Pooled],
 ) -> tuple[list[Pooled], list[Pooled]]:
-    """What to store in the same pass, and what to add if that saves another pass."""
-    chosen = estimator.prefetch_layers
+    """What to store with these layers, and what to add if that saves another pass."""
+    chosen, requested = estimator.prefetch_layers, list(map(pooled_of, layers))
     if estimator.pooling == "flatten" or estimator.cache is None:
         return [], []
 
-    def beyond(known: list[Pooled], layers) -> list[Pooled]:
+    def beyond(known: list[Pooled], layers: Iterable[Layer]) -> list[Pooled]:
         """What is computed for these layers, without what is known."""
-        pairs = dict.fromkeys(_pooled(estimator, source, layer) for layer in layers)
-        return [pair for pair in pairs if pair not in known]
+        return [x for x in dict.fromkeys(map(pooled_of, layers)) if x not in known]
 
     if not isinstance(chosen, str):
         return beyond(requested, [_find_layer(source, name) for name in chosen]), []
@@ -147,8 +153,7 @@ def _prefetched(
     aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
     if chosen == "all":
         return beyond(requested, aliased), []
-    indices = (layer.index for layer in requested_layers(estimator, source))
-    deepest = max((index for index in indices if index), default=0)
+    deepest = max((layer.index for layer in layers if layer.index), default=0)
     shallow = [x for x in aliased if x.index is not None and x.index < deepest]
     below = beyond(requested, shallow)
     return below, beyond([*requested, *below], aliased)

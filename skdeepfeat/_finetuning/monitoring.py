@@ -73,23 +73,21 @@ class Snapshots:
         self._learner.load_state_dict(self._weights)
 
 
-class Aborted(Exception):
-    """A phase ended before its time; the message says why and what to do about it."""
+class Diverged(Exception):
+    """The loss or the scores of an epoch are not finite; says what to do about it.
 
-    @classmethod
-    def by_interrupt(cls, phase: Phase, epoch: int) -> "Aborted":
-        """The user pressed Ctrl-C."""
-        return cls(
-            f"Training was interrupted in epoch {epoch} of phase {phase.name!r}."
-        )
+    Parameters
+    ----------
+    phase : Phase
+    epoch : int
+    kept : int
+        The epoch whose weights were kept.
+    recipe : Recipe
+    """
 
-    @classmethod
-    def by_divergence(
-        cls, phase: Phase, epoch: int, kept: int, recipe: Recipe
-    ) -> "Aborted":
-        """The loss or the scores are not finite."""
+    def __init__(self, phase: Phase, epoch: int, kept: int, recipe: Recipe):
         weights = f"of epoch {kept}" if kept else "from before training"
-        return cls(
+        super().__init__(
             f"The loss became NaN or infinite in epoch {epoch} of phase {phase.name!r} "
             f"with learning_rate={recipe.learning_rate:g}. Training stopped; the "
             f"weights {weights} were kept. Try "

@@ -33,7 +33,7 @@ from .._processes import Lock, fork_safe
 from .data import Data, UnusableImages
 from .fitted import Fitted
 from .frozen import FrozenFeatures
-from .monitoring import Aborted, Snapshots, Stopping, has_diverged, warn_if_hopeless
+from .monitoring import Diverged, Snapshots, Stopping, has_diverged, warn_if_hopeless
 from .parts import Parts
 from .phases import Phase, Recipe, head_phase, joint_phase
 from .tuned_part import TunedPart
@@ -199,17 +199,22 @@ def train_phase(
     except KeyboardInterrupt:  # also between epochs, while weights are copied
         if phase.validate is not None:
             snapshots.restore()
-        n_done = sum(entry["phase"] == phase.name for entry in history)
-        reason = Aborted.by_interrupt(phase, n_done + 1)
-        warn_user(str(reason), ConvergenceWarning)
-        return False
-    except Aborted as reason:
-        warn_user(str(reason), ConvergenceWarning)
-        return False
+        epoch = 1 + sum(entry["phase"] == phase.name for entry in history)
+        return _abort(
+            f"Training was interrupted in epoch {epoch} of phase {phase.name!r}."
+        )
+    except Diverged as error:
+        return _abort(str(error))
     if phase.validate is not None:
         snapshots.restore()
     phase.learner.eval()
     return True
+
+
+def _abort(reason: str) -> bool:
+    """Warn that training ends before its time; no further phase begins."""
+    warn_user(reason, ConvergenceWarning)
+    return False
 
 
 def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[dict]:
@@ -257,7 +262,7 @@ def _guarded_epoch(
     seconds = time.perf_counter() - started
     if has_diverged(phase, entry["loss"]):
         snapshots.restore()
-        raise Aborted.by_divergence(phase, epoch, snapshots.epoch, recipe)
+        raise Diverged(phase, epoch, snapshots.epoch, recipe)
     return entry | {"seconds": seconds}
 
 
