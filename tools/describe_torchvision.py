@@ -148,6 +148,15 @@ FAMILIES = {
         stage_like("features", "classifier.1", "classifier.3"),
         "classifier.3",
     ),
+    r"efficientnet_lite": (
+        lambda net: {
+            "stem": "act0",
+            **numbered(*stages(net, "blocks")),
+            "penultimate": "flatten",
+            "logits": "fc",
+        },
+        "fc",
+    ),
     r"mobilenet_v2|efficientnet": (
         stage_like("features", "flatten", "classifier.1"),
         "classifier.1",
@@ -219,6 +228,7 @@ def size_option(name):
 
 
 def describe_weights(version):
+    """The address and the preprocessing of a version."""
     recipe = version.transforms()
     return {
         "url": version.url,

