@@ -19,7 +19,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         features = PretrainedCNNFeatures(cache=folder)
         computed = features.fit_transform(X)
-        assert computed.shape == (len(X), 512) and np.isfinite(computed).all()
+        assert computed.shape == (len(X), 1280) and np.isfinite(computed).all()
         assert FeatureStore(folder).info()["rows"] >= len(X)
         np.testing.assert_array_equal(features.transform(X), computed)
         model = make_pipeline(features, StandardScaler(), RidgeClassifier(1000))

@@ -21,9 +21,8 @@ from sklearn.preprocessing import StandardScaler
 import skdeepfeat
 from skdeepfeat import PretrainedCNNFeatures, load_textures
 
-MEAN = torch.tensor([0.485, 0.456, 0.406])
-STD = torch.tensor([0.229, 0.224, 0.225])
-FIRES, POOLS = (3, 4, 5, 7, 8, 9, 10, 12), (2, 6, 11)  # their places in the network
+SIDE = 112
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1)  # of the blocks
 
 
 @pytest.fixture(scope="module")
@@ -39,39 +38,52 @@ def shipped_weights():
 
 
 def preprocess(photo):
-    """The shorter side becomes 110 pixels, and the 96 in the middle are normalised."""
+    """The shorter side becomes 112 pixels; the middle is scaled to -1 to 1."""
     image = Image.fromarray(photo)
-    size = [110 * side // min(image.size) for side in image.size]
-    left, top = (round((side - 96) / 2) for side in size)
-    image = image.resize(size, Image.BILINEAR).crop((left, top, left + 96, top + 96))
-    pixels = torch.from_numpy(np.asarray(image).copy()).float() / 255
-    return ((pixels - MEAN) / STD).permute(2, 0, 1)
+    size = [SIDE * side // min(image.size) for side in image.size]
+    left, top = (round((side - SIDE) / 2) for side in size)
+    box = (left, top, left + SIDE, top + SIDE)
+    image = image.resize(size, Image.BICUBIC).crop(box)
+    return torch.from_numpy(np.array(image)).float().permute(2, 0, 1) / 127.5 - 1
 
 
 def forward(x, weights):
-    """Maps after every step of SqueezeNet's trunk, by the place of the step."""
+    """Maps of EfficientNet-Lite0 by the name of what computes them."""
 
-    def convolve(x, name, **options):
-        kernel, bias = (
-            weights[f"features.{name}.{kind}"] for kind in ("weight", "bias")
+    def convolve(x, conv, norm, stride=1, groups=1):
+        kernel = weights[f"{conv}.weight"]
+        beyond = kernel.shape[-1] - stride + x.shape[-1] % stride  # zeros around it
+        if beyond > 0:
+            before, after = beyond // 2, beyond - beyond // 2
+            x = F.pad(x, (before, after, before, after))
+        x = F.conv2d(x, kernel, stride=stride, groups=groups)
+        parts = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(weights[f"{norm}.{part}"] for part in parts), eps=1e-3)
+
+    maps = {"stem": F.relu6(convolve(x, "conv_stem", "bn0", 2))}
+    x = maps["stem"]
+    for number, stride in enumerate(STRIDES):
+        block, inside = f"blocks.{number}", x
+        if number:
+            wide = convolve(x, f"{block}.expand_conv", f"{block}.bn0")
+            inside = F.relu6(wide)
+        channels = inside.shape[1]
+        inside = convolve(
+            inside, f"{block}.depthwise_conv", f"{block}.bn1", stride, channels
         )
-        return F.relu(F.conv2d(x, kernel, bias, **options))
-
-    maps = {1: convolve(x, "0", stride=2)}
-    for place in range(2, 13):
-        x = maps[place - 1]
-        if place in POOLS:
-            maps[place] = F.max_pool2d(x, 3, stride=2, ceil_mode=True)
-        else:
-            x = convolve(x, f"{place}.squeeze")
-            sides = ("expand1x1", 0), ("expand3x3", 1)
-            maps[place] = torch.cat(
-                [convolve(x, f"{place}.{side}", padding=pad) for side, pad in sides], 1
-            )
+        inside = convolve(F.relu6(inside), f"{block}.project_conv", f"{block}.bn2")
+        x = maps[number] = x + inside if x.shape == inside.shape else inside
+    maps["head"] = F.relu6(convolve(x, "conv_head", "bn1"))
     return maps
 
 
-LAYERS = {"stem": 2, "block3": 5, "block7": 10, "penultimate": 12}
+LAYERS = {
+    "stem": "stem",
+    "block3": 4,
+    "block5": 10,
+    "block7": 15,
+    "penultimate": "head",
+}
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -23,6 +23,8 @@ GOLDEN = Path(__file__).parent / "golden"
 # The version of scikit-learn that wrote each set of pickles.
 SKLEARN = {"0.1.0.dev0": "1.9.1", "0.1.0.dev0-flat": "1.9.1"}
 FILES = sorted(GOLDEN.glob("*/*.pkl.gz"))
+# Models of a network whose weights this version no longer has.
+REFUSED = [file for file in FILES if file.name == "head.pkl.gz" and "0.1" in str(file)]
 
 
 def load(file):

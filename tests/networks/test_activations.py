@@ -17,7 +17,6 @@ from skdeepfeat._networks.activations import activations_of
 from skdeepfeat._networks.building import build_network
 from skdeepfeat._networks.hooks import HookedNetwork
 from skdeepfeat._networks.sharing import SharedNetwork, get_network
-from skdeepfeat._networks.smallnets import mini
 from skdeepfeat._networks.structure import Structure, bind, structure_of
 from skdeepfeat._networks.tracer import Tracer
 
@@ -311,16 +310,6 @@ def test_nodes_have_the_names_that_torchvision_gives_them(name, monkeypatch):
     tracer = Tracer()
     tracer.trace(net)
     assert list(tracer.name_of.values()) == expected
-
-
-def test_mini_has_the_shape_of_torchvisions_squeezenet():
-    """Its entries have the same names, and mean the same."""
-    trunk = models.squeezenet1_0(weights=None).eval()
-    net = mini().eval()
-    net.features.load_state_dict(trunk.features.state_dict())
-    x = torch.rand(2, 3, 96, 96)
-    with torch.inference_mode():
-        torch.testing.assert_close(net(x), trunk.features(x), rtol=0, atol=0)
 
 
 def test_modules_whose_names_end_in_a_number_keep_them():
