@@ -25,6 +25,8 @@ def main():
         model = make_pipeline(features, StandardScaler(), RidgeClassifier(1000))
         accuracy = model.fit(X[::2], y[::2]).score(X[1::2], y[1::2])
     assert accuracy > 0.6, accuracy
+    rows = PretrainedCNNFeatures("efficientnet_lite0").transform(X[:2])  # from [lite]
+    assert rows.shape == (2, 1280) and np.isfinite(rows).all()
     print(f"skdeepfeat {skdeepfeat.__version__} from {skdeepfeat.__file__}")
     print(f"on Python {sys.version.split()[0]}: accuracy {accuracy:.2f}")
 

@@ -13,18 +13,22 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils.fixes import parse_version
 
 from skdeepfeat import (
+    Backbone,
     FeatureWarning,
     PretrainedCNNFeatures,
     StoreWarning,
+    WeightsError,
     load_textures,
 )
+from skdeepfeat._images.recipe import InputSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 # The version of scikit-learn that wrote each set of pickles.
-SKLEARN = {"0.1.0.dev0": "1.9.1", "0.1.0.dev0-flat": "1.9.1"}
-FILES = sorted(GOLDEN.glob("*/*.pkl.gz"))
-# Models of a network whose weights this version no longer has.
-REFUSED = [file for file in FILES if file.name == "head.pkl.gz" and "0.1" in str(file)]
+SKLEARN = {"0.1.0.dev0": "1.9.1", "0.1.0.dev0-flat": "1.9.1", "0.2.0.dev0": "1.9.1"}
+# Sets that need weights of "mini" which this version does not have.
+FORMER = ("0.1.0.dev0", "0.1.0.dev0-flat")
+REFUSED = [GOLDEN / version / "head.pkl.gz" for version in FORMER]
+FILES = sorted({*GOLDEN.glob("*/*.pkl.gz")} - {*REFUSED})
 
 
 def load(file):
@@ -49,7 +53,38 @@ def test_saved_models_predict_what_they_did(file):
     np.testing.assert_allclose(again.predict_proba(X), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("version", sorted(SKLEARN))
+@pytest.mark.parametrize("file", REFUSED, ids=lambda f: f.parent.name)
+def test_models_of_former_weights_are_refused(file):
+    model, _ = load(file)
+    with pytest.raises(WeightsError, match=r"'MINI_V1'.*Install skdeepfeat 0\.1\.0"):
+        model.predict(load_textures().data[:2])
+    with pytest.raises(WeightsError, match=r"Install skdeepfeat 0\.1\.0"):
+        model.as_features().transform(load_textures().data[:2])
+
+
+@pytest.mark.parametrize("version", FORMER)
+def test_rows_of_former_weights_are_other_rows(version, tmp_path):
+    store = shutil.copytree(GOLDEN / version / "store", tmp_path / "store")
+    X = load_textures().data[:4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoreWarning)  # of a schema left alone
+        features = PretrainedCNNFeatures(engine="torch", cache=store)
+        found = features.transform(X)
+    assert features.stats_["n_computed"] == 4
+    expected = features.set_params(cache=None).transform(X)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", ["_networks.smallnets:mini", "_smallnets:mini"])
+def test_networks_with_a_removed_builder_are_refused(build):
+    arrays = {"features.0.weight": np.zeros((1, 3, 1, 1), np.float32)}
+    spec = InputSpec(8, None)
+    tuned = Backbone("tuned mini", f"skdeepfeat.{build}", spec, arrays=arrays)
+    with pytest.raises(WeightsError, match=r"'tuned mini'.*skdeepfeat 0\.1\.0"):
+        PretrainedCNNFeatures(tuned).transform(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("version", sorted({*SKLEARN} - {*FORMER}))
 def test_stores_of_earlier_versions_give_the_same_rows(version, tmp_path):
     store = shutil.copytree(GOLDEN / version / "store", tmp_path / "store")
     features = PretrainedCNNFeatures(engine="torch", cache=store)
@@ -60,15 +95,15 @@ def test_stores_of_earlier_versions_give_the_same_rows(version, tmp_path):
         np.testing.assert_allclose(found, expected["store"], rtol=0, atol=1e-5)
 
 
-def test_the_store_of_the_flat_package_serves_its_rows(tmp_path):
-    store = shutil.copytree(GOLDEN / "0.1.0.dev0-flat" / "store", tmp_path / "store")
+def test_the_store_of_this_version_serves_its_rows(tmp_path):
+    store = shutil.copytree(GOLDEN / "0.2.0.dev0" / "store", tmp_path / "store")
     features = PretrainedCNNFeatures(engine="torch", cache=store)
     features.transform(load_textures().data[:4])
     assert features.stats_["n_computed"] == 0
 
 
 def test_a_missing_digest_warns_once_and_is_checked_from_then_on():
-    model, _ = load(GOLDEN / "0.1.0.dev0" / "head.pkl.gz")
+    model, _ = load(GOLDEN / "0.1.0.dev0" / "own.pkl.gz")
     X = load_textures().data[:2]
     with pytest.warns(FeatureWarning, match=r"another version.*save it again"):
         model.predict(X)
