@@ -13,20 +13,22 @@ from sklearn.datasets import load_sample_image
 from skdeepfeat import PretrainedCNNFeatures, list_layers
 
 flower = load_sample_image("flower.jpg")[:, 100:527]
-shown = ["stem", "block2", "block4", "block6", "block8"]
+shown = ["stem", "block2", "block3", "block5", "block7"]
 layers = [one for one in list_layers("mini") if one.alias in shown]
 
 # %%
 # Each layer has many maps. The one with the largest variance is often
-# the easiest to read.
+# the easiest to read. At twice the usual image size, maps are finer.
 maps = {}
 for layer in layers:
     features = PretrainedCNNFeatures(
-        layer=layer.alias, pooling="flatten", cache=None
+        layer=layer.alias, pooling="flatten", image_size=224, cache=None
     )
-    found = features.fit_transform([flower]).reshape(layer.shape)
+    found = features.fit_transform([flower])
+    side = int((found.size / layer.features) ** 0.5)
+    found = found.reshape(layer.features, side, side)
     maps[layer.alias] = found[found.var(axis=(1, 2)).argmax()]
-    print(f"{layer.alias:7} {layer.shape}")
+    print(f"{layer.alias:7} {found.shape}")
 
 # %%
 # Deeper maps are coarser: each of their values depends on a larger part

@@ -205,7 +205,7 @@ def seconds(result):
 
 # What a layer sees ------------------------------------------------------------------
 
-SEEN = ["stem", "block2", "block4", "block6", "block8"]
+SEEN = ["stem", "block2", "block3", "block5", "block7"]
 # A palette from dark to light that is visible on light and dark pages.
 PALETTE = np.array([[16, 26, 60], [52, 78, 150], [230, 130, 60], [255, 235, 160]])
 
@@ -221,8 +221,12 @@ def square_photo(side=150):
 def maps_of(photo, layer):
     """All maps of one layer, (channels, height, width)."""
     (found,) = [one for one in list_layers("mini") if one.alias == layer]
-    features = PretrainedCNNFeatures(layer=layer, pooling="flatten", cache=None)
-    return features.transform([photo]).reshape(found.shape)
+    features = PretrainedCNNFeatures(
+        layer=layer, pooling="flatten", image_size=224, cache=None
+    )
+    maps = features.transform([photo])
+    side = int((maps.size / found.features) ** 0.5)
+    return maps.reshape(found.features, side, side)
 
 
 def in_colours(values, side=150):
@@ -256,19 +260,19 @@ def what_a_layer_sees():
 def preprocessing():
     """A photo, resized to its short side, and the crop that enters the network."""
     photo = Image.fromarray(data.chelsea())
-    resized = photo.resize((165, 110))
-    crop = resized.crop((34, 7, 130, 103))
+    resized = photo.resize((168, 112))
+    crop = resized.crop((28, 0, 140, 112))
     name = "preprocessing"
     parts = [
         photograph(5, 8, 210, np.array(photo.resize((210, 140)))),
         small(110, 172, "file: 451 × 300"),
         arrow(name, (222, 78), (246, 78)),
         photograph(252, 34, 132, np.array(resized)),
-        rectangle(252 + 27.6, 34 + 5.6, 76.8, 76.8, "#fff", stroke_width=2),
-        small(318, 172, "resize: 165 × 110"),
+        rectangle(252 + 22, 34, 88, 88, "#fff", stroke_width=2),
+        small(318, 172, "resize: 168 × 112"),
         arrow(name, (390, 78), (406, 78)),
         photograph(410, 44, 68, np.array(crop)),
-        small(440, 172, "crop: 96 × 96"),
+        small(440, 172, "crop: 112 × 112"),
     ]
     title = "The preprocessing of the network mini: resize, then centre crop"
     write(name, title, 490, 184, *parts)
@@ -328,7 +332,7 @@ PHASES = [
 
 def phases():
     """Two stacks of blocks that show what learns in each phase, with learning rates."""
-    names = ["stem … block6", "block7", "block8", "head"]
+    names = ["stem … block5", "block6", "block7", "head"]
     rates = [["–", "–", "–", "lr"], ["–", "–", "lr × decay", "lr"]]
     parts = []
     for p, (title, states) in enumerate(PHASES):
@@ -355,11 +359,11 @@ def table_columns():
         box(5, 96, 110, 64, "weight", "numbers", stroke=PRIMARY),
         arrow("columns", (115, 40), (146, 40)),
         arrow("columns", (115, 128), (146, 128)),
-        box(150, 8, 146, 64, "features", "512 columns"),
+        box(150, 8, 146, 64, "features", "1,280 columns"),
         box(150, 96, 146, 64, "StandardScaler", "1 column"),
         arrow("columns", (296, 40), (346, 74)),
         arrow("columns", (296, 128), (346, 94)),
-        box(350, 52, 126, 64, "classifier", "513 columns", stroke=ACCENT),
+        box(350, 52, 126, 64, "classifier", "1,281 columns", stroke=ACCENT),
     ]
     write("columns", "A column of photos beside numbers", 482, 170, *parts)
 

@@ -32,7 +32,7 @@ HEADS = {
     "nearest neighbours": KNeighborsClassifier(),
     "naive Bayes": GaussianNB(),
 }
-DEPTHS = ["block1", "block3", "block5", "block8"]
+DEPTHS = ["block2", "block4", "block6", "penultimate"]
 FOLDS = StratifiedKFold(5, shuffle=True, random_state=0)
 
 
@@ -49,7 +49,7 @@ def search(X, y, layers, heads, cache):
 def main():
     textures = load_textures()
     X, y = textures.data, textures.target
-    layers = [layer.alias for layer in list_layers("mini")][:-1]  # block8 is the last
+    layers = [layer.alias for layer in list_layers("mini")]
     found, _ = search(X, y, layers, HEADS, FeatureStore(name="accuracy"))
     scores = found.cv_results_["mean_test_score"].reshape(len(layers), len(HEADS))
     PretrainedCNNFeatures(cache=None).transform(X[:64])  # builds the network

@@ -38,7 +38,7 @@ from skdeepfeat._backbones.weights import resolve_source
 from skdeepfeat._networks.building import build_network
 
 TEACHER_SIZES = {"efficientnet_lite0": 224, "efficientnet_lite2": 260}
-LARGE = 224  # side of the stored views in pixels
+LARGE, BETWEEN = 224, 128  # sides of views in pixels
 
 # What the teachers answer for a view: name → (channels, side of the pooled grid).
 TARGETS = {
@@ -302,17 +302,21 @@ def imitation_loss(predicted, wanted, scales, temperature=2.0):
 
 
 def draw_batch(maps, rng, batch, size):
-    """A batch of random views, mirrored with their maps half of the time."""
-    large = rng.random() < 0.25
-    rows = np.sort(
-        rng.integers(len(maps["large"]), size=batch // 4 if large else batch)
-    )
+    """A batch of random views, mirrored with their maps half of the time.
+
+    A quarter are of the size of the first teacher, and a quarter in between; batches of
+    larger views have fewer of them.
+    """
+    side = int(rng.choice([size, BETWEEN, LARGE], p=[0.5, 0.25, 0.25]))
+    count = batch // 4 if side == LARGE else batch
+    rows = np.sort(rng.integers(len(maps["large"]), size=count))
     flip = rng.random() < 0.5
+    stored = "small" if side == size else "large"
     data = {}
-    for name in ("large" if large else "small", *TARGETS):
+    for name in (stored, *TARGETS):
         tensor = torch.from_numpy(maps[name][rows]).float()
         data[name] = tensor.flip(3) if flip else tensor
-    views = data.pop("large" if large else "small") / 127.5 - 1
+    views = resized(data.pop(stored) / 255, side) * 2 - 1
     return views.contiguous(memory_format=torch.channels_last), data
 
 
