@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from functools import partial
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -12,11 +13,13 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones.records import Backbone
 from ._backbones.saved import can_compare, saved_digest, what_changed
 from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedCache
+from ._choice import choose_layer, score_layers, warn_without_signal
 from ._clock import Clock
 from ._engines.devices import (
     names_of_gpus,
@@ -29,7 +32,13 @@ from ._exceptions import ConversionError, EngineWarning, WeightsError, warn_user
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import width_of
 from ._networks.pooling import POOLINGS, check_size
-from ._plan import Plan, make_plan, requested_layers
+from ._plan import (
+    Plan,
+    chooses_layer,
+    layers_to_choose_from,
+    make_plan,
+    requested_layers,
+)
 from ._report import FitTask, Report, last_report, progress_bar
 from ._store.rows import Rows
 from ._store.stores import FeatureStore, clear_tables, open_table
@@ -40,8 +49,17 @@ from ._validation import (
     Interval,
     StrOptions,
     check_image_shape,
+    check_target,
     complete_state,
     with_callbacks,
+)
+
+# Set by `fit`.
+FITTED = ("weights_digest_", "layer_", "layer_scores_", "layer_accuracies_")
+
+NOT_CHOSEN = (
+    "This %(name)s has not chosen a layer yet: layer='auto' needs fit(X, y). Fit it, "
+    "or name a layer such as layer='penultimate'."
 )
 
 
@@ -289,7 +307,10 @@ class PretrainedCNNFeatures(
             The estimator itself.
         """
         self._note_weights()
-        read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
+        if chooses_layer(self):
+            self._choose(X, y)
+        else:
+            read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         return self
 
     @with_callbacks
@@ -310,8 +331,10 @@ class PretrainedCNNFeatures(
         """
         self._note_weights()
         with FitTask(self, X, "batch") as task:
-            out = self._walk(X, reset=True, batch_done=task.step_done)
-            return self._as_output(out)
+            walk = partial(self._walk, reset=True)
+            if chooses_layer(self):
+                walk = partial(self._choose, y=y)
+            return self._as_output(walk(X, batch_done=task.step_done))
 
     def transform(self, X):
         """Return the features of images.
@@ -410,14 +433,15 @@ class PretrainedCNNFeatures(
         >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
         4
         """
-        self._walk(X, make_output=lambda n, width: None)
+        layers = self._layers_to_fit()
+        self._walk(X, layers, make_output=lambda n, width: None)
         return self
 
     # Computing features -------------------------------------------------------------
 
-    def _walk(self, X, **options):
+    def _walk(self, X, layer=None, **options):
         """The output, computed with torch if no other engine can run the network."""
-        plan = self._plan()
+        plan = self._plan(layer)
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
@@ -428,7 +452,7 @@ class PretrainedCNNFeatures(
                 "warning.",
                 EngineWarning,
             )
-            return self._walk_along(self._plan(), X, **options)
+            return self._walk_along(self._plan(layer), X, **options)
 
     def _walk_along(
         self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
@@ -491,21 +515,63 @@ class PretrainedCNNFeatures(
 
         return torch.from_numpy(out).to(resolve_devices(self.device)[0])
 
+    # Choosing a layer ----------------------------------------------------------------
+
+    def _choose(self, X, y, **options):
+        """Set `layer_` to the layer that suits y; its features are returned."""
+        features, scores = self._score_layers(X, y, **options)
+        warn_without_signal(scores, len(y))
+        self.layer_ = choose_layer(scores)
+        self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
+        accuracies = {name: score.accuracy for name, score in scores.items()}
+        if None not in accuracies.values():
+            self.layer_accuracies_ = accuracies
+        return np.ascontiguousarray(features[self.layer_])
+
+    def _score_layers(self, X, y, **options):
+        """{layer: features} and {layer: score} of all layers, in one pass."""
+        y = check_target(self, y)
+        images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
+        check_consistent_length(images, y)
+        layers = self._layers_to_fit()
+        rows = self._walk(images, layers, **options)
+        ends = self._plan(layers).columns.slices
+        features = {
+            layer: rows[:, place] for layer, place in zip(layers, ends, strict=True)
+        }
+        return features, score_layers(features, y)
+
     # Resolving parameters -----------------------------------------------------------
 
-    def _plan(self) -> Plan:
-        """Validate the parameters and resolve every default."""
+    def _plan(self, layer=None) -> Plan:
+        """Validate the parameters and resolve every default.
+
+        None reads the layer of `transform`.
+        """
         self._validate_params()
         check_image_shape(self.image_shape)
         source = self._source()
         self._check_weights(source)
-        return make_plan(self, source)
+        return make_plan(self, source, self._layer() if layer is None else layer)
+
+    def _layer(self):
+        """The layer that `transform` reads."""
+        if not chooses_layer(self):
+            return self.layer
+        check_is_fitted(self, "layer_", msg=NOT_CHOSEN)
+        return self.layer_
+
+    def _layers_to_fit(self):
+        """The layers that `fit` needs."""
+        if not chooses_layer(self):
+            return self.layer
+        return layers_to_choose_from(self, self._source())
 
     def _note_weights(self) -> None:
         """Record which weights and preprocessing this estimator is fitted with."""
-        if hasattr(self, "weights_digest_"):  # of an earlier fit
-            delattr(self, "weights_digest_")
-        self._plan()
+        for name in FITTED:  # by an earlier fit
+            vars(self).pop(name, None)
+        self._plan(self._layers_to_fit())
         self.weights_digest_ = saved_digest(self._source())
 
     def _check_weights(self, source: WeightsSource) -> None:
@@ -534,7 +600,7 @@ class PretrainedCNNFeatures(
         source = self._source()
         return sum(
             width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in requested_layers(self, source)
+            for layer in requested_layers(self, source, self._layer())
         )
 
     def get_feature_names_out(self, input_features=None):
@@ -581,5 +647,5 @@ class PretrainedCNNFeatures(
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
         tags.transformer_tags.preserves_dtype = []
-        tags.requires_fit = False
+        tags.requires_fit = tags.target_tags.required = chooses_layer(self)
         return tags

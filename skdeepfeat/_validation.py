@@ -37,6 +37,7 @@ __all__ = [
     "check_labels",
     "check_rows_exist",
     "check_table",
+    "check_target",
     "check_value_range",
     "check_weights",
     "complete_state",
@@ -169,6 +170,17 @@ def check_labels(estimator, y) -> np.ndarray:
     y = _check_y(y, estimator=estimator)
     check_classification_targets(y)
     return y
+
+
+def check_target(estimator, y) -> np.ndarray:
+    """Classes or numbers (n,) or (n, outputs), by which `fit` chooses a layer."""
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but "
+            "the target y is None. With layer='auto', fit chooses the layer that "
+            "suits y: call fit(X, y), or name a layer such as layer='penultimate'."
+        )
+    return _check_y(y, multi_output=True, estimator=estimator)
 
 
 def check_weights(sample_weight, n_rows: int) -> np.ndarray:
