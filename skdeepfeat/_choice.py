@@ -89,9 +89,9 @@ def score_layers(
     sound = np.logical_and.reduce([np.isfinite(f).all(1) for f in features.values()])
     if sound.sum() < 2:
         raise ValueError(
-            f"Found array with {sound.sum()} sample(s) while a minimum of 2 is required "
-            "by layer='auto', which leaves one out. Pass more images, or name a layer "
-            "such as 'penultimate'."
+            f"Found array with {sound.sum()} sample(s) while a minimum of 2 is "
+            "required by layer='auto', which leaves one out. Pass more images, or name "
+            "a layer such as 'penultimate'."
         )
     target = read_target(y[sound])
     scores = {}

@@ -519,7 +519,7 @@ class PretrainedCNNFeatures(
 
     def _choose(self, X, y, **options):
         """Set `layer_` to the layer that suits y; its features are returned."""
-        features, scores = self._score_layers(X, y, **options)
+        features, scores = self.score_layers(X, y, **options)
         warn_without_signal(scores, len(y))
         self.layer_ = choose_layer(scores)
         self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
@@ -528,17 +528,18 @@ class PretrainedCNNFeatures(
             self.layer_accuracies_ = accuracies
         return np.ascontiguousarray(features[self.layer_])
 
-    def _score_layers(self, X, y, **options):
-        """{layer: features} and {layer: score} of all layers, in one pass."""
+    def score_layers(self, X, y, **options):
+        """{layer: features} and {layer: score} of all layers, in one pass.
+
+        Classes of this package call it; users call :func:`rank_layers`.
+        """
         y = check_target(self, y)
         images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         check_consistent_length(images, y)
         layers = self._layers_to_fit()
         rows = self._walk(images, layers, **options)
-        ends = self._plan(layers).columns.slices
-        features = {
-            layer: rows[:, place] for layer, place in zip(layers, ends, strict=True)
-        }
+        places = zip(layers, self._plan(layers).columns.slices, strict=True)
+        features = {layer: rows[:, place] for layer, place in places}
         return features, score_layers(features, y)
 
     # Resolving parameters -----------------------------------------------------------
@@ -570,7 +571,7 @@ class PretrainedCNNFeatures(
     def _note_weights(self) -> None:
         """Record which weights and preprocessing this estimator is fitted with."""
         for name in FITTED:  # by an earlier fit
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         self._plan(self._layers_to_fit())
         self.weights_digest_ = saved_digest(self._source())
 

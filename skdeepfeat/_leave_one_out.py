@@ -11,6 +11,8 @@ References
    Method for Prediction", 1974.
 """
 
+import functools
+import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -55,14 +57,17 @@ def leave_one_out(features: np.ndarray, targets: np.ndarray) -> LeaveOneOut:
     variances, blocks = _principal_components(features)
     alphas = PENALTIES * features.shape[1]
     filters = 1 / (variances + alphas[:, None])  # (a, r)
-    moments = sum(scores.T @ centred[rows] for rows, scores in blocks)  # (r, k)
+    moments = _total(scores.T @ centred[rows] for rows, scores in blocks)  # (r, k)
 
     def left_out(filters) -> Iterator[Iterator[np.ndarray]]:
         """Of some rows after others, the residuals by each filter."""
         for rows, scores in blocks:
             yield _left_out(scores, centred[rows], filters, moments, len(centred))
 
-    squared = sum(np.array([(r**2).sum() for r in some]) for some in left_out(filters))
+    squared = _total(
+        np.array([(residuals**2).sum() for residuals in some])
+        for some in left_out(filters)
+    )
     best = int(np.argmin(squared))
     chosen = left_out(filters[best : best + 1])
     residuals = np.concatenate([part for some in chosen for part in some])
@@ -80,14 +85,19 @@ def _left_out(scores, centred, filters, moments, n) -> Iterator[np.ndarray]:
         yield (centred - fitted) / (1 - leverages)[:, None]
 
 
+def _total(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of arrays, which are added in place."""
+    return functools.reduce(operator.iadd, parts)
+
+
 def _principal_components(features) -> tuple[np.ndarray, Iterable[Scores]]:
     """The eigenvalues (r,) of X'X, and the scores of the rows on its eigenvectors."""
     n, d = features.shape
     standardised = _Standardised(features)
     if n <= d:
-        values, vectors = _eigh(sum(part @ part.T for part in standardised.columns()))
+        values, vectors = _eigh(_total(x @ x.T for x in standardised.columns()))
         return values, [(slice(None), vectors * np.sqrt(values))]
-    values, vectors = _eigh(sum(part.T @ part for _, part in standardised.rows()))
+    values, vectors = _eigh(_total(x.T @ x for _, x in standardised.rows()))
     blocks = _Projected(standardised, vectors)
     return values, list(blocks) if n * d <= KEPT else blocks
 
