@@ -11,10 +11,10 @@ from ._leave_one_out import leave_one_out
 TOLERANCE = 0.01  # differences of R² that mean nothing
 
 NO_SIGNAL = (
-    "No layer predicts y, so layer='auto' reads the deepest one, {deepest!r}. The best "
-    "R² of {n} images that were left out one at a time is {best:.3f}, of {layer!r}. "
-    "Check that y belongs to X, pass more images, or name a layer. Values of y to be "
-    "predicted as numbers must be floats; all others are classes."
+    "No layer predicts y, so layer='auto' reads the deepest one, {chosen!r}. For "
+    "images left out one at a time, the best R² is {best:.3f}, of layer {layer!r}. "
+    "Check that y belongs to X, pass more images, or name a layer. Values of y that "
+    "are numbers to predict must be floats; all others are classes."
 )
 
 
@@ -65,6 +65,7 @@ class Numbers:
     """One or several columns of numbers, which count equally whatever their units."""
 
     def __init__(self, y: np.ndarray):
+        y = y.astype(np.float64)
         deviation = y.std(axis=0)
         self._scale = np.where(deviation > 0, deviation, 1)
         self.coded = (y - y.mean(axis=0)) / self._scale
@@ -77,7 +78,6 @@ class Numbers:
 
 def read_target(y: np.ndarray) -> Target:
     """Floats (n,) or (n, outputs) as numbers, and all other values as classes."""
-    y = np.array(y.tolist()) if y.dtype == object else y
     columns = y.reshape(len(y), -1)
     return Numbers(columns) if y.dtype.kind == "f" else Classes(columns)
 
@@ -110,12 +110,10 @@ def choose_layer(scores: Mapping[str, LayerScore]) -> str:
     return good[-1]
 
 
-def warn_without_signal(scores: Mapping[str, LayerScore], n: int) -> None:
-    """Warn that the layers could not be told apart by n images, with the figures."""
+def warn_without_signal(scores: Mapping[str, LayerScore], chosen: str) -> None:
+    """Warn if no layer predicts y, with the figures."""
     layer = max(scores, key=lambda name: scores[name].r2)
     best = scores[layer].r2
     if best <= TOLERANCE:
-        deepest = choose_layer(scores)
-        warn_user(
-            NO_SIGNAL.format(deepest=deepest, layer=layer, best=best, n=n), LayerWarning
-        )
+        message = NO_SIGNAL.format(chosen=chosen, layer=layer, best=best)
+        warn_user(message, LayerWarning)

@@ -433,15 +433,14 @@ class PretrainedCNNFeatures(
         >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
         4
         """
-        layers = self._layers_to_fit()
-        self._walk(X, layers, make_output=lambda n, width: None)
+        self._walk(X, fitting=True, make_output=lambda n, width: None)
         return self
 
     # Computing features -------------------------------------------------------------
 
-    def _walk(self, X, layer=None, **options):
+    def _walk(self, X, *, fitting=False, **options):
         """The output, computed with torch if no other engine can run the network."""
-        plan = self._plan(layer)
+        plan = self._plan(fitting)
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
@@ -452,7 +451,7 @@ class PretrainedCNNFeatures(
                 "warning.",
                 EngineWarning,
             )
-            return self._walk_along(self._plan(layer), X, **options)
+            return self._walk_along(self._plan(fitting), X, **options)
 
     def _walk_along(
         self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
@@ -520,8 +519,8 @@ class PretrainedCNNFeatures(
     def _choose(self, X, y, **options):
         """Set `layer_` to the layer that suits y; its features are returned."""
         features, scores = self.score_layers(X, y, **options)
-        warn_without_signal(scores, len(y))
         self.layer_ = choose_layer(scores)
+        warn_without_signal(scores, self.layer_)
         self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
         accuracies = {name: score.accuracy for name, score in scores.items()}
         if None not in accuracies.values():
@@ -536,24 +535,23 @@ class PretrainedCNNFeatures(
         y = check_target(self, y)
         images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         check_consistent_length(images, y)
-        layers = self._layers_to_fit()
-        rows = self._walk(images, layers, **options)
-        places = zip(layers, self._plan(layers).columns.slices, strict=True)
+        rows = self._walk(images, fitting=True, **options)
+        columns = self._plan(fitting=True).columns
+        layers = self._layers_to_fit(self._source())
+        places = zip(layers, columns.slices, strict=True)
         features = {layer: rows[:, place] for layer, place in places}
         return features, score_layers(features, y)
 
     # Resolving parameters -----------------------------------------------------------
 
-    def _plan(self, layer=None) -> Plan:
-        """Validate the parameters and resolve every default.
-
-        None reads the layer of `transform`.
-        """
+    def _plan(self, fitting=False) -> Plan:
+        """Validate the parameters and resolve every default."""
         self._validate_params()
         check_image_shape(self.image_shape)
         source = self._source()
         self._check_weights(source)
-        return make_plan(self, source, self._layer() if layer is None else layer)
+        layer = self._layers_to_fit(source) if fitting else self._layer()
+        return make_plan(self, source, layer)
 
     def _layer(self):
         """The layer that `transform` reads."""
@@ -562,17 +560,17 @@ class PretrainedCNNFeatures(
         check_is_fitted(self, "layer_", msg=NOT_CHOSEN)
         return self.layer_
 
-    def _layers_to_fit(self):
+    def _layers_to_fit(self, source: WeightsSource):
         """The layers that `fit` needs."""
         if not chooses_layer(self):
             return self.layer
-        return layers_to_choose_from(self, self._source())
+        return layers_to_choose_from(self, source)
 
     def _note_weights(self) -> None:
         """Record which weights and preprocessing this estimator is fitted with."""
         for name in FITTED:  # by an earlier fit
             self.__dict__.pop(name, None)
-        self._plan(self._layers_to_fit())
+        self._plan(fitting=True)
         self.weights_digest_ = saved_digest(self._source())
 
     def _check_weights(self, source: WeightsSource) -> None:
@@ -625,6 +623,7 @@ class PretrainedCNNFeatures(
         >>> PretrainedCNNFeatures().get_feature_names_out()[:2].tolist()
         ['pretrainedcnnfeatures0', 'pretrainedcnnfeatures1']
         """
+        self._layer()  # its error says what to do
         names = super().get_feature_names_out(input_features)
         columns = getattr(self, "feature_names_in_", ())
         if len(columns) != 1:  # unknown, or pixels

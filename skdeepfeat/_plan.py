@@ -114,9 +114,11 @@ def layers_to_choose_from(estimator, source: WeightsSource) -> tuple[str, ...]:
     Of aliases of the same features, the last one is used.
     """
     pooled_of = _pooler(estimator, source)
-    aliased = aliased_layers(source.backbone)
-    last = {pooled_of(layer): layer.alias for layer in aliased}
-    return tuple(alias for alias in last.values() if alias not in (None, "logits"))
+    distinct: dict[Pooled, Layer] = {}
+    for layer in reversed(aliased_layers(source.backbone)):
+        distinct.setdefault(pooled_of(layer), layer)
+    names = [str(layer.alias) for layer in reversed(distinct.values())]
+    return tuple(name for name in names if name != "logits")
 
 
 def requested_layers(estimator, source: WeightsSource, layer) -> list[Layer]:

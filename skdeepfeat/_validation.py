@@ -180,7 +180,17 @@ def check_target(estimator, y) -> np.ndarray:
             "the target y is None. With layer='auto', fit chooses the layer that "
             "suits y: call fit(X, y), or name a layer such as layer='penultimate'."
         )
-    return _check_y(y, multi_output=True, estimator=estimator)
+    y = y.toarray() if hasattr(y, "toarray") else y  # sparse labels of several outputs
+    # As an array first: scikit-learn makes floats of a frame's nullable integers.
+    y = _check_y(np.asarray(y), multi_output=True, estimator=estimator)
+    y = np.array(y.tolist()) if y.dtype == object else y
+    if y.dtype == object:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise ValueError(
+            f"y must be numbers, strings or booleans. Got {', '.join(kinds)} instead; "
+            "name the classes, for instance with y.astype(str)."
+        )
+    return y
 
 
 def check_weights(sample_weight, n_rows: int) -> np.ndarray:
