@@ -156,7 +156,7 @@ _quality = attrgetter("r2")
 
 def _names_of(backbones) -> list[str]:
     """A name of each network, numbered where several have the same."""
-    names = [resolve_backbone(backbone).name for backbone in backbones]
+    names = [b if isinstance(b, str) else resolve_backbone(b).name for b in backbones]
     numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
     several = [names.count(name) > 1 for name in names]
     return [
