@@ -88,9 +88,10 @@ class PretrainedCNNFeatures(
 
     The activations of one or several layers are pooled over the image and returned as
     rows for any scikit-learn estimator. Nothing is trained: `fit` only checks its input
-    and records a digest of the weights, and `transform` also works without it. Features
-    are stored by the content of the images (see `cache`), so each image passes through
-    the network once, even in a grid search.
+    and records a digest of the weights, and `transform` also works without it; with
+    ``layer="auto"``, `fit` also chooses the layer that suits `y`. Features are stored
+    by the content of the images (see `cache`), so each image passes through the network
+    once, even in a grid search.
 
     Parameters
     ----------
@@ -106,7 +107,8 @@ class PretrainedCNNFeatures(
     layer : str, int, or tuple of these, default="penultimate"
         The layer or layers to read: an alias such as "block3" or an index from
         :func:`list_layers`, or the name of a node of the traced network. The features
-        of several layers are computed in one pass and concatenated.
+        of several layers are computed in one pass and concatenated. "auto" lets `fit`
+        choose an aliased layer by how well it predicts `y`; see the notes.
     pooling : {"avg", "max", "avgmax", "gem", "stochastic", "flatten"}, \
             default="avg"
         How to pool the activations over the height and width of a layer. "flatten"
@@ -149,7 +151,8 @@ class PretrainedCNNFeatures(
         Other layers to store in the same pass. "auto" stores the aliased layers below
         the deepest requested one, which cost nothing, and all aliased layers once
         images that are stored at one depth are requested at another. "all" stores all
-        aliased layers from the start. A list names the layers to store.
+        aliased layers from the start, and so does "auto" with ``layer="auto"``. A list
+        names the layers to store.
     protocols : tuple of str, default=()
         Schemes of the URLs that may be opened, such as ("s3", "https"), through fsspec
         (extra ``[remote]``). Local files may always be opened.
@@ -182,6 +185,14 @@ class PretrainedCNNFeatures(
     weights_digest_ : str
         Hexadecimal digest of the weights and of their preprocessing in `fit`; does not
         depend on the layer. A fitted estimator refuses other weights.
+    layer_ : str
+        Alias of the layer that `transform` reads; only with ``layer="auto"``.
+    layer_scores_ : dict of str to float
+        For each distinct layer in order of depth, its R² for images that are left out
+        of a ridge regression one at a time; only with ``layer="auto"``.
+    layer_accuracies_ : dict of str to float
+        For each of these layers, the fraction of left-out images whose class is
+        predicted; only with ``layer="auto"`` and if `y` are classes.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -192,6 +203,7 @@ class PretrainedCNNFeatures(
     --------
     list_backbones : List the names of the networks.
     list_layers : List the layers of a network.
+    rank_layers : Compare the layers of several networks as ``layer="auto"`` does.
     load_image_folder : Load the paths and classes of a folder of photos.
 
     Notes
@@ -202,6 +214,21 @@ class PretrainedCNNFeatures(
 
     Pickles and clones contain the parameters but never the weights. All estimators in a
     process share the networks.
+
+    With ``layer="auto"``, `fit` computes all aliased layers before the head in one
+    pass. On the standardised features of each, a ridge regression predicts every image
+    from all others, in closed form [1]_, with a penalty of its own. The deepest layer
+    is chosen whose R² is at most 0.01 below the best. If no R² exceeds 0.01, it is the
+    penultimate layer, with a :class:`LayerWarning`. In a pipeline, each fold of a
+    cross-validation chooses from its training images alone. All images count the same,
+    and are taken to be independent: if there are several of one patient or one video,
+    search over layers with groups instead. Without a cache, `transform` computes the
+    images of `fit` again.
+
+    References
+    ----------
+    .. [1] Allen, "The Relationship Between Variable Selection and Data Augmentation
+       and a Method for Prediction", 1974.
 
     Examples
     --------
@@ -291,15 +318,16 @@ class PretrainedCNNFeatures(
         self.verbose = verbose
 
     def fit(self, X, y=None):
-        """Check the parameters and the kind of X, and record the weights.
+        """Check the input and record the weights; choose the layer if it is "auto".
 
         Parameters
         ----------
         X : sequence of n_images images
             Paths, encoded bytes, PIL images, arrays or tensors, in any container; or
             flat rows of shape (n_images, n_values) if `image_shape` is set.
-        y : object, default=None
-            Ignored.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
+            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            all other types are classes. Otherwise ignored.
 
         Returns
         -------
@@ -315,14 +343,15 @@ class PretrainedCNNFeatures(
 
     @with_callbacks
     def fit_transform(self, X, y=None):
-        """Check X as in `fit` and return its features.
+        """Fit as `fit` does, and return the features of X.
 
         Parameters
         ----------
         X : sequence of n_images images
             As in `fit`.
-        y : object, default=None
-            Ignored.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
+            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            all other types are classes. Otherwise ignored.
 
         Returns
         -------
@@ -353,6 +382,8 @@ class PretrainedCNNFeatures(
         ------
         ImageError
             If an image cannot be read and ``on_error="raise"``.
+        NotFittedError
+            If ``layer="auto"`` and `fit` has not chosen a layer.
         WeightsError
             If the weights cannot be found, do not fit the network, or have changed
             since `fit`.

@@ -23,6 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 from skdeepfeat import (
     PretrainedCNNFeatures,
@@ -34,8 +35,8 @@ from skdeepfeat import (
 from skdeepfeat._choice import choose_layer, score_layers
 
 HEADS = {
-    "logistic 0.01": LogisticRegression(C=0.01, max_iter=300),
-    "logistic 0.1": LogisticRegression(C=0.1, max_iter=300),
+    "logistic 0.01": LogisticRegression(C=0.01, tol=1e-3),
+    "logistic 0.1": LogisticRegression(C=0.1, tol=1e-3),
     "SVC": SVC(),
     "5-NN": KNeighborsClassifier(5),
 }
@@ -158,7 +159,8 @@ def measure_all(folder):
                 for size, rows in subsets(y):
                     some = {layer: found[rows] for layer, found in train.items()}
                     names = data, size, network
-                    cell = measure(names, some, test, y[rows], test_y)
+                    with threadpool_limits(1):  # small matrices, on a busy machine
+                        cell = measure(names, some, test, y[rows], test_y)
                     print(line_of(cell), flush=True)
                     yield cell
 
