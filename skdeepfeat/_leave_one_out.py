@@ -14,13 +14,17 @@ References
 import functools
 import operator
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import eigh
 
+from ._processes import one_blas_thread
+
 PENALTIES = 10.0 ** np.arange(-4, 2.5, 0.5)  # alpha for each feature
 CHUNK = 2**22  # numbers held as float64 at once, where more are read
+SMALL = 2e9  # multiplications that several threads share at a loss
 KEPT = 2**26  # numbers held as float64 for as long as they are needed
 
 Scores = tuple[slice, np.ndarray]  # some rows, and their principal components (b, r)
@@ -52,6 +56,14 @@ def leave_one_out(features: np.ndarray, targets: np.ndarray) -> LeaveOneOut:
         ``PENALTIES * d``. `r2` is 1 - squared error / squared deviation of the
         targets from their mean over all rows; 0 for constant targets.
     """
+    n, d = features.shape
+    is_small = n * min(n, d) ** 2 < SMALL
+    with one_blas_thread() if is_small else nullcontext():
+        return _leave_one_out(features, targets)
+
+
+def _leave_one_out(features, targets) -> LeaveOneOut:
+    """As above, with as many threads as BLAS has."""
     centre = targets.mean(axis=0)
     centred = targets - centre
     variances, blocks = _principal_components(features)

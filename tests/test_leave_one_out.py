@@ -1,5 +1,7 @@
 """The closed form equals fits that leave out one row after another."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -125,3 +127,14 @@ def test_inputs_stay_as_they_are():
         leave_one_out(features, targets)
         np.testing.assert_array_equal(features, before[0])
         np.testing.assert_array_equal(targets, before[1])
+
+
+@pytest.mark.parametrize(("small", "n_limited"), [(np.inf, 1), (0, 0)])
+def test_only_small_matrices_are_computed_by_one_thread(small, n_limited, monkeypatch):
+    entered = []
+    monkeypatch.setattr(_leave_one_out, "SMALL", small)
+    monkeypatch.setattr(
+        _leave_one_out, "one_blas_thread", lambda: nullcontext(entered.append(1))
+    )
+    leave_one_out(numbers(20, 5), numbers(20, 1))
+    assert len(entered) == n_limited
