@@ -551,11 +551,11 @@ class PretrainedCNNFeatures(
         """Set `layer_` to the layer that suits y; its features are returned."""
         features, scores = self.score_layers(X, y, **options)
         self.layer_ = choose_layer(scores)
-        warn_without_signal(scores, self.layer_)
         self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
         accuracies = {name: score.accuracy for name, score in scores.items()}
         if None not in accuracies.values():
             self.layer_accuracies_ = accuracies
+        warn_without_signal(scores, self.layer_)
         return np.ascontiguousarray(features[self.layer_])
 
     def score_layers(self, X, y, **options):

@@ -1,6 +1,7 @@
 """Rank the layers of networks by how well they suit a target."""
 
 from collections.abc import Iterator
+from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -141,11 +142,14 @@ def rank_layers(
             f"for each network. Got {len(versions)} entries for {len(backbones)} "
             "networks."
         )
-    options = {"layer": "auto", "verbose": verbose, **parameters}
-    pairs = zip(backbones, versions, strict=True)
-    networks = [PretrainedCNNFeatures(b, weights=w, **options) for b, w in pairs]
-    names = _names_of(backbones)
-    ranked = [list(_rank(*named, X, y)) for named in zip(names, networks, strict=True)]
+    make = partial(PretrainedCNNFeatures, layer="auto", verbose=verbose, **parameters)
+    networks = [
+        (name, make(network, weights=version))
+        for name, network, version in zip(
+            _names_of(backbones), backbones, versions, strict=True
+        )
+    ]
+    ranked = [list(_rank(name, features, X, y)) for name, features in networks]
     chosen = max((row for rows in ranked for row in rows if row.chosen), key=_quality)
     rows = [row._replace(chosen=row is chosen) for rows in ranked for row in rows]
     return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
@@ -181,7 +185,7 @@ def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, 
     n_computed = features.stats_["n_computed"]
     n = min(SAMPLE, len(images) - n_computed)
     if n_computed < n:  # too few to tell: most were stored
-        features.set_params(cache=None, on_error="nan").warm(images.head(n))
+        features.set_params(cache=None, verbose=0).warm(images.head(n))
     stats = features.stats_
     seconds = {part: stats["shares"].get(part, 0) * stats["seconds"] for part in PARTS}
     each = 1000 / max(1, stats["n_computed"])

@@ -147,3 +147,8 @@ def test_progress(data, capsys):
     rank_layers(*data, backbone="tiny", verbose=1)
     said = capsys.readouterr()
     assert "60 images, 60 computed" in said.out and "100%" in said.err
+
+
+def test_a_layer_cannot_be_named(data):
+    with pytest.raises(TypeError, match=r"multiple values .* 'layer'"):
+        rank_layers(*data, backbone="tiny", layer="block1")
