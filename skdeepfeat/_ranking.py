@@ -150,8 +150,12 @@ def rank_layers(
         )
     ]
     ranked = [list(_rank(name, features, X, y)) for name, features in networks]
-    chosen = max((row for rows in ranked for row in rows if row.chosen), key=_quality)
-    rows = [row._replace(chosen=row is chosen) for rows in ranked for row in rows]
+    best = max(ranked, key=lambda rows: max(map(_quality, rows)))
+    rows = [
+        row._replace(chosen=row.chosen and some is best)
+        for some in ranked
+        for row in some
+    ]
     return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
 
 

@@ -15,6 +15,7 @@ from skdeepfeat import (
     load_textures,
     rank_layers,
 )
+from skdeepfeat._choice import LayerScore
 
 N = 60
 
@@ -49,6 +50,23 @@ def test_several_networks_have_one_choice(data):
     (chosen,) = [row for row in ranking if row.chosen]
     best = max(ranking, key=lambda row: row.r2)
     assert chosen.r2 >= best.r2 - 0.01 and chosen.backbone == best.backbone
+
+
+def test_the_network_of_the_best_layer_is_chosen(data, monkeypatch):
+    """Even if its choice, a deeper layer, is a little worse than that of another."""
+    r2 = iter([{"a": 0.655, "b": 0.648}, {"a": 0.652, "b": 0.3}])
+
+    def score_layers(self, X, y):
+        scores = {name: LayerScore(value) for name, value in next(r2).items()}
+        return dict.fromkeys(scores, np.zeros((N, 1))), scores
+
+    monkeypatch.setattr(PretrainedCNNFeatures, "score_layers", score_layers)
+    monkeypatch.setattr(
+        "skdeepfeat._ranking._milliseconds", lambda *_: {"a": 1.0, "b": 2.0}
+    )
+    ranking = rank_layers(*data, backbone=["tiny", "smallcnn"])
+    (chosen,) = [row for row in ranking if row.chosen]
+    assert (chosen.backbone, chosen.layer) == ("tiny", "b")
 
 
 def test_networks_of_one_name_are_numbered(data):
