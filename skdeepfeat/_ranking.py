@@ -14,6 +14,7 @@ from ._listing import Field, Listing
 from ._networks.layers import list_layers
 
 PARTS = ("reading", "decoding", "copying", "network")  # of the time of an image
+_quality = attrgetter("r2")
 SAMPLE = 32  # images that are computed again if all features were stored
 
 
@@ -157,9 +158,6 @@ def rank_layers(
         for row in some
     ]
     return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
-
-
-_quality = attrgetter("r2")
 
 
 def _names_of(backbones) -> list[str]:
