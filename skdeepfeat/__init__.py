@@ -10,6 +10,7 @@ from ._exceptions import (
     FeatureWarning,
     ImageError,
     ImageWarning,
+    LayerWarning,
     OutputTooLarge,
     RecipeWarning,
     StoreWarning,
@@ -18,6 +19,7 @@ from ._exceptions import (
 from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import list_layers
+from ._ranking import rank_layers
 from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
 
@@ -32,6 +34,7 @@ __all__ = [
     "ImageError",
     "ImageWarning",
     "LayerDepthDisplay",
+    "LayerWarning",
     "OutputTooLarge",
     "PretrainedCNNFeatures",
     "RecipeWarning",
@@ -43,6 +46,7 @@ __all__ = [
     "list_layers",
     "load_image_folder",
     "load_textures",
+    "rank_layers",
     "recommend_strategy",
     "register_backbone",
 ]

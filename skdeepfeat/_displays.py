@@ -4,6 +4,7 @@ Matplotlib is imported only when a figure is drawn; the extra [plot] installs it
 """
 
 from abc import ABC, abstractmethod
+from operator import attrgetter
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -139,20 +140,29 @@ class TrainingHistoryDisplay(Display):
             )
 
 
-class LayerDepthDisplay(Display):
-    """Score by depth of the features, from a search over layers.
+_cost = attrgetter("ms")
 
-    Use :meth:`from_search` to create one.
+
+class LayerDepthDisplay(Display):
+    """Score by depth of the features, from a search over layers or a ranking.
+
+    Use :meth:`from_search` or :meth:`from_ranking` to create one.
 
     Parameters
     ----------
     layers : list of str
         Layers in order of depth.
     scores : dict of str to ndarray of shape (n_layers,)
-        Mean test score at each layer, for each setting of the other parameters of the
-        search. The keys are the labels of the lines.
+        Score at each layer, for each network or each setting of the other parameters of
+        a search; NaN where there is no such layer. The keys are the labels of the
+        lines.
     score_name : str, default="score"
         Label of the vertical axis.
+    costs : dict of str to ndarray of shape (n_layers,), default=None
+        Milliseconds it takes to compute an image up to each layer, for each of the
+        lines. None draws the layers at equal distances.
+    chosen : tuple of (str, str), default=None
+        Label and layer of a point to mark.
 
     Attributes
     ----------
@@ -161,7 +171,7 @@ class LayerDepthDisplay(Display):
     figure_ : matplotlib Figure
         Figure that contains the axes.
     lines_ : list of matplotlib Line2D
-        One line for each setting of the other parameters.
+        One line for each network or each setting of the other parameters.
 
     Examples
     --------
@@ -178,10 +188,12 @@ class LayerDepthDisplay(Display):
     ['block2', 'block5']
     """
 
-    def __init__(self, layers, scores, *, score_name="score"):
+    def __init__(self, layers, scores, *, score_name="score", costs=None, chosen=None):
         self.layers = layers
         self.scores = scores
         self.score_name = score_name
+        self.costs = costs
+        self.chosen = chosen
 
     @classmethod
     def from_search(cls, search, *, metric="score", names=None, ax=None):
@@ -229,12 +241,71 @@ class LayerDepthDisplay(Display):
         shown = [str(layer) for layer in layers]
         return cls(shown, scores, score_name=metric).plot(ax=ax)
 
+    @classmethod
+    def from_ranking(cls, ranking, *, ax=None):
+        """Draw the R² of each layer against the time to compute it.
+
+        Parameters
+        ----------
+        ranking : list or DataFrame
+            Returned by :func:`rank_layers`.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; None creates a new figure.
+
+        Returns
+        -------
+        display : LayerDepthDisplay
+            The display, already drawn, with a line for each network and a mark at the
+            chosen layer.
+
+        Examples
+        --------
+        >>> from skdeepfeat import LayerDepthDisplay, load_textures, rank_layers
+        >>> textures = load_textures()
+        >>> ranking = rank_layers(textures.data[::8], textures.target[::8])
+        >>> display = LayerDepthDisplay.from_ranking(ranking)
+        """
+        is_frame = hasattr(ranking, "itertuples")
+        rows = sorted(ranking.itertuples() if is_frame else ranking, key=_cost)
+        layers = list(dict.fromkeys(row.layer for row in rows))
+        missing = np.full(len(layers), np.nan)
+        scores = {row.backbone: missing.copy() for row in rows}
+        costs = {row.backbone: missing.copy() for row in rows}
+        for row in rows:
+            place = layers.index(row.layer)
+            scores[row.backbone][place] = row.r2
+            costs[row.backbone][place] = row.ms
+        chosen = next(((row.backbone, row.layer) for row in rows if row.chosen), None)
+        display = cls(layers, scores, score_name="R²", costs=costs, chosen=chosen)
+        return display.plot(ax=ax)
+
     def _draw(self):
         for label, values in self.scores.items():
-            self.lines_ += self.ax_.plot(self.layers, values, marker="o", label=label)
-        self.ax_.set(xlabel="layer, from early to late", ylabel=self.score_name)
+            self.lines_ += self.ax_.plot(
+                *self._line(label, values), marker="o", label=label
+            )
+        x = "layer, from early to late" if self.costs is None else "ms for one image"
+        self.ax_.set(xlabel=x, ylabel=self.score_name)
+        if self.chosen:
+            self._mark(*self.chosen)
         if len(self.scores) > 1:
             self.ax_.legend(fontsize="small")
+
+    def _line(self, label, values):
+        """Where the points of a line are, from left to right."""
+        if self.costs is None:
+            return self.layers, values
+        order = np.argsort(self.costs[label])
+        known = order[np.isfinite(values[order])]
+        return self.costs[label][known], values[known]
+
+    def _mark(self, label, layer):
+        """Mark a layer with its name."""
+        place = self.layers.index(layer)
+        x = layer if self.costs is None else self.costs[label][place]
+        y = self.scores[label][place]
+        self.ax_.plot([x], [y], "o", ms=14, mfc="none", color="black")
+        self.ax_.annotate(layer, (x, y), (0, 12), textcoords="offset points")
 
 
 def _depth_in_network(search, key):

@@ -14,6 +14,7 @@
     └── FeatureWarning
         ├── EngineWarning     torch runs a network that another engine cannot
         ├── ImageWarning      rows filled with nan, pixel values outside their range
+        ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         └── StoreWarning      a store is damaged, full, or not writable
 
@@ -108,6 +109,10 @@ class EngineWarning(FeatureWarning):
 
 class ImageWarning(FeatureWarning):
     """Some rows were filled with NaN, or pixel values lie outside their range."""
+
+
+class LayerWarning(FeatureWarning):
+    """No layer predicts y, so ``layer="auto"`` reads the deepest one."""
 
 
 class RecipeWarning(FeatureWarning):

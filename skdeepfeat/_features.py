@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+from functools import partial
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -12,11 +13,13 @@ from sklearn.base import (
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
 )
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones.records import Backbone
 from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
 from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedCache
+from ._choice import choose_layer, score_layers, warn_without_signal
 from ._clock import Clock
 from ._engines.devices import (
     names_of_gpus,
@@ -29,7 +32,13 @@ from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import width_of
 from ._networks.pooling import POOLINGS, check_size
-from ._plan import Plan, make_plan, requested_layers
+from ._plan import (
+    Plan,
+    chooses_layer,
+    layers_to_choose_from,
+    make_plan,
+    requested_layers,
+)
 from ._report import FitTask, Report, last_report, progress_bar
 from ._store.rows import Rows
 from ._store.stores import FeatureStore, clear_tables, open_table
@@ -40,8 +49,17 @@ from ._validation import (
     Interval,
     StrOptions,
     check_image_shape,
+    check_target,
     complete_state,
     with_callbacks,
+)
+
+# Set by `fit`.
+FITTED = ("weights_digest_", "layer_", "layer_scores_", "layer_accuracies_")
+
+NOT_CHOSEN = (
+    "This %(name)s has not chosen a layer yet: layer='auto' needs fit(X, y). Fit it, "
+    "or name a layer such as layer='penultimate'."
 )
 
 
@@ -70,9 +88,10 @@ class PretrainedCNNFeatures(
 
     The activations of one or several layers are pooled over the image and returned as
     rows for any scikit-learn estimator. Nothing is trained: `fit` only checks its input
-    and records a digest of the weights, and `transform` also works without it. Features
-    are stored by the content of the images (see `cache`), so each image passes through
-    the network once, even in a grid search.
+    and records a digest of the weights, and `transform` also works without it; with
+    ``layer="auto"``, `fit` also chooses the layer that suits `y`. Features are stored
+    by the content of the images (see `cache`), so each image passes through the network
+    once, even in a grid search.
 
     Parameters
     ----------
@@ -88,7 +107,8 @@ class PretrainedCNNFeatures(
     layer : str, int, or tuple of these, default="penultimate"
         The layer or layers to read: an alias such as "block3" or an index from
         :func:`list_layers`, or the name of a node of the traced network. The features
-        of several layers are computed in one pass and concatenated.
+        of several layers are computed in one pass and concatenated. "auto" lets `fit`
+        choose an aliased layer by how well it predicts `y`; see the notes.
     pooling : {"avg", "max", "avgmax", "gem", "stochastic", "flatten"}, \
             default="avg"
         How to pool the activations over the height and width of a layer. "flatten"
@@ -131,7 +151,8 @@ class PretrainedCNNFeatures(
         Other layers to store in the same pass. "auto" stores the aliased layers below
         the deepest requested one, which cost nothing, and all aliased layers once
         images that are stored at one depth are requested at another. "all" stores all
-        aliased layers from the start. A list names the layers to store.
+        aliased layers from the start, and so does "auto" with ``layer="auto"``. A list
+        names the layers to store.
     protocols : tuple of str, default=()
         Schemes of the URLs that may be opened, such as ("s3", "https"), through fsspec
         (extra ``[remote]``). Local files may always be opened.
@@ -164,6 +185,14 @@ class PretrainedCNNFeatures(
     weights_digest_ : str
         Hexadecimal digest of the weights and of their preprocessing in `fit`; does not
         depend on the layer. A fitted estimator refuses other weights.
+    layer_ : str
+        Alias of the layer that `transform` reads; only with ``layer="auto"``.
+    layer_scores_ : dict of str to float
+        For each distinct layer in order of depth, its R² for images that are left out
+        of a ridge regression one at a time; only with ``layer="auto"``.
+    layer_accuracies_ : dict of str to float
+        For each of these layers, the fraction of left-out images whose class is
+        predicted; only with ``layer="auto"`` and if `y` are classes.
     n_features_in_ : int
         Number of columns seen in `fit`; only for flat rows, data frames and named
         Series.
@@ -174,6 +203,7 @@ class PretrainedCNNFeatures(
     --------
     list_backbones : List the names of the networks.
     list_layers : List the layers of a network.
+    rank_layers : Compare the layers of several networks as ``layer="auto"`` does.
     load_image_folder : Load the paths and classes of a folder of photos.
 
     Notes
@@ -184,6 +214,21 @@ class PretrainedCNNFeatures(
 
     Pickles and clones contain the parameters but never the weights. All estimators in a
     process share the networks.
+
+    With ``layer="auto"``, `fit` computes all aliased layers before the head in one
+    pass. On the standardised features of each, a ridge regression predicts every image
+    from all others, in closed form [1]_, with a penalty of its own. The deepest layer
+    is chosen whose R² is at most 0.01 below the best. If no R² exceeds 0.01, it is the
+    penultimate layer, with a :class:`LayerWarning`. In a pipeline, each fold of a
+    cross-validation chooses from its training images alone. All images count the same,
+    and are taken to be independent: if there are several of one patient or one video,
+    search over layers with groups instead. Without a cache, `transform` computes the
+    images of `fit` again.
+
+    References
+    ----------
+    .. [1] Allen, "The Relationship Between Variable Selection and Data Augmentation
+       and a Method for Prediction", 1974.
 
     Examples
     --------
@@ -273,15 +318,16 @@ class PretrainedCNNFeatures(
         self.verbose = verbose
 
     def fit(self, X, y=None):
-        """Check the parameters and the kind of X, and record the weights.
+        """Check the input and record the weights; choose the layer if it is "auto".
 
         Parameters
         ----------
         X : sequence of n_images images
             Paths, encoded bytes, PIL images, arrays or tensors, in any container; or
             flat rows of shape (n_images, n_values) if `image_shape` is set.
-        y : object, default=None
-            Ignored.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
+            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            all other types are classes. Otherwise ignored.
 
         Returns
         -------
@@ -289,19 +335,23 @@ class PretrainedCNNFeatures(
             The estimator itself.
         """
         self._note_weights()
-        read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
+        if chooses_layer(self):
+            self._choose(X, y)
+        else:
+            read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
         return self
 
     @with_callbacks
     def fit_transform(self, X, y=None):
-        """Check X as in `fit` and return its features.
+        """Fit as `fit` does, and return the features of X.
 
         Parameters
         ----------
         X : sequence of n_images images
             As in `fit`.
-        y : object, default=None
-            Ignored.
+        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
+            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            all other types are classes. Otherwise ignored.
 
         Returns
         -------
@@ -310,8 +360,10 @@ class PretrainedCNNFeatures(
         """
         self._note_weights()
         with FitTask(self, X, "batch") as task:
-            out = self._walk(X, reset=True, batch_done=task.step_done)
-            return self._as_output(out)
+            walk = partial(self._walk, reset=True)
+            if chooses_layer(self):
+                walk = partial(self._choose, y=y)
+            return self._as_output(walk(X, batch_done=task.step_done))
 
     def transform(self, X):
         """Return the features of images.
@@ -330,6 +382,8 @@ class PretrainedCNNFeatures(
         ------
         ImageError
             If an image cannot be read and ``on_error="raise"``.
+        NotFittedError
+            If ``layer="auto"`` and `fit` has not chosen a layer.
         WeightsError
             If the weights cannot be found, do not fit the network, or have changed
             since `fit`.
@@ -410,14 +464,14 @@ class PretrainedCNNFeatures(
         >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
         4
         """
-        self._walk(X, make_output=lambda n, width: None)
+        self._walk(X, fitting=True, make_output=lambda n, width: None)
         return self
 
     # Computing features -------------------------------------------------------------
 
-    def _walk(self, X, **options):
+    def _walk(self, X, *, fitting=False, **options):
         """The output, computed with torch if no other engine can run the network."""
-        plan = self._plan()
+        plan = self._plan(fitting)
         try:
             return self._walk_along(plan, X, **options)
         except ConversionError as error:  # nothing was computed
@@ -428,7 +482,7 @@ class PretrainedCNNFeatures(
                 "warning.",
                 EngineWarning,
             )
-            return self._walk_along(self._plan(), X, **options)
+            return self._walk_along(self._plan(fitting), X, **options)
 
     def _walk_along(
         self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
@@ -491,21 +545,63 @@ class PretrainedCNNFeatures(
 
         return torch.from_numpy(out).to(resolve_devices(self.device)[0])
 
+    # Choosing a layer ----------------------------------------------------------------
+
+    def _choose(self, X, y, **options):
+        """Set `layer_` to the layer that suits y; its features are returned."""
+        features, scores = self.score_layers(X, y, **options)
+        self.layer_ = choose_layer(scores)
+        self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
+        accuracies = {name: score.accuracy for name, score in scores.items()}
+        if None not in accuracies.values():
+            self.layer_accuracies_ = accuracies
+        warn_without_signal(scores, self.layer_)
+        return np.ascontiguousarray(features[self.layer_])
+
+    def score_layers(self, X, y, **options):
+        """{layer: features} and {layer: score} of all layers, in one pass.
+
+        Classes of this package call it; users call :func:`rank_layers`.
+        """
+        y = check_target(self, y)
+        images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
+        check_consistent_length(images, y)
+        rows = self._walk(images, fitting=True, **options)
+        columns = self._plan(fitting=True).columns
+        layers = self._layers_to_fit(self._source())
+        places = zip(layers, columns.slices, strict=True)
+        features = {layer: rows[:, place] for layer, place in places}
+        return features, score_layers(features, y)
+
     # Resolving parameters -----------------------------------------------------------
 
-    def _plan(self) -> Plan:
+    def _plan(self, fitting=False) -> Plan:
         """Validate the parameters and resolve every default."""
         self._validate_params()
         check_image_shape(self.image_shape)
         source = self._source()
         self._check_weights(source)
-        return make_plan(self, source)
+        layer = self._layers_to_fit(source) if fitting else self._layer()
+        return make_plan(self, source, layer)
+
+    def _layer(self):
+        """The layer that `transform` reads."""
+        if not chooses_layer(self):
+            return self.layer
+        check_is_fitted(self, "layer_", msg=NOT_CHOSEN)
+        return self.layer_
+
+    def _layers_to_fit(self, source: WeightsSource):
+        """The layers that `fit` needs."""
+        if not chooses_layer(self):
+            return self.layer
+        return layers_to_choose_from(self, source)
 
     def _note_weights(self) -> None:
         """Record which weights and preprocessing this estimator is fitted with."""
-        if hasattr(self, "weights_digest_"):  # of an earlier fit
-            delattr(self, "weights_digest_")
-        self._plan()
+        for name in FITTED:  # by an earlier fit
+            self.__dict__.pop(name, None)
+        self._plan(fitting=True)
         self.weights_digest_ = saved_digest(self._source())
 
     def _check_weights(self, source: WeightsSource) -> None:
@@ -531,7 +627,7 @@ class PretrainedCNNFeatures(
         source = self._source()
         return sum(
             width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in requested_layers(self, source)
+            for layer in requested_layers(self, source, self._layer())
         )
 
     def get_feature_names_out(self, input_features=None):
@@ -555,6 +651,7 @@ class PretrainedCNNFeatures(
         >>> PretrainedCNNFeatures().get_feature_names_out()[:2].tolist()
         ['pretrainedcnnfeatures0', 'pretrainedcnnfeatures1']
         """
+        self._layer()  # its error says what to do
         names = super().get_feature_names_out(input_features)
         columns = getattr(self, "feature_names_in_", ())
         if len(columns) != 1:  # unknown, or pixels
@@ -578,5 +675,5 @@ class PretrainedCNNFeatures(
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
         tags.transformer_tags.preserves_dtype = []
-        tags.requires_fit = False
+        tags.requires_fit = tags.target_tags.required = chooses_layer(self)
         return tags

@@ -67,10 +67,11 @@ class Plan:
         return PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
 
 
-def make_plan(estimator, source: WeightsSource) -> Plan:
-    """Plan a call of an estimator that uses these weights."""
+def make_plan(estimator, source: WeightsSource, layer) -> Plan:
+    """Plan a call of an estimator that reads these layers of a network."""
     value_range = check_value_range(estimator.value_range)
-    layers, pooled_of = requested_layers(estimator, source), _pooler(estimator, source)
+    layers = requested_layers(estimator, source, layer)
+    pooled_of = _pooler(estimator, source)
     requested = list(map(pooled_of, layers))
     prefetched, others = _prefetched(estimator, source, layers, pooled_of)
     devices = resolve_devices(estimator.device)
@@ -102,9 +103,26 @@ def _computation(estimator, pooled: PooledLayers, value_range, kind, engine) -> 
     return digest_fields("computation", SCHEMA, made_with)
 
 
-def requested_layers(estimator, source: WeightsSource) -> list[Layer]:
-    """The layers named by the `layer` parameter, in its order."""
-    layer = estimator.layer
+def chooses_layer(estimator) -> bool:
+    """Whether `fit` chooses the layer."""
+    return isinstance(estimator.layer, str) and estimator.layer == "auto"
+
+
+def layers_to_choose_from(estimator, source: WeightsSource) -> tuple[str, ...]:
+    """Aliases of the distinct layers before the head, in order of depth.
+
+    Of aliases of the same features, the last one is used.
+    """
+    pooled_of = _pooler(estimator, source)
+    distinct: dict[Pooled, Layer] = {}
+    for layer in reversed(aliased_layers(source.backbone)):
+        distinct.setdefault(pooled_of(layer), layer)
+    names = [str(layer.alias) for layer in reversed(distinct.values())]
+    return tuple(name for name in names if name != "logits")
+
+
+def requested_layers(estimator, source: WeightsSource, layer) -> list[Layer]:
+    """The layers named by a value of the `layer` parameter, in its order."""
     names = layer if isinstance(layer, (tuple, list)) else (layer,)
     if not names or not all(isinstance(n, (str, Integral)) for n in names):
         raise ValueError(
@@ -153,6 +171,9 @@ def _prefetched(
     aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
     if chosen == "all":
         return beyond(requested, aliased), []
+    if chooses_layer(estimator):  # which a later fit may do for the same images
+        others = layers_to_choose_from(estimator, source)
+        return beyond(requested, [_find_layer(source, name) for name in others]), []
     deepest = max((layer.index for layer in layers if layer.index), default=0)
     shallow = [x for x in aliased if x.index is not None and x.index < deepest]
     below = beyond(requested, shallow)

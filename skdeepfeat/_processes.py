@@ -259,6 +259,33 @@ def _limit_threads(n: int | None) -> None:
         threadpool_limits(n, "openmp")  # holds for the calling thread
 
 
+# The threads of BLAS ----------------------------------------------------------------
+
+_limiting_blas = Lock()
+
+
+@during_fork
+@contextlib.contextmanager
+def _without_limit():
+    """A context without the limit, which a child would keep."""
+    waited = _limiting_blas.acquire(timeout=FORK_SECONDS)
+    yield
+    if waited:
+        _limiting_blas.release()
+
+
+@contextlib.contextmanager
+def one_blas_thread():
+    """A context in which BLAS has one thread: others cost small matrices time.
+
+    The limit is that of the process, so one caller at a time sets and restores it.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with _limiting_blas, threadpool_limits(1, "blas"):
+        yield
+
+
 # Between processes ------------------------------------------------------------------
 
 _thread_locks: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by path

@@ -2,14 +2,13 @@
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Bunch
 
+from ._choice import LayerScore, choose_layer
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
-from ._networks.layers import list_layers
 
 LARGE = 200  # images per class, on average, from which tuning a network pays off
 
@@ -44,17 +43,17 @@ def recommend_strategy(
     *,
     backbone="mini",
     weights="default",
-    cv=5,
     random_state=0,
     verbose=1,
     **shared,
 ):
     """Measure which kind of transfer learning suits your images.
 
-    A linear probe is cross-validated at every depth of the network. If an earlier
-    layer beats the last one by more than the standard error of their difference, the
-    images are considered unlike those that the network was trained on. Together with
-    the number of images per class, this distinguishes four cases [1]_.
+    A linear probe predicts each image from all others at every depth of the network,
+    in one pass, as in :func:`rank_layers`. If the chosen layer is an earlier one that
+    beats the last one by more than the standard error of their difference, the images
+    are considered unlike those that the network was trained on. Together with the
+    number of images per class, this distinguishes four cases [1]_.
 
     Parameters
     ----------
@@ -66,11 +65,8 @@ def recommend_strategy(
         The network, as in :class:`PretrainedCNNFeatures`.
     weights : str, path or tuple, default="default"
         The weights, as in :class:`PretrainedCNNFeatures`.
-    cv : int, default=5
-        Number of folds, reduced to the number of images in the smallest class if that
-        is lower.
     random_state : int, default=0
-        Seed of the folds and of the returned estimator.
+        Seed of the returned estimator.
     verbose : int, default=1
         Verbosity level. Above 0, print the explanation.
     **shared
@@ -88,7 +84,7 @@ def recommend_strategy(
         estimator : estimator
             An estimator that implements the strategy, not fitted.
         accuracy : dict of str to (float, float)
-            Mean accuracy of the probe and its standard error, for each layer.
+            Accuracy of the probe and its standard error, for each distinct layer.
         images_per_class : float
             Average number of images per class.
         explanation : str
@@ -108,22 +104,21 @@ def recommend_strategy(
     >>> found.strategy in ("head only", "earlier layers")
     True
     """
-    y = np.asarray(y)
+    y = np.unique(np.asarray(y), return_inverse=True)[1]
     counts = _images_per_class(y)
     parameters = {"backbone": backbone, "weights": weights, **shared}
-    folds = StratifiedKFold(
-        min(cv, counts.min()), shuffle=True, random_state=random_state
-    )
-    scores = _probe_every_depth(X, y, parameters, folds)
-    # Of equal layers the deepest, so that only a better one replaces the last layer.
-    best = max(reversed(list(scores)), key=lambda layer: scores[layer].mean())
-    gain = scores[best] - scores["penultimate"]
+    scores = _score_every_depth(X, y, parameters)
+    best = choose_layer(scores)
+    gain = scores[best].hits - scores["penultimate"].hits  # of the same images
     error = _standard_error(gain)
     similar = bool(gain.mean() <= error)
     large = bool(counts.mean() >= LARGE)
     name, why = STRATEGIES[large, similar]
     estimator = _estimator(name, best, parameters, random_state)
-    accuracy = {layer: (s.mean(), _standard_error(s)) for layer, s in scores.items()}
+    accuracy = {
+        layer: (score.accuracy, _standard_error(score.hits))
+        for layer, score in scores.items()
+    }
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
         print(explanation)
@@ -137,8 +132,8 @@ def recommend_strategy(
 
 
 def _images_per_class(y) -> np.ndarray:
-    """Number of images of each class; refuses classes too small to cross-validate."""
-    counts = np.unique(y, return_counts=True)[1]
+    """Number of images of each class; refuses classes too small to leave one out."""
+    counts = np.bincount(y)
     if len(counts) < 2 or counts.min() < 2:
         raise ValueError(
             "recommend_strategy needs at least 2 classes with at least 2 images each. "
@@ -158,16 +153,9 @@ def _probe(features):
     return make_pipeline(features, StandardScaler(), head)
 
 
-def _probe_every_depth(X, y, parameters, folds) -> dict[str, np.ndarray]:
-    """Accuracy in each fold by layer, from early to late, with one network pass."""
-    features = PretrainedCNNFeatures(prefetch_layers="all", **parameters)
-    aliases = [layer.alias for layer in list_layers(features.backbone)]
-    depths = [alias for alias in aliases if alias != "logits"]
-    features.warm(X)  # so that an unreadable image is named by its row of X
-    return {
-        layer: cross_val_score(_probe(features.set_params(layer=layer)), X, y, cv=folds)
-        for layer in depths
-    }
+def _score_every_depth(X, y, parameters) -> dict[str, LayerScore]:
+    """The score of each distinct layer, from early to late, with one network pass."""
+    return PretrainedCNNFeatures(layer="auto", **parameters).score_layers(X, y)[1]
 
 
 def _estimator(name, best, parameters, random_state):

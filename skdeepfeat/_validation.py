@@ -37,6 +37,7 @@ __all__ = [
     "check_labels",
     "check_rows_exist",
     "check_table",
+    "check_target",
     "check_value_range",
     "check_weights",
     "complete_state",
@@ -168,6 +169,27 @@ def check_labels(estimator, y) -> np.ndarray:
         )
     y = _check_y(y, estimator=estimator)
     check_classification_targets(y)
+    return y
+
+
+def check_target(estimator, y) -> np.ndarray:
+    """Classes or numbers (n,) or (n, outputs), by which `fit` chooses a layer."""
+    if y is None:
+        raise ValueError(
+            f"This {type(estimator).__name__} estimator requires y to be passed, but "
+            "the target y is None. With layer='auto', fit chooses the layer that "
+            "suits y: call fit(X, y), or name a layer such as layer='penultimate'."
+        )
+    y = y.toarray() if hasattr(y, "toarray") else y  # sparse labels of several outputs
+    # As an array first: scikit-learn makes floats of a frame's nullable integers.
+    y = _check_y(np.asarray(y), multi_output=True, estimator=estimator)
+    y = np.array(y.tolist()) if y.dtype == object else y
+    if y.dtype == object:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise ValueError(
+            f"y must be numbers, strings or booleans. Got {', '.join(kinds)} instead; "
+            "name the classes, for instance with y.astype(str)."
+        )
     return y
 
 

@@ -15,6 +15,7 @@ from skdeepfeat import (
     LayerDepthDisplay,
     PretrainedCNNFeatures,
     TrainingHistoryDisplay,
+    rank_layers,
 )
 
 matplotlib.use("agg")
@@ -82,3 +83,42 @@ def test_a_search_without_layers_is_refused():
     search = GridSearchCV(pipeline, {"head": [GaussianNB()]}, cv=2)
     with pytest.raises(ValueError, match="'head'"):
         LayerDepthDisplay.from_search(search.fit(X, [0, 1] * 4))
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_a_ranking_is_drawn_against_cost(as_frame):
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 2
+    X = (
+        rng.integers(0, 100, (24, 8, 8, 3), dtype=np.uint8)
+        + 50 * y[:, None, None, None]
+    )
+    ranking = rank_layers(
+        X.astype(np.uint8),
+        y,
+        backbone=["tiny", "smallcnn"],
+        weights=["default", None],
+        as_frame=as_frame,
+    )
+    rows = list(ranking.itertuples() if as_frame else ranking)
+    display = LayerDepthDisplay.from_ranking(ranking)
+    lines = {line.get_label(): line for line in display.lines_}
+    assert lines.keys() == {"tiny", "smallcnn"}
+    for name, line in lines.items():
+        points = sorted((row.ms, row.r2) for row in rows if row.backbone == name)
+        assert sorted(zip(*line.get_data(), strict=True)) == points
+        assert list(line.get_xdata()) == sorted(line.get_xdata())
+    (chosen,) = [row for row in rows if row.chosen]
+    assert [text.get_text() for text in display.ax_.texts] == [chosen.layer]
+    assert display.ax_.texts[0].xy == (chosen.ms, chosen.r2)
+    assert display.ax_.get_ylabel() == "R²" and "ms" in display.ax_.get_xlabel()
+
+
+def test_a_part_of_a_ranking_without_the_choice_is_drawn():
+    X = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    ranking = rank_layers(X, np.arange(12) / 2, backbone="tiny")
+    rest = [row for row in ranking if not row.chosen]
+    axes = plt.subplots()[1]
+    display = LayerDepthDisplay.from_ranking(rest, ax=axes)
+    assert display.ax_ is axes and not axes.texts
+    assert axes.get_legend() is None

@@ -10,9 +10,11 @@ from sklearn.utils.estimator_checks import (
 
 from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
 
-# The checks draw numbers of any size, and mix frames and arrays; both warn rightly.
+# The checks draw numbers of any size, targets of noise, and mix frames and arrays; all
+# of these warn rightly.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::skdeepfeat.ImageWarning"),
+    pytest.mark.filterwarnings("ignore::skdeepfeat.LayerWarning"),
     pytest.mark.filterwarnings("ignore:X (has|does not have valid) feature names"),
 ]
 
@@ -60,6 +62,10 @@ def flat_rows():
     return PretrainedCNNFeatures("tiny", image_shape=(1, -1))
 
 
+def flat_rows_choosing():
+    return PretrainedCNNFeatures("tiny", image_shape=(1, -1), layer="auto")
+
+
 def flat_rows_classifier():
     return FineTunedClassifier(
         "tiny",
@@ -78,24 +84,28 @@ def expected_failures(estimator):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
 @parametrize_with_checks(
-    [flat_rows(), flat_rows_classifier()], expected_failed_checks=expected_failures
+    [flat_rows(), flat_rows_choosing(), flat_rows_classifier()],
+    expected_failed_checks=expected_failures,
 )
 def test_common_check(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("estimator", [flat_rows(), flat_rows_classifier()])
+@pytest.mark.parametrize(
+    "estimator", [flat_rows(), flat_rows_choosing(), flat_rows_classifier()]
+)
 def test_common_checks_are_not_switched_off(estimator):
     checks = list(estimator_checks_generator(estimator))
     assert len(checks) >= NUMBER_OF_CHECKS[type(estimator)]
 
 
+@pytest.mark.parametrize("make", [flat_rows, flat_rows_choosing])
 @pytest.mark.parametrize("name", EXTRA_CHECKS)
-def test_extra_check(name, request):
-    if name in EXPECTED_EXTRA_FAILURES:
+def test_extra_check(name, make, request):
+    if make is flat_rows and name in EXPECTED_EXTRA_FAILURES:
         reason = EXPECTED_EXTRA_FAILURES[name]
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    estimator = flat_rows()
+    estimator = make()
     getattr(estimator_checks, name)(type(estimator).__name__, clone(estimator))
 
 

@@ -117,6 +117,27 @@ def test_a_search_computes_each_image_once(files, forwards, tmp_path):
         np.testing.assert_array_equal(scores_of(fitted), scores_of(uncached))
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk", "threads"])
+def test_a_search_over_heads_with_layer_auto_computes_each_image_once(
+    kind, files, forwards, tmp_path
+):
+    cache = tmp_path / "store" if kind == "disk" else "memory"
+    n_jobs = 2 if kind == "threads" else None
+    with joblib.parallel_config(backend="threading"):
+        search(["auto"], n_jobs, cache=cache).fit(*files)
+    assert forwards[0] == N
+
+
+def test_worker_processes_that_choose_a_layer_compute_each_image_once(files, tmp_path):
+    store = FeatureStore(tmp_path / "store")
+    parallel = search(["auto"], 2, HEADS[:2], cache=store).fit(*files)
+    assert store.info()["misses"] == N
+    single = search(["auto"], None, HEADS[:2], cache=None).fit(*files)
+    np.testing.assert_allclose(scores_of(parallel), scores_of(single), rtol=1e-6)
+    chosen = [found.best_estimator_[0].layer_ for found in (parallel, single)]
+    assert chosen[0] == chosen[1]
+
+
 def test_threads_compute_each_image_once(files, forwards):
     with joblib.parallel_config(backend="threading"):
         threaded = search(n_jobs=2, prefetch_layers="all").fit(*files)

@@ -13,12 +13,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+from threadpoolctl import ThreadpoolController
 
 import skdeepfeat
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures
 from skdeepfeat._engines.devices import names_of_gpus, resolve_device, resolve_threads
 from skdeepfeat._exceptions import StoreWarning
-from skdeepfeat._processes import FileLock
+from skdeepfeat._processes import FileLock, one_blas_thread
 from skdeepfeat._store.disk import DiskTable
 from skdeepfeat._store.waiting import new_call
 
@@ -261,6 +262,53 @@ def test_no_lock_is_held_in_a_child():
         print(in_child(child))
         os._exit(0)
     """).isdigit()
+
+
+def blas_threads():
+    """Number of threads of each BLAS that is loaded."""
+    return [
+        about["num_threads"]
+        for about in ThreadpoolController().select(user_api="blas").info()
+    ]
+
+
+def test_the_threads_of_blas_are_restored_whatever_threads_overlap():
+    before, inside = blas_threads(), []
+
+    def work():
+        for _ in range(5):
+            with one_blas_thread():
+                inside.append(blas_threads())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(inside) == 20 and set().union(*inside) == {1}
+    assert blas_threads() == before
+    with pytest.raises(KeyboardInterrupt), one_blas_thread():
+        raise KeyboardInterrupt
+    assert blas_threads() == before
+
+
+def test_no_child_keeps_the_limit_of_blas():
+    code = START.format(seconds=SECONDS) + textwrap.dedent("""
+        from skdeepfeat._processes import one_blas_thread
+        from test_processes import blas_threads
+        before, is_limited = blas_threads(), threading.Event()
+
+        def limit():
+            with one_blas_thread():
+                is_limited.set()
+                time.sleep(0.3)
+
+        threading.Thread(target=limit).start()
+        is_limited.wait()
+        assert in_child(blas_threads) == before, before
+    """)
+    with start("-c", code) as process:
+        assert process.wait() == 0
 
 
 def test_a_fork_does_not_copy_an_open_database(tmp_path):

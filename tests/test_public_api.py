@@ -17,6 +17,7 @@ BETWEEN_CLASSES = {
     "FineTunedClassifier.count_blocks",
     "FineTunedClassifier.to_backbone",
     "ImageError.at",
+    "PretrainedCNNFeatures.score_layers",
     "WeightsError.missing",
 }
 # Methods that are used as those of any other classifier or store.

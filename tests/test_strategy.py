@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from conftest import count_images
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 
 import skdeepfeat._strategy as strategy
-from skdeepfeat import FineTunedClassifier, ImageError, list_layers, load_textures
+from skdeepfeat import FineTunedClassifier, ImageError, load_textures, rank_layers
 from skdeepfeat import recommend_strategy as recommend
+from skdeepfeat._choice import LayerScore
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +18,13 @@ def textures():
     return textures.data[::4], textures.target[::4]
 
 
-def with_scores(monkeypatch, **scores):
-    """As if the probe had these accuracies in three folds."""
-    noise = np.array([-0.01, 0.0, 0.01])
+def with_scores(monkeypatch, n, **scores):
+    """As if the probe had these accuracies, and R², on n images."""
     found = {
-        layer: score + noise * (layer != "block2") for layer, score in scores.items()
+        layer: LayerScore(score, hits=(np.arange(n) < score * n) * 1.0)
+        for layer, score in scores.items()
     }
-    monkeypatch.setattr(strategy, "_probe_every_depth", lambda *a: found)
+    monkeypatch.setattr(strategy, "_score_every_depth", lambda *a: found)
 
 
 CASES = [
@@ -36,7 +38,7 @@ CASES = [
 
 @pytest.mark.parametrize(("n", "scores", "name", "unfreeze"), CASES)
 def test_the_four_cases(monkeypatch, n, scores, name, unfreeze):
-    with_scores(monkeypatch, **scores)
+    with_scores(monkeypatch, 2 * n, **scores)
     X, y = np.zeros((2 * n, 4, 4, 3), np.uint8), np.arange(2 * n) % 2
     found = recommend(X, y, verbose=0)
     assert found.strategy == name and found.images_per_class == n
@@ -55,11 +57,14 @@ def test_the_four_cases(monkeypatch, n, scores, name, unfreeze):
 
 def test_on_real_images(textures, capsys):
     X, y = textures
-    found = recommend(X, y, image_size=64, cv=3)
+    found = recommend(X, y, image_size=64)
     said = capsys.readouterr().out
     assert said.strip() == found.explanation
-    depths = [la.alias for la in list_layers("mini") if la.alias != "logits"]
-    assert list(found.accuracy) == depths
+    ranking = rank_layers(X, y, image_size=64)
+    assert {row.layer: row.accuracy for row in ranking} == {
+        layer: accuracy for layer, (accuracy, _) in found.accuracy.items()
+    }
+    assert list(found.accuracy)[-1] == "penultimate"
     for layer, (mean, error) in found.accuracy.items():
         assert f"{layer:12} {mean:.3f} +- {error:.3f}" in said
     assert found.strategy in said
@@ -78,4 +83,27 @@ def test_an_unreadable_image_is_named_by_its_row_of_X(tmp_path):
         [*textures.target[::8], textures.target[0]],
     )
     with pytest.raises(ImageError, match=f"row {len(X) - 1} .*gone.jpg"):
-        recommend(X, y, cv=2, verbose=0)
+        recommend(X, y, verbose=0)
+
+
+def test_labels_are_classes_whatever_their_type(textures):
+    X, y = textures
+    found = [
+        recommend(X, labels, image_size=64, verbose=0)
+        for labels in (y, y.astype(float), y.astype(str), list(y))
+    ]
+    assert all(other.accuracy == found[0].accuracy for other in found)
+
+
+def test_each_image_is_computed_once(textures, monkeypatch):
+    forwards = count_images(monkeypatch)
+    recommend(*textures, image_size=64, verbose=0, batch_size=1)
+    assert forwards[0] == len(textures[0])
+
+
+def test_the_error_is_that_of_pairs():
+    earlier, last = np.arange(100) < 75, np.arange(100) < 70
+    gain = earlier.astype(float) - last
+    error = strategy._standard_error(gain)
+    alone = strategy._standard_error(earlier)
+    assert error == pytest.approx(gain.std(ddof=1) / 10) and error < alone

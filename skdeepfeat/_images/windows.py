@@ -10,7 +10,7 @@ from .._processes import Lock
 from .cells import Cell, Hashed
 from .reasons import row_errors
 from .references import Reference
-from .sequences import BYTES_HELD, ROWS_HELD, Cells, Unreadable
+from .sequences import BYTES_HELD, ROWS_HELD, Cells, Held, Unreadable
 
 FETCHES = 8  # files read at once, at least, since servers may be slow
 
@@ -35,6 +35,11 @@ class Images:
 
     def __len__(self):
         return len(self._cells)
+
+    def head(self, n: int) -> "Images":
+        """The first n rows alone."""
+        cells = self._cells.read(0, min(n, len(self)))
+        return Images(Held(cells), self._protocols)
 
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError."""

@@ -1,0 +1,212 @@
+"""Rank the layers of networks by how well they suit a target."""
+
+from collections.abc import Iterator
+from functools import partial
+from operator import attrgetter
+from typing import NamedTuple
+
+from ._backbones.registry import resolve_backbone
+from ._choice import choose_layer
+from ._features import PretrainedCNNFeatures
+from ._images.input import read_input
+from ._images.windows import Images
+from ._listing import Field, Listing
+from ._networks.layers import list_layers
+
+PARTS = ("reading", "decoding", "copying", "network")  # of the time of an image
+_quality = attrgetter("r2")
+SAMPLE = 32  # images that are computed again if all features were stored
+
+
+class RankedLayer(NamedTuple):
+    """One layer of a network in a ranking, as a row of its table."""
+
+    backbone: str
+    layer: str
+    r2: float
+    accuracy: float | None
+    error: float | None
+    features: int
+    ms: float
+    chosen: bool
+
+
+SHOWN = {
+    "backbone": Field("backbone", attrgetter("backbone")),
+    "layer": Field("layer", attrgetter("layer")),
+    "r2": Field("R²", attrgetter("r2"), ".3f"),
+    "accuracy": Field("accuracy", attrgetter("accuracy"), ".3f"),
+    "error": Field("error", attrgetter("error"), ".4g"),
+    "features": Field("features", attrgetter("features"), ","),
+    "ms": Field("ms an image", attrgetter("ms"), ".1f"),
+    "chosen": Field("", lambda row: "<- chosen" if row.chosen else ""),
+}
+
+
+def rank_layers(
+    X,
+    y,
+    *,
+    backbone="mini",
+    weights="default",
+    as_frame=False,
+    verbose=0,
+    **parameters,
+):
+    """Rank the layers of one or several networks by how well they predict y.
+
+    The score of a layer is the R² of a ridge regression on its features for images
+    that are left out one at a time, which has a closed form [1]_. All layers of a
+    network are computed in one pass, and the features are stored. On small and large
+    sets, the layer with the best R² was as good for logistic regression, support
+    vector machines and nearest neighbours as the one that cross-validation of these
+    classifiers finds, at a fraction of the time.
+
+    Parameters
+    ----------
+    X : sequence of n_images images
+        Images, as in :class:`PretrainedCNNFeatures`.
+    y : array-like of shape (n_images,) or (n_images, n_outputs)
+        Floats are numbers to predict; all other types are classes.
+    backbone : str or Backbone, or list of these, default="mini"
+        The networks, each as in :class:`PretrainedCNNFeatures`.
+    weights : str, path, tuple or None, or list of these, default="default"
+        The weights, as in :class:`PretrainedCNNFeatures`; a list has one entry for
+        each network.
+    as_frame : bool, default=False
+        Return a pandas data frame.
+    verbose : int, default=0
+        Verbosity level. Above 0, show the progress of each pass.
+    **parameters
+        Other parameters of :class:`PretrainedCNNFeatures`, such as `cache`.
+
+    Returns
+    -------
+    ranking : list of named tuple, or DataFrame if `as_frame`
+        One entry for each distinct layer, the best R² first. The list prints as a
+        table. The fields are:
+
+        backbone, layer : str
+            The network and the alias of the layer.
+        r2 : float
+            R² for images that are left out; at or below 0, the layer predicts nothing.
+        accuracy : float or None
+            Fraction of these images whose class is predicted; None for numbers.
+        error : float or None
+            Root mean squared error for these images, in units of y; for several
+            outputs the mean of theirs; None for classes.
+        features : int
+            Number of features.
+        ms : float
+            Milliseconds that it takes to compute one image up to this layer: measured
+            for all layers of the network, and divided by their share of the network's
+            multiplications. If the features are stored, 32 images are computed again
+            to measure it.
+        chosen : bool
+            Whether the layer is the choice of ``layer="auto"`` for the best of the
+            networks.
+
+    See Also
+    --------
+    LayerDepthDisplay.from_ranking : Draw R² against the time to compute a layer.
+    recommend_strategy : Decide whether to fine-tune the network.
+
+    Notes
+    -----
+    The features are scaled to a deviation of 1. The penalty of the ridge regression is
+    chosen for each layer, by the same squared error. LogME [2]_ and other scores
+    without labels of held-out images can mislead [3]_; this one is an exact prediction
+    error, of another classifier than yours.
+
+    References
+    ----------
+    .. [1] Allen, "The Relationship Between Variable Selection and Data Augmentation
+       and a Method for Prediction", 1974.
+    .. [2] You, Liu, Wang, Long, "LogME: Practical Assessment of Pre-trained Models for
+       Transfer Learning", 2021.
+    .. [3] Singh, Hess, Vanschoren, "How NOT to benchmark your SITE metric", 2025,
+       arXiv 2510.06448.
+
+    Examples
+    --------
+    >>> from skdeepfeat import load_textures, rank_layers
+    >>> textures = load_textures()
+    >>> ranking = rank_layers(textures.data[::4], textures.target[::4])
+    >>> sum(row.chosen for row in ranking)
+    1
+    """
+    backbones = backbone if isinstance(backbone, (list, tuple)) else [backbone]
+    versions = weights if isinstance(weights, list) else [weights] * len(backbones)
+    if len(versions) != len(backbones):
+        raise ValueError(
+            f"The 'weights' of rank_layers must be one value, or a list with one entry "
+            f"for each network. Got {len(versions)} entries for {len(backbones)} "
+            "networks."
+        )
+    make = partial(PretrainedCNNFeatures, layer="auto", verbose=verbose, **parameters)
+    networks = [
+        (name, make(network, weights=version))
+        for name, network, version in zip(
+            _names_of(backbones), backbones, versions, strict=True
+        )
+    ]
+    ranked = [list(_rank(name, features, X, y)) for name, features in networks]
+    best = max(ranked, key=lambda rows: max(map(_quality, rows)))
+    rows = [
+        row._replace(chosen=row.chosen and some is best)
+        for some in ranked
+        for row in some
+    ]
+    return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
+
+
+def _names_of(backbones) -> list[str]:
+    """A name of each network, numbered where several have the same."""
+    names = [b if isinstance(b, str) else resolve_backbone(b).name for b in backbones]
+    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    several = [names.count(name) > 1 for name in names]
+    return [
+        f"{name} ({number})" if repeated else name
+        for name, number, repeated in zip(names, numbers, several, strict=True)
+    ]
+
+
+def _rank(name: str, features: PretrainedCNNFeatures, X, y) -> Iterator[RankedLayer]:
+    """The layers of one network in order of depth, its choice marked."""
+    images = read_input(features, X, reset=True, allow_nan=features.on_error == "nan")
+    rows, scores = features.score_layers(images, y)
+    ms = _milliseconds(features, images)
+    chosen = choose_layer(scores)
+    for layer, score in scores.items():
+        about = score.r2, score.accuracy, score.error, rows[layer].shape[1], ms[layer]
+        yield RankedLayer(name, layer, *about, layer == chosen)
+
+
+def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, float]:
+    """How long one image takes up to each layer, as the last call measured it."""
+    n_computed = features.stats_["n_computed"]
+    n = min(SAMPLE, len(images) - n_computed)
+    if n_computed < n:  # too few to tell: most were stored
+        features.set_params(cache=None, verbose=0).warm(images.head(n))
+    stats = features.stats_
+    seconds = {part: stats["shares"].get(part, 0) * stats["seconds"] for part in PARTS}
+    each = 1000 / max(1, stats["n_computed"])
+    network = seconds.pop("network")
+    return {
+        layer.alias: each * (sum(seconds.values()) + network * (layer.share or 1))
+        for layer in list_layers(features.backbone)
+    }
+
+
+def _as_table(rows: list[RankedLayer], as_frame: bool):
+    """A list that prints as a table, or a data frame, without empty columns."""
+    filled = [name for name in SHOWN if getattr(rows[0], name) is not None]
+    if not as_frame:
+        return Listing(rows, [SHOWN[name] for name in filled])
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "as_frame=True needs pandas. Install it with pip install pandas."
+        ) from error
+    return pd.DataFrame(rows)[filled]
