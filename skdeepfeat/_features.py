@@ -326,7 +326,7 @@ class PretrainedCNNFeatures(
             Paths, encoded bytes, PIL images, arrays or tensors, in any container; or
             flat rows of shape (n_images, n_values) if `image_shape` is set.
         y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
-            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            What the features should predict, for ``layer="auto"``: floats are numbers,
             all other types are classes. Otherwise ignored.
 
         Returns
@@ -350,7 +350,7 @@ class PretrainedCNNFeatures(
         X : sequence of n_images images
             As in `fit`.
         y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
-            What the features shall predict, for ``layer="auto"``: floats are numbers,
+            What the features should predict, for ``layer="auto"``: floats are numbers,
             all other types are classes. Otherwise ignored.
 
         Returns

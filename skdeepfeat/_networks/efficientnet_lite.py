@@ -98,8 +98,9 @@ class EfficientNetLite(nn.Module):
         self.pad = Halving(3)
         self.conv_stem = nn.Conv2d(3, STEM, 3, 2, bias=False)
         self.bn0, self.act0 = nn.BatchNorm2d(STEM, EPS), nn.ReLU6()
-        self.blocks = nn.Sequential(*_blocks(width, depth))
-        last = self.blocks[-1].project_conv.out_channels
+        blocks = _blocks(width, depth)
+        self.blocks = nn.Sequential(*blocks)
+        last = blocks[-1].project_conv.out_channels
         self.conv_head = nn.Conv2d(last, HEAD, 1, bias=False)
         self.bn1, self.act1 = nn.BatchNorm2d(HEAD, EPS), nn.ReLU6()
         self.classes = classes
