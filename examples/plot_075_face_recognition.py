@@ -80,7 +80,7 @@ for kind, Z in {"features": X, "pixels": pixels}.items():
         model = make_pipeline(StandardScaler(), head)
         fits = (model.fit(Z[i], y[i]) for i in some)
         scores = [fit.score(Z[queries], y[queries]) for fit in fits]
-        below.plot(range(1, 6), scores, label=f"{kind}, {name}")
+        below.plot([*"12345"], scores, label=f"{kind}, {name}")
 below.set(xlabel="known photos of each person", ylabel="accuracy")
 below.legend(fontsize="small")
 shown = np.argsort(stranger, kind="stable")[np.r_[0:16:5, -16:0:5]]
