@@ -53,10 +53,10 @@ def lite(i):
     return Network(name, {"backbone": name}, needs=package)
 
 
-def minis(checkout):
+def minis(other):
     """The networks called "mini": of this version, and of the other one."""
     here = [Network("mini", {}), Network("mini at 224", {"image_size": 224})]
-    return here + [Network("mini beside", {}, checkout)] * bool(checkout)
+    return here + [Network("mini beside", {}, other)] * bool(other)
 
 
 def squeezenet(data):
@@ -236,21 +236,21 @@ class Part:
 
     title: str
     measure: Callable
-    networks: Callable  # (data, checkout) → list of networks
+    networks: Callable  # (data, checkout of another version) → list of networks
     turns: int = 1
 
 
-def probed(data, checkout):
-    return [*minis(checkout), lite(0), lite(2), squeezenet(data)]
+def probed(data, other):
+    return [*minis(other), lite(0), lite(2), squeezenet(data)]
 
 
-def timed(data, checkout):
-    others = [random_weights("resnet18"), random_weights("resnet50")]
-    return [*minis(checkout), lite(0), lite(2), *others]
+def timed(data, other):
+    resnets = [random_weights("resnet18"), random_weights("resnet50")]
+    return [*minis(other), lite(0), lite(2), *resnets]
 
 
-def started(data, checkout):
-    return [one for one in minis(checkout) if "224" not in one.name]
+def started(data, other):
+    return [one for one in minis(other) if "224" not in one.name]
 
 
 PARTS = {
@@ -268,18 +268,7 @@ def measured(part, data, network):
     command += ["--measure", json.dumps(network.parameters)]
     env = os.environ | ({"PYTHONPATH": network.checkout} if network.checkout else {})
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    if not answer["package"].startswith(network.checkout):
-        sys.exit(f"{network.checkout!r} is no checkout: it has no skdeepfeat package.")
-    return answer["figures"]
-
-
-def print_measured(part, data, parameters):
-    """What `measured` reads."""
-    import skdeepfeat
-
-    figures = PARTS[part].measure(data, parameters)
-    print(json.dumps({"package": skdeepfeat.__file__, "figures": figures}))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def medians(turns):
@@ -300,10 +289,10 @@ def lines(name, figures, head):
         yield f"{f'{name} {row}':30}" + cells
 
 
-def report(name, data, checkout):
+def report(name, data, other):
     """Print the table of a part: networks take turns, so that all share the drift."""
     part = PARTS[name]
-    networks = part.networks(data, checkout)
+    networks = part.networks(data, other)
     here = [network for network in networks if network.is_here()]
     print(f"\n{part.title}")
     turns = [[measured(name, data, one) for one in here] for _ in range(part.turns)]
@@ -315,11 +304,18 @@ def report(name, data, checkout):
             print(f"{network.name}: left out, {network.needs} is missing")
 
 
+def checkout(folder):
+    """The folder of a version of the package, from the command line."""
+    if not Path(folder, "skdeepfeat", "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{folder!r} has no folder 'skdeepfeat'")
+    return str(Path(folder).resolve())
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART")
-    parser.add_argument("--beside", default="", help="a checkout of another version")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--beside", type=checkout, default="", metavar="CHECKOUT")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -327,10 +323,10 @@ def parse(arguments):
 def main(arguments=None):
     args = parse(arguments)
     if args.measure is not None:
-        return print_measured(args.parts[0], args.data, args.measure)
-    checkout = args.beside and str(Path(args.beside).resolve())
-    for name in args.parts:
-        report(name, args.data, checkout)
+        figures = PARTS[args.parts[0]].measure(args.data, args.measure)
+        return print(json.dumps(figures))
+    for name in args.parts or PARTS:
+        report(name, args.data, args.beside)
 
 
 if __name__ == "__main__":
