@@ -13,6 +13,7 @@ medians over turns. Quote ratios of one run: machines drift.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -294,11 +295,14 @@ def report(name, data, other):
     part = PARTS[name]
     networks = part.networks(data, other)
     here = [network for network in networks if network.is_here()]
-    print(f"\n{part.title}")
-    turns = [[measured(name, data, one) for one in here] for _ in range(part.turns)]
-    for i, network in enumerate(here):
-        figures = medians([turn[i] for turn in turns])
-        print(*lines(network.name, figures, head=i == 0), sep="\n", flush=True)
+    print(f"\n{part.title}", flush=True)
+    taken = {network.name: [] for network in here}
+    for turn, network in itertools.product(range(part.turns), here):
+        turns = taken[network.name]
+        turns.append(measured(name, data, network))
+        if turn == part.turns - 1:
+            head = network is here[0]
+            print(*lines(network.name, medians(turns), head), sep="\n", flush=True)
     for network in networks:
         if network not in here:
             print(f"{network.name}: left out, {network.needs} is missing")
