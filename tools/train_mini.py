@@ -360,13 +360,14 @@ def train(maps, out, args):
         average_weights(average, model, min(0.998, (step + 1) / (step + 10)))
         for name, loss in losses.items():
             running[name] = 0.98 * running.get(name, loss.item()) + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % min(50, args.every) == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
             shown = " ".join(f"{name} {loss:.3f}" for name, loss in running.items())
             print(f"step {step + 1}: {shown}, {pace:.2f} s", flush=True)
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            save(out / "latest.pth", parts, step + 1)
-            torch.save(average.net.state_dict(), out / "average.pth")
+            saved = {name: part.state_dict() for name, part in parts.items()}
+            save(out / "latest.pth", saved | {"step": step + 1})
+            save(out / "average.pth", average.net.state_dict())
 
 
 def resume(path, parts):
@@ -379,11 +380,10 @@ def resume(path, parts):
     return saved["step"]
 
 
-def save(path, parts, step):
-    """Write the checkpoint to a temporary file, then replace the old one."""
+def save(path, content):
+    """Write a temporary file, then replace the old one."""
     partial = path.with_suffix(".partial")
-    saved = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(saved | {"step": step}, partial)
+    torch.save(content, partial)
     partial.replace(path)
 
 
