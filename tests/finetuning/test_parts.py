@@ -50,7 +50,7 @@ FAMILIES = [
     ("googlenet", 1, {"inception5b"}),
     ("shufflenet_v2_x0_5", 1, {"conv5"}),
     ("regnet_y_400mf", 1, {"trunk_output"}),
-    ("mini", 1, {"features"}),
+    ("mini", 1, {"blocks", "conv_head", "bn1"}),
     ("smallcnn", 1, {"features"}),
     ("lenet5", "all", {"features"}),
 ]
