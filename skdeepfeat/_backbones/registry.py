@@ -15,6 +15,7 @@ from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .._processes import Lock
+from . import timm_records
 from .records import PACKAGE, Backbone, Layer, Weights
 
 
@@ -163,6 +164,15 @@ def list_backbones():
     return Listing(sorted({*_records(), *_registered}), SHOWN)
 
 
+def _backbone_of_timm(name: str) -> Backbone | None:
+    """A network of timm, by its name or by the folder that it was saved to."""
+    if name.startswith(timm_records.PREFIX) and (
+        found := timm_records.timm_backbone(name.removeprefix(timm_records.PREFIX))
+    ):
+        return found
+    return timm_records.folder_backbone(name) if timm_records.is_folder(name) else None
+
+
 def is_listed(backbone: Backbone) -> bool:
     """Whether the name of this backbone is registered for it."""
     name = backbone.name
@@ -229,6 +239,8 @@ def resolve_backbone(backbone) -> Backbone:
         return _registered[backbone]
     if backbone in _records():
         return _backbone_of_record(backbone)
+    if found := _backbone_of_timm(str(backbone)):
+        return found
     raise ValueError(
         f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
         "list_backbones() lists all of them. Register networks of your own in each "
