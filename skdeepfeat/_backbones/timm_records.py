@@ -23,10 +23,6 @@ PREFIX = "timm/"
 BUILDERS = f"{PACKAGE}._networks.timm_networks"
 HUB = "hub:"  # begins the address of weights on the hub of Hugging Face
 
-# Licences that rule out commercial use, as their texts say.
-NON_COMMERCIAL = {"apple-amlr", "cc-by-nc-4.0", "fair-noncommercial-research-license"}
-NON_COMMERCIAL |= {"seer-license"}
-
 MODES = {"center": "crop", "squash": "squash", "border": "border"}
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
@@ -128,10 +124,27 @@ def _version_of_row(
 
 
 def timm_names() -> list[str]:
-    """Names of all networks of timm with weights, as `backbone` parameters take them."""
-    return [
-        PREFIX + name for name, version in versions().items() if name == version.name
-    ]
+    """Full names of all networks of timm, as `backbone` parameters take them."""
+    return [name for name in all_names() if name == PREFIX + _version_named(name).name]
+
+
+def all_names() -> list[str]:
+    """Full names, and those of architectures, which mean a default version."""
+    return [PREFIX + name for name in versions()]
+
+
+def stated(name: str, field: str) -> Any:
+    """The licence or the number of parameters of a network; None if it is unknown."""
+    version = _version_named(name)
+    if field == "licence":
+        return version.licence or None
+    if version.classes != versions()[version.architecture].classes:
+        return None  # the number of parameters is that of the default version
+    return table()["architectures"][version.architecture].get(field)
+
+
+def _version_named(name: str) -> Version:
+    return versions()[name.removeprefix(PREFIX)]
 
 
 def find_version(name: str) -> Version | None:

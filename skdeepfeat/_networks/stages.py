@@ -33,14 +33,14 @@ def stages_of(net: nn.Module) -> dict[str, Stage]:
     ]
     if len({stage.node for stage in stages}) < max(2, len(stages)):
         return {}
-    stem, blocks = _stem_and_blocks(stages)
+    stem, blocks = stem_and_blocks(stages)
     step = math.ceil(len(blocks) / MOST_BLOCKS)
     numbered = {f"block{i}": block for i, block in enumerate(blocks, 1)}
     kept = {a: b for i, (a, b) in enumerate(numbered.items(), 1 - len(blocks)) if i % step == 0}
     return {"stem": stem, **kept} if stem else kept
 
 
-def _stem_and_blocks(stages: list[Stage]) -> tuple[Stage | None, list[Stage]]:
+def stem_and_blocks(stages: list[Stage]) -> tuple[Stage | None, list[Stage]]:
     """The stem is the first entry if it is named unlike the second, as "stem" is unlike
     "stages.0"; or else what enters the first of the blocks."""
     first, second = (re.sub(r"[0-9]", "", stage.node) for stage in stages[:2])

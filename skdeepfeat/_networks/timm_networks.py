@@ -8,6 +8,7 @@ import functools
 import warnings
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 try:
@@ -26,17 +27,27 @@ def __getattr__(name: str) -> Callable[..., nn.Module]:
 
 
 def create(name: str, **options) -> nn.Module:
-    """A network of timm by its name, without pretrained weights unless requested."""
+    """A network of timm by its name, with random weights unless others are given."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's, about names that it has changed
-        return timm.create_model(name, **options)
+        try:
+            return timm.create_model(name, **options)
+        except RuntimeError as error:
+            if "Unknown model" not in str(error):
+                raise
+            raise RuntimeError(
+                f"timm {timm.__version__} has no network {name!r}. Type: pip install "
+                "--upgrade timm"
+            ) from error
 
 
-def convert(name: str, entries: dict, network: nn.Module, **options) -> dict:
-    """The entries of a file as timm's own loader gives them to the same network.
+def convert(name: str, entries: dict, **options) -> dict:
+    """The entries of a file as timm's own loader gives them to a network.
 
-    Raises a RuntimeError if the loader cannot make them fit.
+    Raises an error of timm's if they do not fit.
     """
     given = {"state_dict": entries, "custom_load": False, "source": None}
     options |= {"pretrained": True, "pretrained_cfg_overlay": given}
-    return dict(create(name, **options).state_dict())
+    with torch.random.fork_rng([]):
+        network = create(name, pretrained_strict=True, **options)
+    return dict(network.state_dict())

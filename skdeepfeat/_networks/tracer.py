@@ -140,6 +140,8 @@ class Tracer(fx.Tracer):
         classes = [m for _, m in inspect.getmembers(operators, inspect.isclass)]
         self._leaves = tuple(m for m in classes if issubclass(m, nn.Module))
         self._net, self._fixed = net, {id(tensor) for tensor in fixed}
+        # `Whole` calls methods of the network, in whose modules fx would not look.
+        self._autowrap_search += [sys.modules[c.__module__] for c in type(net).__mro__]
         self._thread = threading.get_ident()
         self._path = ""
         self._count: Counter[str] = Counter()
