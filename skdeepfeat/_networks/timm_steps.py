@@ -11,6 +11,7 @@ from torch import nn
 
 # Modules of torch that are one step; so are timm's variants of them.
 PLAIN = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+STANDARDISED = {"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"}
 # Methods that make a module cheaper without changing what it computes.
 SIMPLIFIES = ("fuse", "reparameterize", "switch_to_deploy")
 
@@ -23,9 +24,34 @@ def functions() -> tuple[Callable, ...]:
 def is_step(module: nn.Module) -> bool:
     """Whether a module is one step."""
     registered = _timm()
-    if registered is None or not type(module).__module__.startswith("timm."):
+    if registered is None or not _is_of_timm(module):
         return False
-    return isinstance(module, PLAIN) or registered.is_notrace_module(type(module))
+    known = isinstance(module, PLAIN) or registered.is_notrace_module(type(module))
+    return known or has_simpler_form(module)
+
+
+def has_simpler_form(module: nn.Module) -> bool:
+    """Whether a module can make itself cheaper."""
+    return _is_of_timm(module) and any(hasattr(module, name) for name in SIMPLIFIES)
+
+
+def standardises(module: nn.Module) -> bool:
+    """Whether a module is a convolution that standardises its weights in each call."""
+    return _is_of_timm(module) and type(module).__name__ in STANDARDISED
+
+
+def is_norm_with_activation(module: nn.Module) -> bool:
+    """Whether a module is a batch norm with running statistics, then an activation."""
+    return _is_of_timm(module) and type(module).__name__ == "BatchNormAct2d"
+
+
+def pads_by_shape(module: nn.Module) -> bool:
+    """Whether a module is a plain convolution but for its padding."""
+    return _is_of_timm(module) and type(module).__name__ == "Conv2dSame"
+
+
+def _is_of_timm(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("timm.")
 
 
 def _timm() -> Any:
