@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .._backbones.records import Backbone
 from .._caches import SharedCache
@@ -199,6 +200,18 @@ def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
         raise NotTraceable("the graph it finds computes something else")
+
+
+def looks_at_values(network: nn.Module, image_size: int) -> bool:
+    """Whether a network can only be run on images with values, as it may do something
+    else for others."""
+    with measuring(), FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.zeros(2, 3, image_size, image_size)
+        try:
+            network(images)
+        except Exception:  # whatever its code raises without values
+            return True
+    return False
 
 
 def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
