@@ -358,7 +358,8 @@ class Backbone:
             is the input of this module. None looks for a linear layer or 1 × 1
             convolution at the end of the network, followed only by steps without
             weights, such as softmax or flatten. If there is none, "penultimate" is the
-            output of the network.
+            output of the network. Networks of timm, and others with a method
+            ``forward_head(features, pre_logits=True)``, say it themselves.
         version : str or None, default=None
             Version of the network's code. Set it to store features in a folder if the
             network cannot be described in another way, because torch.fx cannot trace it
@@ -379,7 +380,7 @@ class Backbone:
         ------
         ValueError
             If the features of an image depend on the other images in the batch, or
-            differ from call to call.
+            differ from call to call, or if `penultimate` names no part of the network.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
@@ -404,6 +405,8 @@ class Backbone:
         if head is None:
             found = inspector().find_head(backbone)
             object.__setattr__(backbone, "head", found)
+        if penultimate is not None:
+            inspector().check_node(backbone, penultimate)
         return backbone
 
     def __deepcopy__(self, memo):

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
 from .._backbones.records import Backbone, Layer
+from .._exceptions import closest
 from .averages import with_averages
 from .head import end_of
 from .stages import fits, other_tokens, stages_of
@@ -65,6 +66,16 @@ def _find_children(structure: Structure) -> dict[str, Layer]:
     children = [name for name, _ in structure.skeleton.named_children()]
     used = enumerate(_in_order_of_use(structure, children), 1)
     return _layers(structure, {f"block{i}": name for i, name in used})
+
+
+def check_node(backbone: Backbone, node: str) -> None:
+    """Refuse a name that is neither a node nor a module of a network."""
+    structure = structure_of(backbone, backbone.input.image_size)
+    if structure.canonical(node) is None:
+        raise ValueError(
+            f"penultimate={node!r} is neither a node nor a module of backbone "
+            f"{backbone.name!r}.{closest(node, structure.nodes)}"
+        )
 
 
 def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
