@@ -141,7 +141,9 @@ def with_stages_by_value(backbone, layers):
     structure = structure_of(backbone, backbone.input.image_size)
     found = discovery._layers(structure, {a: node for a, (node, _) in places.items()})
     found = {
-        a: Layer.from_shape(a, layer.node, None, places[a][1], layer.shape, layer.stride)
+        a: Layer.from_shape(
+            a, layer.node, None, places[a][1], layer.shape, layer.stride
+        )
         for a, layer in found.items()
     }
     ends = {a.alias: a for a in layers if a.alias in ("penultimate", "logits")}

@@ -17,7 +17,6 @@ from .._digests import sha256_file
 from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
 from .records import Weights
 
-
 # Licences that rule out commercial use, as their texts say.
 NON_COMMERCIAL = {"apple-amlr", "cc-by-nc-4.0", "fair-noncommercial-research-license"}
 NON_COMMERCIAL |= {"seer-license"}

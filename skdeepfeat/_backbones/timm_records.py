@@ -158,11 +158,11 @@ def _configured(name: str) -> Version | None:
     """A version that the installed timm has and the table has not."""
     from timm.models import get_pretrained_cfg, is_model
 
-    if not is_model(name) or (found := get_pretrained_cfg(name)) is None:
+    try:
+        found = get_pretrained_cfg(name) if is_model(name) else None
+    except RuntimeError:  # there is no such tag
         return None
-    if "." in name and not name.endswith(f".{found.tag}"):
-        return None
-    return version_of(found.architecture, found.to_dict())
+    return version_of(name.partition(".")[0], found.to_dict()) if found else None
 
 
 def version_of(architecture: str, about: dict) -> Version:
@@ -270,23 +270,23 @@ def folder_backbone(path: str) -> Backbone:
     """The backbone of a folder with the configuration and the weights of a network."""
     folder = Path(path).expanduser().resolve()
     content = (folder / "config.json").read_text()
-    return _folder_backbone(folder, content)
-
-
-@functools.lru_cache(maxsize=32)
-def _folder_backbone(folder: Path, content: str) -> Backbone:
-    """The same, for the content of its configuration."""
-    about = json.loads(content)
-    if "architecture" not in about:
+    if "architecture" not in json.loads(content):
         raise ValueError(
             f"The folder {str(folder)!r} is not one of a timm network: its config.json "
             "names no 'architecture'."
         )
+    return _folder_backbone(folder, content, _weights_in(folder))
+
+
+@functools.lru_cache(maxsize=32)
+def _folder_backbone(folder: Path, content: str, weights: Path) -> Backbone:
+    """The same, for the content of its configuration and a file in it."""
+    about = json.loads(content)
     configured = {**about, **about.get("pretrained_cfg", {})}
     if "num_classes" in about:
         configured["num_classes"] = about["num_classes"]
     version = version_of(about["architecture"], configured)
-    version = replace(version, tag="", url=f"file:{_weights_in(folder)}")
+    version = replace(version, tag="", url=f"file:{weights}")
     backbone = backbone_of(version, folder.name, f"local-dir:{folder}")
     settings = digest_fields("configuration", 1, {"content": content}).hex()
     return replace(backbone, version=f"{version.architecture} {settings}")

@@ -90,7 +90,7 @@ def _margin_colour(spec: InputSpec) -> tuple[int, ...]:
 
 
 def _resize_and_crop(image: Image.Image, spec: InputSpec, gap, colour) -> Image.Image:
-    """The centre of the resized image, with margins if that is smaller than the input."""
+    """The centre of the resized image, with margins if that is smaller."""
     side, resized = spec.image_size, resized_size(image.size, spec)
     left, top = (_offset(length, side) for length in resized)
     seen = (

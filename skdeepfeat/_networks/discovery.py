@@ -42,7 +42,10 @@ def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     structure = structure_of(backbone, backbone.input.image_size)
     found = _find_stages(structure) or _find_children(structure)
     end = end_of(structure)
-    named = {"penultimate": backbone.penultimate or end.penultimate, "logits": end.logits}
+    named = {
+        "penultimate": backbone.penultimate or end.penultimate,
+        "logits": end.logits,
+    }
     found |= _layers(structure, {alias: node for alias, node in named.items() if node})
     layers = tuple(replace(layer, index=i) for i, layer in enumerate(found.values()))
     if not structure.traceable:
@@ -96,10 +99,10 @@ def find_shape(backbone: Backbone, node: str, image_size: int) -> tuple[int, ...
 
 def _layers(structure: Structure, named: dict, channels=None) -> dict[Any, Layer]:
     """The layers of nodes or modules by alias, without those that have no layout."""
-    full = {alias: structure.canonical(name) for alias, name in named.items()}
-    shapes = structure.shapes(tuple({node: 1 for node in full.values() if node}))
-    nodes = {a: n for a, n in full.items() if len(shapes.get(n, "none")) <= 3}
-    maps = tuple({node: 1 for node in nodes.values() if len(shapes[node]) == 3})
+    full = {alias: structure.canonical(name) or "" for alias, name in named.items()}
+    shapes = structure.shapes(tuple(dict.fromkeys(filter(None, full.values()))))
+    nodes = {a: n for a, n in full.items() if n in shapes and len(shapes[n]) <= 3}
+    maps = tuple(node for node in shapes if len(shapes[node]) == 3)
     larger, others = _larger_shapes(structure, maps), other_tokens(structure.skeleton)
     found = {}
     for alias, node in nodes.items():

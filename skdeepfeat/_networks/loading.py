@@ -87,7 +87,9 @@ def _renamed(state, backbone: Backbone, own):
         for name in list(renamed):
             renamed[re.sub(*backbone.rename, name)] = renamed.pop(name)
     for wrapper in WRAPPERS:
-        wrapped = [all(n.startswith(wrapper) for n in names) for names in (renamed, own)]
+        wrapped = [
+            all(n.startswith(wrapper) for n in names) for names in (renamed, own)
+        ]
         if wrapped == [True, False]:
             for name in list(renamed):
                 renamed[name.removeprefix(wrapper)] = renamed.pop(name)

@@ -122,8 +122,8 @@ def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
         if hasattr(torch.Tensor, twin):
             node.target = twin
         return node.target == twin
-    if twin := _twin_of(node.target):
-        node.target = twin
+    if function := _twin_of(node.target):
+        node.target = function
         return True
     return _pass_inplace_false(node)
 

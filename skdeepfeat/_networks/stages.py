@@ -29,14 +29,19 @@ def stages_of(net: nn.Module) -> dict[str, Stage]:
     """The stages in order of depth, by alias; empty if the network describes none."""
     info = getattr(net, "feature_info", None) or ()
     stages = [
-        Stage(about["module"], about["num_chs"]) for about in getattr(info, "info", info)
+        Stage(about["module"], about["num_chs"])
+        for about in getattr(info, "info", info)
     ]
     if len({stage.node for stage in stages}) < max(2, len(stages)):
         return {}
     stem, blocks = stem_and_blocks(stages)
     step = math.ceil(len(blocks) / MOST_BLOCKS)
     numbered = {f"block{i}": block for i, block in enumerate(blocks, 1)}
-    kept = {a: b for i, (a, b) in enumerate(numbered.items(), 1 - len(blocks)) if i % step == 0}
+    kept = {
+        a: b
+        for i, (a, b) in enumerate(numbered.items(), 1 - len(blocks))
+        if i % step == 0
+    }
     return {"stem": stem, **kept} if stem else kept
 
 

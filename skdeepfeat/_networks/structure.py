@@ -69,9 +69,9 @@ class Structure:
         reader = node.removesuffix(INPUT_OF)
         if reader == node:
             return representative_node(node, self.nodes)
-        if reader not in self.nodes:
-            reader = next(filter(self._reads, nodes_within(reader, self.nodes)), None)
-        return reader and reader + INPUT_OF
+        inside = [reader] if reader in self.nodes else nodes_within(reader, self.nodes)
+        first = next(filter(self._reads, inside), None)
+        return first and first + INPUT_OF
 
     def _reads(self, node: str) -> bool:
         """Whether a step reads another one; modules do."""

@@ -10,7 +10,13 @@ from typing import Any
 from torch import nn
 
 # Modules of torch that are one step; so are timm's variants of them.
-PLAIN = (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+PLAIN = (
+    nn.Conv2d,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._NormBase,
+)
 STANDARDISED = {"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"}
 # Methods that make a module cheaper without changing what it computes.
 SIMPLIFIES = ("fuse", "reparameterize", "switch_to_deploy")

@@ -96,7 +96,9 @@ def _follow_images(graph: fx.Graph) -> None:
 def _return_scores(graph: fx.Graph) -> fx.Node | None:
     """Make a graph return the scores alone; returns what enters the classifier."""
     output = graph.output_node()
-    classified, scores = output.args[0]
+    both = output.args[0]
+    assert isinstance(both, tuple)
+    classified, scores = both
     output.args = (scores,)
     return classified if isinstance(classified, fx.Node) else None
 
@@ -135,7 +137,7 @@ class Tracer(fx.Tracer):
     def __init__(self, net: nn.Module, fixed=()):
         # A network that uses torchvision's own operators has imported them.
         operators = sys.modules.get("torchvision.ops")
-        autowrapped = (math, operators) if operators else (math,)
+        autowrapped: tuple = (math, operators) if operators else (math,)
         super().__init__(autowrapped, timm_steps.functions())
         classes = [m for _, m in inspect.getmembers(operators, inspect.isclass)]
         self._leaves = tuple(m for m in classes if issubclass(m, nn.Module))

@@ -111,7 +111,8 @@ def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
 
 def _with_graph(backbone: Backbone, found: Traced, trial: Trial) -> Traced:
     """Add the first graph that computes the same, or else why there is none."""
-    faults, size = [], trial.images.shape[-1]
+    faults: list[str] = []
+    size = trial.images.shape[-1]
     for way in [way for way in WAYS if way.serves(found.skeleton)]:
         # A trace may leave its stand-ins in the network.
         skeleton = skeleton_of(backbone, size)[0] if faults else found.skeleton
@@ -174,7 +175,7 @@ def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
 
 
 def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
-    """Add a graph that computes what the network did, whose steps overwrite no value."""
+    """Add a graph that computes what the network did, and overwrites no value."""
     skeleton, network = found.skeleton, trial.network
     traced = trace(skeleton, Whole(skeleton, way.stops_early), fixed)
     skeleton.to("meta")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from skdeepfeat._backbones.layouts import LAYOUTS
 from skdeepfeat._networks.pooling import POOLINGS, pool, pooled_width
 
 MAPS = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))

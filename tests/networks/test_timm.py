@@ -255,10 +255,10 @@ def test_parallel_branches_and_standardised_weights_become_plain():
 
 
 def test_norms_with_activations_are_folded():
+    from skdeepfeat._backbones.weights import RandomWeights
     from skdeepfeat._networks.activations import activations_of
     from skdeepfeat._networks.building import build_network
     from skdeepfeat._networks.sharing import SharedNetwork
-    from skdeepfeat._backbones.weights import RandomWeights
 
     backbone = resolve_backbone("timm/tf_efficientnet_lite0")
     source = RandomWeights(backbone, backbone.input, 0)
