@@ -164,6 +164,7 @@ def rows_of(structure, layers):
     """Rows of the table, with the share of the multiplications up to each layer."""
     nodes = tuple(dict.fromkeys(layer.node for layer in layers))
     graph = structure.graph_to(nodes)
+    structure.skeleton.requires_grad_(False)  # else counting would need gradients
     module = fill(structure.skeleton, structure.skeleton, graph)
     meter = Meter(module)
     size = structure.image_size

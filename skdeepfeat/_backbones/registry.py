@@ -171,10 +171,11 @@ def list_backbones(prefix=""):
     >>> from skdeepfeat import list_backbones
     >>> "resnet50" in list_backbones()
     True
-    >>> list_backbones("timm/xception41")[:2]
-    backbone                   parameters  image size  licence
-    timm/xception41.tf_in1k    26,970,136         299  apache-2.0
-    timm/xception41p.ra3_in1k  26,908,384         299  apache-2.0
+    >>> list_backbones("timm/resnet18")[:3]
+    backbone               parameters  image size  licence
+    timm/resnet18.a1_in1k  11,689,512         224  apache-2.0
+    timm/resnet18.a2_in1k  11,689,512         224  apache-2.0
+    timm/resnet18.a3_in1k  11,689,512         160  apache-2.0
     """
     names = [*_records(), *_registered]
     if prefix.startswith(timm_records.PREFIX):
