@@ -1,6 +1,7 @@
 """Weights files: download them, verify their checksums, and read them safely."""
 
 import argparse
+import contextlib
 import functools
 import re
 from importlib import metadata
@@ -184,10 +185,13 @@ def _first_on_hub(model: str, names: tuple[str, ...]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    for name in names:  # what is in the cache needs no connection
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(model, name, local_files_only=True))
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(model, name))
-        except LocalEntryNotFoundError:
+        except LocalEntryNotFoundError:  # which means that there is no connection
             raise
         except EntryNotFoundError:
             continue

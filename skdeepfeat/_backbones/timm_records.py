@@ -214,17 +214,34 @@ def timm_backbone(name: str) -> Backbone | None:
 def backbone_of(version: Version, name: str, built_as: str, layers=None) -> Backbone:
     """The backbone of a version."""
     _check_square(version, name)
-    weights = Weights(version.tag, version.url, "", version.input, "timm")
     return Backbone(
         name=name,
         build=f"{BUILDERS}:{built_as}",
         input=version.input,
         head=version.classifier,
-        weights=(replace(weights, licence=version.licence),) if version.url else (),
+        weights=tuple(_weights_of(other) for other in _interchangeable(version)),
         layers=layers,
         size_option="img_size" if version.fixed else None,
         convert=f"{BUILDERS}:convert",
     )
+
+
+def _weights_of(version: Version) -> Weights:
+    """The published weights of a version."""
+    weights = Weights(version.tag, version.url, "", version.input)
+    return replace(weights, extra="timm", licence=version.licence)
+
+
+def _interchangeable(version: Version) -> list[Version]:
+    """The version, and others of its architecture with as many classes."""
+    others = [
+        other
+        for name, other in versions().items()
+        if name == other.name != version.name
+        if other.architecture == version.architecture
+        if other.classes == version.classes
+    ]
+    return [found for found in (version, *others) if found.url]
 
 
 def _check_square(version: Version, name: str) -> None:
@@ -288,6 +305,7 @@ def _folder_backbone(folder: Path, content: str, weights: Path) -> Backbone:
     version = version_of(about["architecture"], configured)
     version = replace(version, tag="", url=f"file:{weights}")
     backbone = backbone_of(version, folder.name, f"local-dir:{folder}")
+    backbone = replace(backbone, weights=(_weights_of(version),))
     settings = digest_fields("configuration", 1, {"content": content}).hex()
     return replace(backbone, version=f"{version.architecture} {settings}")
 

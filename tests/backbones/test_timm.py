@@ -22,6 +22,7 @@ from skdeepfeat import (
 )
 from skdeepfeat._backbones import files, timm_records
 from skdeepfeat._backbones.registry import resolve_backbone
+from skdeepfeat._backbones.weights import resolve_weights
 from skdeepfeat._images.decoding import Pixels
 from skdeepfeat._images.recipe import prepare
 
@@ -98,6 +99,17 @@ def test_an_architecture_means_its_default_version():
     assert backbone.weights[0].name == "in12k" and classes["logits"] == 11821
     with pytest.raises(ValueError, match="Published versions: 'ra2_in1k', 'default'"):
         features("a1_in1k").fit([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_a_tag_may_also_be_named_as_weights():
+    backbone = resolve_backbone("timm/resnet18")
+    names = [version.name for version in backbone.weights]
+    assert names[0] == "a1_in1k" and "tv_in1k" in names
+    found = resolve_weights(backbone, "tv_in1k", 0)
+    own = resolve_weights(resolve_backbone("timm/resnet18.tv_in1k"), "default", 0)
+    assert found.input == own.input and found.key() == own.key()
+    other_classes = resolve_backbone("timm/convnext_tiny.in12k").weights
+    assert {version.name for version in other_classes} == {"in12k"}
 
 
 def test_networks_that_the_table_lacks_are_looked_up_in_timm(monkeypatch):
@@ -257,13 +269,16 @@ def test_seeded_weights_depend_on_the_seed_alone(photos):
 def published(path, monkeypatch):
     """Let the hub have this file, named by its checksum as in the hub's cache."""
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked = []
     blob = path.parent / hashlib.sha256(path.read_bytes()).hexdigest()
     path.rename(blob)
     path.symlink_to(blob)
 
-    def download(repo_id, filename, **_):
+    def download(repo_id, filename, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
         asked.append((repo_id, filename))
         return str(path)
 
@@ -292,10 +307,10 @@ def test_only_an_absent_file_is_replaced_by_a_pickled_one(file, monkeypatch):
     asked, _ = published(file, monkeypatch)
     found = huggingface_hub.hf_hub_download
 
-    def download(repo_id, filename, **_):
-        if filename.endswith(".safetensors"):
+    def download(repo_id, filename, **options):
+        if filename.endswith(".safetensors") and not options:
             raise EntryNotFoundError("no such file")
-        return found(repo_id, filename)
+        return found(repo_id, filename, **options)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert files.from_hub(resolve_backbone(NAME).weights[0]) == file
