@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 from dataclasses import dataclass, replace
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -258,21 +258,35 @@ def layers_of(version: Version) -> tuple[Layer, ...] | None:
     """The layers that the table has of a version; None if they have to be found."""
     about = table()["architectures"].get(version.architecture, {})
     default = versions().get(version.architecture)
-    if "layers" not in about or default is None or default.size != version.size:
+    if "layers" not in about or default is None or not _is_current():
         return None
-    rows = about["layers"]
-    if bool(version.classes) != bool(default.classes):
+    if version.size != default.size or bool(version.classes) != bool(default.classes):
         return None
-    averages = dict(about.get("averages", {}))
-    found = []
-    for index, (alias, node, layout, shape, stride, share) in enumerate(rows):
-        shape = [version.classes] if alias == "logits" else shape
-        found.append(
-            Layer.from_shape(
-                alias, node, index, layout, shape, stride, share, averages.get(node)
-            )
+    averages = about.get("averages", {})
+    return tuple(
+        Layer.from_shape(
+            alias,
+            node,
+            index,
+            layout,
+            [version.classes] if alias == "logits" else shape,
+            stride,
+            share,
+            averages.get(node),
         )
-    return tuple(found)
+        for index, (alias, node, layout, shape, stride, share) in enumerate(
+            about["layers"]
+        )
+    )
+
+
+@functools.cache
+def _is_current() -> bool:
+    """Whether timm, if installed, is that of the table, so that its nodes exist."""
+    try:
+        return metadata.version("timm") == table()["timm"]
+    except metadata.PackageNotFoundError:
+        return True
 
 
 # Folders ------------------------------------------------------------------------------
