@@ -3,6 +3,7 @@
 from torch import fx
 
 from .tracer import ENDS
+from .whole import separate
 
 
 def merge_repeats(
@@ -11,7 +12,7 @@ def merge_repeats(
     """Let each step that repeats an earlier one be that one.
 
     Returns the steps that are left, by name, and the one that `kept` has become. No
-    step may overwrite a value.
+    step may overwrite a value, so that copies are not needed.
     """
     first: dict[tuple, fx.Node] = {}
     merged: dict[fx.Node, fx.Node] = {}
@@ -19,7 +20,8 @@ def merge_repeats(
         if node.op in ENDS:
             continue
         same = (node.op, node.target, str(node.args), str(node.kwargs))
-        earlier = first.setdefault(same, node)
+        copied = node.all_input_nodes[0] if node.target is separate else node
+        earlier = first.setdefault(same, copied)
         if earlier is not node:
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)

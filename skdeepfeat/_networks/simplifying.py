@@ -28,13 +28,17 @@ def can_simplify(module: nn.Module) -> bool:
 
 
 def simplified(module: nn.Module) -> nn.Module:
-    """A cheaper module that computes the same, made in double precision."""
+    """A cheaper module that computes the same, made in double precision, or the module
+    itself if its code cannot make one."""
     like = next(module.parameters())
     holder = nn.Sequential(copy.deepcopy(module).double())
     if has_simpler_form(module):
         from timm.utils import reparameterize_model
 
-        reparameterize_model(holder, inplace=True)
+        try:
+            reparameterize_model(holder, inplace=True)
+        except Exception:  # whatever the code of a block raises
+            return module
     _standardise_once(holder)
     made = holder[0].eval().requires_grad_(False)
     return made.to(like.dtype).to(memory_format=torch.channels_last)

@@ -37,8 +37,10 @@ def is_step(module: nn.Module) -> bool:
 
 
 def has_simpler_form(module: nn.Module) -> bool:
-    """Whether a module can make itself cheaper."""
-    return _is_of_timm(module) and any(hasattr(module, name) for name in SIMPLIFIES)
+    """Whether a module can make itself cheaper; whole networks are no step."""
+    if not _is_of_timm(module) or hasattr(module, "forward_features"):
+        return False
+    return any(hasattr(module, name) for name in SIMPLIFIES)
 
 
 def standardises(module: nn.Module) -> bool:

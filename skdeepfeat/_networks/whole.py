@@ -7,7 +7,7 @@ can stop before the classifier. What it returns there is what "penultimate" mean
 import inspect
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 class Whole(nn.Module):
@@ -31,7 +31,8 @@ class Whole(nn.Module):
         if not self.stops_early:
             return self.net(x)
         maps = self.net.forward_features(x)
-        return self.net.forward_head(maps, pre_logits=True), self.net.forward_head(maps)
+        early = self.net.forward_head(_each(separate, maps), pre_logits=True)
+        return early, self.net.forward_head(maps)
 
     @property
     def argument(self) -> str:
@@ -44,6 +45,19 @@ class Whole(nn.Module):
             for name, value in list(place.items()):
                 if isinstance(value, torch.Tensor):
                     setattr(self.net, name, value)
+
+
+@fx.wrap
+def separate(x: torch.Tensor) -> torch.Tensor:
+    """A copy, as a head may overwrite what it is given; one step of a graph."""
+    return x.clone()
+
+
+def _each(function, maps):
+    """The same lists of maps, after a function."""
+    if isinstance(maps, (list, tuple)):
+        return type(maps)(_each(function, value) for value in maps)
+    return function(maps)
 
 
 def can_stop_early(net: nn.Module) -> bool:

@@ -185,6 +185,35 @@ def test_a_head_that_the_network_uses_otherwise_is_not_believed(photos):
     np.testing.assert_allclose(est.fit_transform(X), expected, atol=1e-5)
 
 
+class OverwritingHead(Doubled):
+    """Its head overwrites the maps that it is given, and is called once."""
+
+    def forward_head(self, x, pre_logits: bool = False):
+        x = x.add_(1).mean((2, 3))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def test_a_head_may_overwrite_its_maps(photos):
+    torch.manual_seed(0)
+    net = OverwritingHead().eval()
+    backbone = Backbone.from_module(net, image_size=16, mean=(0,) * 3, std=(1,) * 3)
+    X = photos[:, :16, :16]
+    x = torch.from_numpy(X).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        before = net.forward_features(x).mean((2, 3)).numpy()
+        scores = net(x).numpy()
+    est = PretrainedCNNFeatures(backbone, cache=None)
+    np.testing.assert_allclose(est.fit_transform(X), before + 1, atol=1e-5)
+    est.set_params(layer="logits")
+    np.testing.assert_allclose(est.fit_transform(X), scores, atol=1e-5)
+    structure = structure_of(backbone, 16)
+    assert len([n for n in structure.nodes if n.startswith("add")]) == 1
+    assert structure.classified is not None
+
+
 class Masked(nn.Module):
     """Has an optional argument."""
 
