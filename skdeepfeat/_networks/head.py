@@ -9,10 +9,11 @@ from torch import fx, nn
 
 from .._backbones.records import Backbone
 from .._processes import fork_safe
+from .comparison import same
 from .hooks import CLASSIFIED, INPUT_OF, RETURNED
 from .structure import Structure, kind_of_classifier, structure_of
 from .tracer import ENDS
-from .whole import can_stop_early
+from .whole import Whole, can_stop_early
 
 # What may follow the scores of classes: steps without weights that do not mix them. By
 # name, whether it is a module, a function or a method.
@@ -154,23 +155,26 @@ def _end_when_run(structure: Structure) -> End:
     """The same for a network that fx cannot trace: found by running it."""
     size, network = structure.image_size, structure.real_network()
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    if can_stop_early(network):
-        return End(None, CLASSIFIED, RETURNED)
-    *others, last = [("", network, None), *_run_with_weights(network, x)]
     with torch.no_grad():
         returned = network(x)
+        if can_stop_early(network):
+            classified, scores = Whole(network, stops_early=True)(x)
+            if same(scores, returned):
+                logits = None if same(classified, returned) else RETURNED
+                return End(None, CLASSIFIED, logits)
+    *others, last = [("", network, None), *_run_with_weights(network, x)]
     if not isinstance(returned, torch.Tensor):
         return End()
     name, module, given = last
     kind = kind_of_classifier(module)
     if kind is None or not _is_vector(returned.shape[1:]):
         return End(penultimate=RETURNED)
-    same = any(
+    ends_it = any(
         found.numel() == returned.numel()
         and torch.allclose(found.flatten(), returned.flatten(), atol=1e-6)
         for found in _results_of(kind, given)
     )
-    if same:
+    if ends_it:
         return End(name, name + INPUT_OF, name)
     _, other, given_too = others[-1]
     several = kind_of_classifier(other) and _shape(given_too) == _shape(given)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .._processes import Lock
-from .whole import Whole, can_stop_early
+from .whole import Whole
 
 INPUT_OF = ".input"
 # What a network that fx cannot trace returns, and what enters its classifier.
@@ -39,8 +39,7 @@ class HookedNetwork:
         self._seen: dict[str, torch.Tensor] = {}
         modules = dict(self._network.named_modules())
         self._ends = [n for n in ENDS_WHEN_RUN if n not in modules and n in nodes]
-        early = can_stop_early(self._network) and bool(self._ends)
-        self._whole = Whole(self._network, early)
+        self._whole = Whole(self._network, CLASSIFIED in self._ends)
         for node in [n for n in nodes if n in modules or n.endswith(INPUT_OF)]:
             name = node.removesuffix(INPUT_OF)
             if node.endswith(INPUT_OF):

@@ -13,6 +13,7 @@ from .hooks import ENDS_WHEN_RUN, INPUT_OF, HookedNetwork
 from .overwriting import without_inplace
 from .tracer import ENDS
 from .trial import fill, traced
+from .whole import can_stop_early
 
 
 class Structure:
@@ -53,7 +54,8 @@ class Structure:
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
-            self.nodes = (*dict.fromkeys((*modules, *ENDS_WHEN_RUN)),)
+            first = 0 if can_stop_early(self.skeleton) else 1
+            self.nodes = (*dict.fromkeys((*modules, *ENDS_WHEN_RUN[first:])),)
 
     @property
     def traceable(self) -> bool:

@@ -29,6 +29,8 @@ from .whole import Whole, can_stop_early
 
 _tried = SharedCache(32)
 
+DIFFERS = "the graph it finds computes something else"
+
 
 @dataclass
 class Traced:
@@ -112,8 +114,10 @@ def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
 def _with_graph(backbone: Backbone, found: Traced, trial: Trial) -> Traced:
     """Add the first graph that computes the same, or else why there is none."""
     faults: list[str] = []
-    size = trial.images.shape[-1]
+    size, says_end = trial.images.shape[-1], can_stop_early(found.skeleton)
     for way in [way for way in WAYS if way.serves(found.skeleton)]:
+        if not way.stops_early and says_end and DIFFERS not in faults:
+            break  # it is run as it is, and says its end itself
         # A trace may leave its stand-ins in the network.
         skeleton = skeleton_of(backbone, size)[0] if faults else found.skeleton
         fixed = with_transient_buffers(skeleton, backbone, size) if way.fixes else ()
@@ -200,7 +204,7 @@ def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
-        raise NotTraceable("the graph it finds computes something else")
+        raise NotTraceable(DIFFERS)
 
 
 def looks_at_values(network: nn.Module, image_size: int) -> bool:

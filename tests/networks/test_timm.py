@@ -214,6 +214,43 @@ def test_a_head_may_overwrite_its_maps(photos):
     assert structure.classified is not None
 
 
+class UntracedDoubled(Doubled):
+    """The same, and torch.fx cannot trace it."""
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > -1e9 else -x)
+
+
+class Untraced(OverwritingHead):
+    """Says what enters its classifier, and torch.fx cannot trace it."""
+
+    def forward_features(self, x):
+        return super().forward_features(x if x.sum() > -1e9 else -x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "shift", "node"),
+    [(UntracedDoubled, 2, 0, "fc.input"), (Untraced, 1, 1, "enters_classifier")],
+)
+def test_a_network_that_is_run_says_what_enters_its_classifier(
+    kind, factor, shift, node, photos
+):
+    torch.manual_seed(0)
+    net = kind().eval()
+    backbone = Backbone.from_module(net, image_size=16, mean=(0,) * 3, std=(1,) * 3)
+    assert not structure_of(backbone, 16).traceable
+    X = photos[:, :16, :16]
+    x = torch.from_numpy(X).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        maps, scores = net.conv(x).mean((2, 3)).numpy(), net(x).numpy()
+    est = PretrainedCNNFeatures(backbone, cache=None)
+    rows = est.fit_transform(X)
+    np.testing.assert_allclose(rows, factor * maps + shift, atol=1e-5)
+    assert list_layers(backbone)[-2].node == node
+    est.set_params(layer="logits")
+    np.testing.assert_allclose(est.fit_transform(X), scores, atol=1e-5)
+
+
 class Masked(nn.Module):
     """Has an optional argument."""
 
