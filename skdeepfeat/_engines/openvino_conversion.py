@@ -77,13 +77,14 @@ def _pooled_module(pooled: PooledLayers):
     from .._networks.building import build_network
     from .._networks.sharing import SharedNetwork
     from .._networks.structure import structure_of
+    from .._networks.trial import looks_at_values
     from .torch import PooledModule
 
     source = pooled.source
-    structure = structure_of(source.backbone, source.input.image_size)
-    if not structure.traceable:
-        raise ConversionError(f"torch.fx cannot trace the network ({structure.fault})")
     module, absent = build_network(source)
+    structure = structure_of(source.backbone, source.input.image_size)
+    if not structure.traceable and looks_at_values(module, source.input.image_size):
+        raise ConversionError(f"torch cannot trace the network ({structure.fault})")
     return PooledModule(pooled, SharedNetwork(module.float(), absent), "float32")
 
 

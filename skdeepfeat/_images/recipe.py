@@ -25,12 +25,20 @@ class InputSpec:
     image_size : int
         Side in pixels of the square input of the network.
     resize : int or None
-        Length of the short side in pixels before the centre crop; None resizes the
-        whole image to the square, without keeping its aspect ratio.
+        Length in pixels, before the centre crop, of the sides that `mode` names; None
+        resizes the whole image to the square, without keeping its aspect ratio.
     interpolation : {"nearest", "bilinear", "bicubic"}, default="bilinear"
         Resampling filter of the resize.
     mean, std : tuple of 3 float
         Mean and standard deviation that standardise the channels, scaled to [0, 1].
+    mode : {"crop", "squash", "border"}, default="crop"
+        Which sides have the length `resize`: the short one, so that a crop is taken;
+        both, without keeping the aspect ratio; or the long one, so that the rest of the
+        square is filled with the mean colour.
+    crop_pct : float or None, default=None
+        Fraction of the resized side that the input takes, from which `resize` follows
+        for any input size, rounded down as in timm. None keeps the proportion of
+        `resize` to `image_size`.
     """
 
     image_size: int
@@ -38,12 +46,16 @@ class InputSpec:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    mode: str = "crop"
+    crop_pct: float | None = None
 
     def scaled(self, image_size: int | None) -> "InputSpec":
         """The recipe for another input size, with resize and crop in proportion."""
         if image_size is None or image_size == self.image_size:
             return self
         resize = self.resize and round(self.resize * image_size / self.image_size)
+        if self.crop_pct:
+            resize = math.floor(image_size / self.crop_pct)
         return replace(self, image_size=image_size, resize=resize)
 
 
@@ -58,36 +70,70 @@ LARGEST_RESIZED = 2**24
 
 def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     """(h, w, 3) pixels of the network's input size, on the scale 0 to 255."""
-    gap = REDUCING_GAP[decode]
+    gap, colour = REDUCING_GAP[decode], _margin_colour(spec)
     if isinstance(pixels.image, Image.Image):
-        return np.asarray(_resize_and_crop(pixels.image, spec, gap))
+        return np.asarray(_resize_and_crop(pixels.image, spec, gap, colour))
     with np.errstate(over="ignore"):  # features that are not finite are reported later
         scaled = pixels.image * np.float32(255)
-    channels = [
-        np.asarray(_resize_and_crop(Image.fromarray(channel), spec, gap))
-        for channel in np.moveaxis(scaled, -1, 0).copy()
+    channels = np.moveaxis(scaled, -1, 0).copy()
+    prepared = [
+        np.asarray(_resize_and_crop(Image.fromarray(channel), spec, gap, level))
+        for channel, level in zip(channels, colour, strict=True)
     ]
-    return np.stack(channels, axis=-1)
+    return np.stack(prepared, axis=-1)
 
 
-def _resize_and_crop(image: Image.Image, spec: InputSpec, gap) -> Image.Image:
-    """Resize the short side and crop the centre, or resize to the square."""
+def _margin_colour(spec: InputSpec) -> tuple[int, ...]:
+    """The colour of the square where the resized image does not reach."""
+    means = spec.mean if spec.mode == "border" else (0, 0, 0)
+    return tuple(round(255 * mean) for mean in means)
+
+
+def _resize_and_crop(image: Image.Image, spec: InputSpec, gap, colour) -> Image.Image:
+    """The centre of the resized image, with margins if that is smaller."""
     side, resized = spec.image_size, resized_size(image.size, spec)
-    filter_ = Image.Resampling[spec.interpolation.upper()]
-    left, top = (round((length - side) / 2) for length in resized)
-    crop = (left, top, left + side, top + side)
+    left, top = (_offset(length, side) for length in resized)
+    seen = (
+        max(left, 0),
+        max(top, 0),
+        min(left + side, resized[0]),
+        min(top + side, resized[1]),
+    )
+    part = _part_of_resized(image, spec, resized, seen, gap)
+    if part.size == (side, side):
+        return part
+    square = Image.new(part.mode, (side, side), colour)
+    square.paste(part, (max(-left, 0), max(-top, 0)))
+    return square
+
+
+def _offset(length: int, side: int) -> int:
+    """Where the crop begins, negative for margins, as torchvision rounds them."""
+    if length < side:
+        return -((side - length) // 2)
+    return round((length - side) / 2)
+
+
+def _part_of_resized(image, spec: InputSpec, resized, part, gap) -> Image.Image:
+    """A part of the image at a size, as (left, top, right, bottom)."""
     if resized == image.size:
-        return image.crop(crop)
-    if math.prod(resized) > LARGEST_RESIZED:
-        w, h = (own / other for own, other in zip(image.size, resized, strict=True))
-        box = (crop[0] * w, crop[1] * h, crop[2] * w, crop[3] * h)
-        return image.resize((side, side), filter_, box=box)
-    return image.resize(resized, filter_, reducing_gap=gap).crop(crop)
+        return image.crop(part)
+    filter_ = Image.Resampling[spec.interpolation.upper()]
+    if math.prod(resized) <= LARGEST_RESIZED:
+        return image.resize(resized, filter_, reducing_gap=gap).crop(part)
+    w, h = (own / other for own, other in zip(image.size, resized, strict=True))
+    box = (part[0] * w, part[1] * h, part[2] * w, part[3] * h)
+    return image.resize((part[2] - part[0], part[3] - part[1]), filter_, box=box)
 
 
 def resized_size(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:
     """Width and height after the resize, before the crop."""
     if spec.resize is None:
         return spec.image_size, spec.image_size
+    if spec.mode == "squash":
+        return spec.resize, spec.resize
+    if spec.mode == "border":
+        ratio = max(size) / spec.resize
+        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
     short = min(size)
     return int(spec.resize * size[0] / short), int(spec.resize * size[1] / short)

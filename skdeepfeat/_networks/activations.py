@@ -10,7 +10,7 @@ from torch import fx
 from .._backbones.weights import WeightsSource
 from .._exceptions import WeightsError
 from .layers import aliased_layers
-from .rewriting import fold_batch_norms, overwrite_in_place, round_off
+from .rewriting import fold_batch_norms, overwrite_in_place, round_off, simplify
 from .sharing import SharedNetwork
 from .structure import Structure, bind, structure_of
 
@@ -33,6 +33,7 @@ def _make(network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...])
     _check_head(bound, network.absent, source)  # before names change
     if isinstance(bound, fx.GraphModule):
         fold_batch_norms(bound, network.substitutes, _aliased_modules(structure))
+        simplify(bound, network.substitutes)
         if network.rounded:
             round_off(bound, network.substitutes, *network.rounded)
         overwrite_in_place(bound)

@@ -70,6 +70,23 @@ def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
     return network.to("meta").eval(), values
 
 
+def transient_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that no file holds: their values come from the code."""
+    kept = network.state_dict(keep_vars=True).keys()
+    return {k: v for k, v in network.named_buffers() if k not in kept}
+
+
+def with_transient_buffers(skeleton: nn.Module, backbone, image_size: int) -> list:
+    """Give a skeleton these buffers with their values, and return them."""
+    network = _without_initialisation(backbone, image_size)
+    if backbone.arrays is not None:
+        network = trial_network(backbone, image_size)
+    for name, buffer in transient_buffers(network).items():
+        path, _, own = name.rpartition(".")
+        skeleton.get_submodule(path)._buffers[own] = buffer
+    return list(transient_buffers(skeleton).values())
+
+
 def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
     """The network with numbers in it, which a graph is compared with."""
     if backbone.arrays is not None:
@@ -145,7 +162,7 @@ def _values(network: nn.Module, seed: int | None) -> bytes:
     tensors = dict(network.named_buffers())
     in_files = network.state_dict()
     if seed is None:
-        tensors = {k: v for k, v in tensors.items() if k not in in_files}
+        tensors = transient_buffers(network)
     else:
         tensors |= in_files
     for path, module in network.named_modules():

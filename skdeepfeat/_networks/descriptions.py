@@ -19,7 +19,7 @@ from .._backbones.tensors import as_array
 from .._digests import Tagged, digest_fields
 from .tracer import changed_call
 
-PUBLISHERS = {"torch", "torchvision", "operator", "math", "builtins"}
+PUBLISHERS = {"torch", "torchvision", "timm", "operator", "math", "builtins"}
 PUBLISHED_OPERATORS = {"aten", "prims", "prim", "torchvision"}  # in torch.ops
 PLAIN = {type(None), bool, int, float, complex, str, bytes}
 SAME_IN_WORDS = (torch.dtype, torch.device, torch.layout, torch.memory_format)

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 from .._processes import Lock
+from .whole import Whole
 
 INPUT_OF = ".input"
-RETURNED = "returned"  # what a network returns that fx cannot trace
+# What a network that fx cannot trace returns, and what enters its classifier.
+RETURNED, CLASSIFIED = "returned", "enters_classifier"
+ENDS_WHEN_RUN = (CLASSIFIED, RETURNED)
 
 
 class HookedNetwork:
@@ -22,8 +25,8 @@ class HookedNetwork:
     ----------
     network : torch.nn.Module
     nodes : tuple of str
-        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``, and
-        ``"returned"`` what the network returns.
+        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``. Or
+        ``"returned"``, what the network returns, and ``"enters_classifier"``.
     """
 
     class _Done(Exception):
@@ -35,7 +38,8 @@ class HookedNetwork:
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
         modules = dict(self._network.named_modules())
-        self._returned = RETURNED not in modules and RETURNED in nodes
+        self._ends = [n for n in ENDS_WHEN_RUN if n not in modules and n in nodes]
+        self._whole = Whole(self._network, CLASSIFIED in self._ends)
         for node in [n for n in nodes if n in modules or n.endswith(INPUT_OF)]:
             name = node.removesuffix(INPUT_OF)
             if node.endswith(INPUT_OF):
@@ -58,9 +62,10 @@ class HookedNetwork:
         with self._lock:
             self._seen.clear()
             try:
-                returned = self._network(x.contiguous())
-                if self._returned:
-                    self._seen[RETURNED] = returned
+                returned = self._whole(x.contiguous())
+                values = returned if self._whole.stops_early else (returned, returned)
+                ends = dict(zip(ENDS_WHEN_RUN, values, strict=True))
+                self._seen |= {name: ends[name] for name in self._ends}
             except self._Done:
                 pass
             return dict(self._seen)

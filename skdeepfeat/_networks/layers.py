@@ -108,11 +108,21 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
             f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
-            f"all nodes{'' if structure.traceable else why}."
+            f"all nodes{'' if structure.traceable else why}.{_unclear(node)}"
         )
     found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}
     return known.get(found.node, found)
+
+
+def _unclear(node: str) -> str:
+    """What to do about a network whose end is not one classifier."""
+    if node != "penultimate":
+        return ""
+    return (
+        " It does not end with one classifier. Name the layer that is meant with "
+        "Backbone.from_module(..., penultimate=...)."
+    )
 
 
 def width_of(backbone: Backbone, spec: InputSpec, layer: Layer, pooling: str) -> int:

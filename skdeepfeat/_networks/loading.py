@@ -1,7 +1,9 @@
 """Loads the entries of a weights file into a network, or says which do not fit."""
 
+import importlib
 import re
 
+import torch
 from torch import nn
 
 from .._backbones.records import Backbone
@@ -17,8 +19,8 @@ def fill_weights(
     The head may be missing or have other classes: then it stays empty and its entries
     are returned, so that no layer that needs them is read.
     """
-    state = _renamed(state, source.backbone)
     own = module.state_dict()
+    state = _converted(_renamed(state, source.backbone, own), own, source)
     absent = _drop_foreign_head(state, own, source.backbone.head)
     _check_shapes(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
@@ -31,11 +33,9 @@ def fill_weights(
 
 def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
     """Names of entries of the head that are missing or have other classes."""
-    absent = set()
-    for name in [k for k in own if head and k.startswith(f"{head}.")]:
-        if name not in state or state[name].shape != own[name].shape:
-            state.pop(name, None)
-            absent.add(name)
+    absent = _foreign_head(state, own, head)
+    for name in absent:
+        state.pop(name, None)
     return frozenset(absent)
 
 
@@ -76,13 +76,62 @@ def _fill_transient_buffers(network: nn.Module, state) -> None:
             buffer.copy_(state[name])
 
 
-def _renamed(state, backbone: Backbone):
+# What training in parallel and compiled networks put before all names.
+WRAPPERS = ("module.", "_orig_mod.", "module.")
+
+
+def _renamed(state, backbone: Backbone, own):
     """A copy with old names replaced, which keeps torch's version metadata."""
     renamed = state.copy()
     if backbone.rename:
         for name in list(renamed):
             renamed[re.sub(*backbone.rename, name)] = renamed.pop(name)
+    for wrapper in WRAPPERS:
+        wrapped = [
+            all(n.startswith(wrapper) for n in names) for names in (renamed, own)
+        ]
+        if wrapped == [True, False]:
+            for name in list(renamed):
+                renamed[name.removeprefix(wrapper)] = renamed.pop(name)
     return renamed
+
+
+def _converted(state, own, source: WeightsSource):
+    """Entries as the network's own loader converts them; as they are if it cannot, or
+    if they fit."""
+    backbone = source.backbone
+    if not backbone.convert or _fit(state, own, backbone.head):
+        return state
+    # The loader wants a head of the right size, whatever the file has.
+    foreign = _foreign_head(state, own, backbone.head)
+    given = {**state, **{name: torch.zeros(own[name].shape) for name in foreign}}
+    module, _, function = backbone.convert.partition(":")
+    convert = getattr(importlib.import_module(module), function)
+    size = source.input.image_size
+    options = {backbone.size_option: size} if backbone.size_option else {}
+    try:
+        converted = convert(str(backbone.build).partition(":")[2], given, **options)
+    except Exception:  # whatever the loader raises; `fill_weights` says what is wrong
+        return state
+    return {name: value for name, value in converted.items() if name not in foreign}
+
+
+def _fit(state, own, head: str | None) -> bool:
+    """Whether entries have the names and shapes of the network's, head aside."""
+    foreign = _foreign_head(state, own, head)
+    names = (own.keys() ^ state.keys()) - foreign
+    wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    return not names and set(wrong) <= foreign
+
+
+def _foreign_head(state, own, head: str | None) -> set[str]:
+    """Names of entries of the head that are missing or have other shapes."""
+    return {
+        name
+        for name in own
+        if head and name.startswith(f"{head}.")
+        if name not in state or state[name].shape != own[name].shape
+    }
 
 
 def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:

@@ -82,15 +82,27 @@ def make_out_of_place(
     order = {node: place for place, node in enumerate(graph.nodes)}
     now: dict[fx.Node, fx.Node] = {}  # step → the step that has overwritten its value
     for node, before in overwritten.items():
-        if before is None or not _make_out_of_place(node, net):
+        if before is None:
             raise NotTraceable(
                 f"its step {node.name!r} overwrites an earlier value in place"
             )
+        if not _make_out_of_place(node, net):
+            _work_on_copies(node, before)
         for step in {now.get(step, step) for step in before}:
             step.replace_all_uses_with(
-                node, delete_user_cb=lambda user, node=node: order[user] > order[node]
+                node,
+                # Copies, which have no place, are made before the step.
+                delete_user_cb=lambda user, at=order[node]: order.get(user, -1) > at,
             )
         now |= dict.fromkeys(before, node)
+
+
+def _work_on_copies(node: fx.Node, steps: list[fx.Node]) -> None:
+    """Let a step overwrite copies of the values of these steps."""
+    for step in [given for given in node.all_input_nodes if given in steps]:
+        with node.graph.inserting_before(node):
+            copied = node.graph.call_method("clone", (step,))
+        node.replace_input_with(step, copied)
 
 
 def without_inplace(net: nn.Module) -> nn.Module:
@@ -106,10 +118,12 @@ def _make_out_of_place(node: fx.Node, net: nn.Module) -> bool:
     if node.op == "call_module":  # see `without_inplace`
         return bool(getattr(net.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
-        return hasattr(torch.Tensor, node.target)
-    if twin := _twin_of(node.target):
-        node.target = twin
+        twin = str(node.target).removesuffix("_")
+        if hasattr(torch.Tensor, twin):
+            node.target = twin
+        return node.target == twin
+    if function := _twin_of(node.target):
+        node.target = function
         return True
     return _pass_inplace_false(node)
 

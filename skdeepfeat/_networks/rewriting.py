@@ -1,7 +1,8 @@
-"""Makes a graph faster: folds batch norms, rounds weights, works in place.
+"""Makes a graph faster: folds batch norms, simplifies steps, works in place.
 
-Batch norms are folded into the convolutions before them, weights are rounded once, and
-sums and activation functions overwrite values that no other step reads.
+Batch norms are folded into the convolutions before them, steps that have a cheaper form
+take it, weights are rounded once, and sums and activation functions overwrite values
+that no other step reads.
 """
 
 import copy
@@ -12,6 +13,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .simplifying import can_simplify, simplified
+from .timm_steps import is_norm_with_activation, pads_by_shape
 from .tracer import calls_its_class
 
 # Modules that return a new tensor, which is no view of another.
@@ -34,6 +37,15 @@ def fold_batch_norms(net: fx.GraphModule, made: dict, apart: set[str]) -> None:
             conv = _module_of(net, before)
             if _can_fold(conv, module):
                 _replace(net, before, node, made, _fold, conv, module)
+    _tidy(net)
+
+
+def simplify(net: fx.GraphModule, made: dict) -> None:
+    """Replace modules by cheaper ones that compute the same."""
+    for node in [n for n in net.graph.nodes if n.op == "call_module"]:
+        module = _module_of(net, node)
+        if can_simplify(module):
+            _replace(net, node, node, made, simplified, module)
     _tidy(net)
 
 
@@ -112,13 +124,10 @@ def _fold_within(steps) -> nn.Sequential:
 
 def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether these are a plain convolution and a norm with running statistics."""
-    kinds = _is_plain(conv, nn.Conv2d) and _is_plain(norm, nn.BatchNorm2d)
-    return kinds and norm.running_mean is not None
-
-
-def _is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether a module is exactly of this class, without hooks."""
-    return type(module) is kind and calls_its_class(module)
+    folds = type(conv) is nn.Conv2d or pads_by_shape(conv)
+    folded = type(norm) is nn.BatchNorm2d or is_norm_with_activation(norm)
+    plain = folds and folded and calls_its_class(conv) and calls_its_class(norm)
+    return plain and norm.running_mean is not None
 
 
 def _is_untraced_sequence(module: nn.Module) -> bool:
@@ -128,12 +137,20 @@ def _is_untraced_sequence(module: nn.Module) -> bool:
 
 
 def _fold(conv, norm) -> nn.Module:
-    """One convolution that replaces both, computed in double precision."""
+    """One convolution that replaces both, computed in double precision, and the
+    activation of the norm, if it has one."""
     dtype = conv.weight.dtype
     both = fuse_conv_bn_eval(
         copy.deepcopy(conv).double().eval(), copy.deepcopy(norm).double().eval()
     )
-    return both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+    both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+    if isinstance(getattr(norm, "act", nn.Identity()), nn.Identity):
+        return both
+    return Activated(both, _in_place(norm.act))
+
+
+class Activated(nn.Sequential):
+    """A convolution and an activation function that overwrites its result."""
 
 
 def overwrite_in_place(net: fx.GraphModule) -> None:
@@ -166,7 +183,8 @@ def _is_private(net: fx.GraphModule, node: fx.Node) -> bool:
 
 def _makes_new(module: nn.Module) -> bool:
     """Whether a module returns a new tensor, which is no view."""
-    return type(module) in MAKES_NEW and calls_its_class(module)
+    known = type(module) in (*MAKES_NEW, Activated) or pads_by_shape(module)
+    return known and calls_its_class(module)
 
 
 def add_onto(first, second, place: int):
@@ -180,7 +198,9 @@ def add_onto(first, second, place: int):
 
 
 def _in_place(module: nn.Module) -> nn.Module:
-    """The same activation function, which overwrites its input."""
+    """The same activation function, which overwrites its input if it can."""
+    if not hasattr(module, "inplace"):
+        return module
     module = copy.copy(module)
     module.inplace = True  # type: ignore[assignment]
     return module

@@ -1,17 +1,19 @@
 """The structure of a network without its weights: nodes, graphs to them, shapes."""
 
+from operator import attrgetter
+
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from .._backbones.records import Backbone
-from .._backbones.weights import resolve_weights
 from .._processes import fork_safe
-from .building import build_network
-from .hooks import INPUT_OF, RETURNED, HookedNetwork
+from .building import trial_network
+from .hooks import ENDS_WHEN_RUN, INPUT_OF, HookedNetwork
 from .overwriting import without_inplace
 from .tracer import ENDS
 from .trial import fill, traced
+from .whole import can_stop_early
 
 
 class Structure:
@@ -33,6 +35,8 @@ class Structure:
         Why there is no graph, or why it may compute something else; else empty.
     values : bytes
         Digest of the tensors that the builder sets and no file holds.
+    classified : fx.Node or None
+        What enters the classifier, if the network says so.
     nodes : tuple of str
         Names of the steps, or of the modules if there is no graph.
     """
@@ -46,10 +50,12 @@ class Structure:
             found.named,
         )
         self.values, self.fault = found.values, found.fault
+        self.classified = found.classified
         self.nodes = tuple(self._named)
         if self.graph is None:
             modules = (name for name, _ in self.skeleton.named_modules() if name)
-            self.nodes = (*dict.fromkeys((*modules, RETURNED)),)
+            first = 0 if can_stop_early(self.skeleton) else 1
+            self.nodes = (*dict.fromkeys((*modules, *ENDS_WHEN_RUN[first:])),)
 
     @property
     def traceable(self) -> bool:
@@ -59,12 +65,19 @@ class Structure:
     def canonical(self, node: str) -> str | None:
         """The full name of a node, or None if there is no such node.
 
-        The name of a module means the last node within it.
+        The name of a module means the last node within it, and its input that of the
+        first.
         """
         reader = node.removesuffix(INPUT_OF)
-        if reader != node:
-            return node if reader in self.nodes else None
-        return representative_node(node, self.nodes)
+        if reader == node:
+            return representative_node(node, self.nodes)
+        inside = [reader] if reader in self.nodes else nodes_within(reader, self.nodes)
+        first = next(filter(self._reads, inside), None)
+        return first and first + INPUT_OF
+
+    def _reads(self, node: str) -> bool:
+        """Whether a step reads another one; modules do."""
+        return not self.traceable or bool(self._named[node].all_input_nodes)
 
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and computes no more."""
@@ -130,7 +143,7 @@ class Structure:
         if not name.endswith(INPUT_OF):
             return self._named[name]
         reader = self._named[name.removesuffix(INPUT_OF)]
-        return _before_dropout(reader.all_input_nodes[0], self.skeleton)
+        return _before(reader.all_input_nodes[0], self.skeleton)
 
     def returned(self) -> fx.Node | None:
         """The step whose value the network returns, or None if it returns several."""
@@ -138,11 +151,22 @@ class Structure:
         node = self.graph.output_node().args[0]
         if not isinstance(node, fx.Node) or node.op in ENDS:
             return None
-        return _before_dropout(node, self.skeleton)
+        return _before(node, self.skeleton)
 
     def name_of(self, node: fx.Node) -> str:
         """The name of a step."""
         return next(name for name, step in self._named.items() if step is node)
+
+    def name_where_computed(self, node: fx.Node) -> str:
+        """The name of the step that computes a value, before steps that do nothing."""
+        return self.name_of(_before(node, self.skeleton, ("Dropout", "Identity")))
+
+    def where_computed(self, name: str) -> str:
+        """The name of a node, in place of "NAME.input" if that is possible."""
+        if not self.traceable or not name.endswith(INPUT_OF):
+            return name
+        step = self.step(name)
+        return name if step.op in ENDS else self.name_of(step)
 
     def kind(self, node: fx.Node) -> str:
         """What a step does, in one word: "softmax" for nn.Softmax and for F.softmax."""
@@ -160,6 +184,21 @@ class Structure:
         weight = node.args[1] if len(node.args) > 1 else None
         own = isinstance(weight, fx.Node) and weight.op == "get_attr"
         return "linear" if node.target is F.linear and own else None
+
+    def module_of(self, target: str) -> str:
+        """The module of a target: itself, or the owner of a parameter."""
+        part = attrgetter(target)(self.skeleton)
+        return target if isinstance(part, nn.Module) else target.rpartition(".")[0]
+
+    def has_weights(self, name: str) -> bool:
+        """Whether a module has parameters."""
+        return next(self.skeleton.get_submodule(name).parameters(), None) is not None
+
+    def uses_weights(self, node: fx.Node) -> bool:
+        """Whether a step has parameters or reads one."""
+        if node.op == "call_module":
+            return self.has_weights(str(node.target))
+        return any(n.op == "get_attr" for n in node.all_input_nodes)
 
     def owner_of_weights(self, name: str) -> str | None:
         """The module whose weights a step uses."""
@@ -189,11 +228,8 @@ class Structure:
         }
 
     def real_network(self) -> nn.Module:
-        """A new network with weights: its own or published ones, or random ones."""
-        backbone = self.backbone
-        has_weights = backbone.arrays is not None or backbone.weights
-        source = resolve_weights(backbone, "default" if has_weights else None, 0)
-        return build_network(source)[0]
+        """A new network with numbers in it, which are never published weights."""
+        return trial_network(self.backbone, self.image_size)
 
 
 def structure_of(backbone: Backbone, image_size: int) -> Structure:
@@ -207,18 +243,22 @@ def representative_node(name: str, nodes) -> str | None:
     """The node of this name, or the last one within the module of this name."""
     if name in nodes:
         return name
-    inside = [node for node in nodes if node.startswith(name + ".")]
-    return inside[-1] if inside else None
+    return next(reversed(nodes_within(name, nodes)), None)
 
 
-def _before_dropout(node: fx.Node, net: nn.Module) -> fx.Node:
-    """The step before dropout, which does nothing in evaluation."""
+def nodes_within(name: str, nodes) -> list[str]:
+    """The nodes within the module of this name, in order."""
+    return [node for node in nodes if node.startswith(name + ".")]
+
+
+def _before(node: fx.Node, net: nn.Module, passed=("Dropout",)) -> fx.Node:
+    """The step before those that do nothing in evaluation, such as dropout."""
     if node.op != "call_module":
         return node
-    module = net.get_submodule(str(node.target))
-    if "Dropout" not in type(module).__name__:
+    name = type(net.get_submodule(str(node.target))).__name__
+    if not any(part in name for part in passed):
         return node
-    return _before_dropout(node.all_input_nodes[0], net)
+    return _before(node.all_input_nodes[0], net, passed)
 
 
 def kind_of_classifier(module: nn.Module) -> str | None:

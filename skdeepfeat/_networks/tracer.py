@@ -10,11 +10,14 @@ import re
 import sys
 import threading
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from .._processes import Lock
+from . import timm_steps
+from .whole import Whole
 
 ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
 
@@ -29,18 +32,75 @@ class NotTraceable(RuntimeError):
     """The graph of a network would not compute what the network does; says why."""
 
 
-def trace(net: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of a network that follows its code, and its steps by name."""
+@dataclass
+class Found:
+    """What a trace finds.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        It follows the code of the network and returns what the network returns.
+    named : dict of str to fx.Node
+        Its steps.
+    classified : fx.Node or None
+        What enters the classifier, if the network can stop there.
+    """
+
+    graph: fx.Graph
+    named: dict[str, fx.Node]
+    classified: fx.Node | None
+
+
+def trace(net: nn.Module, whole: Whole | None = None, fixed=()) -> Found:
+    """Trace a network, by default from its images to what it returns.
+
+    `fixed` are tensors whose values the code may look at: they become constants.
+    """
     if change := changed_call(net):  # fx would look at the class alone
         raise NotTraceable(change)
-    tracer = Tracer()
+    whole = whole or Whole(net)
+    tracer = Tracer(net, fixed)
     with Tracer.trace_lock:
-        graph = tracer.trace(net)
+        graph = tracer.trace(whole)
     if tracer.refused:
         raise NotTraceable(BRANCHES)
+    _name_as_in_network(graph, whole)
     _allow_any_memory_format(graph)
+    if fixed:
+        _follow_images(graph)
+    classified = _return_scores(graph) if whole.stops_early else None
     inside = {n: step for step, n in tracer.name_of.items() if step.op not in ENDS}
-    return graph, inside
+    return Found(graph, inside, classified)
+
+
+def _name_as_in_network(graph: fx.Graph, whole: Whole) -> None:
+    """Name modules, tensors and the input as the network does, not as `Whole` does."""
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = str(node.target).removeprefix(Whole.PREFIX)
+        elif node.op == "placeholder":
+            node.target = whole.argument
+    whole.hand_over_constants()
+
+
+def _follow_images(graph: fx.Graph) -> None:
+    """Create tensors where the images are, not where fixed tensors were."""
+    images = next(iter(graph.find_nodes(op="placeholder")))
+    with graph.inserting_after(images):
+        device = graph.call_function(getattr, (images, "device"))
+    for node in graph.nodes:
+        if isinstance(node.kwargs.get("device"), torch.device):
+            node.update_kwarg("device", device)
+
+
+def _return_scores(graph: fx.Graph) -> fx.Node | None:
+    """Make a graph return the scores alone; returns what enters the classifier."""
+    output = graph.output_node()
+    both = output.args[0]
+    assert isinstance(both, tuple)
+    classified, scores = both
+    output.args = (scores,)
+    return classified if isinstance(classified, fx.Node) else None
 
 
 def calls_its_class(module: nn.Module) -> bool:
@@ -74,13 +134,16 @@ class Tracer(fx.Tracer):
     # Buffers are read when the graph runs, not turned into constants of the skeleton.
     proxy_buffer_attributes = True
 
-    def __init__(self):
+    def __init__(self, net: nn.Module, fixed=()):
         # A network that uses torchvision's own operators has imported them.
         operators = sys.modules.get("torchvision.ops")
-        autowrapped = (math, operators) if operators else (math,)
-        super().__init__(autowrap_modules=autowrapped)
+        autowrapped: tuple = (math, operators) if operators else (math,)
+        super().__init__(autowrapped, timm_steps.functions())
         classes = [m for _, m in inspect.getmembers(operators, inspect.isclass)]
         self._leaves = tuple(m for m in classes if issubclass(m, nn.Module))
+        self._net, self._fixed = net, {id(tensor) for tensor in fixed}
+        # `Whole` calls methods of the network, in whose modules fx would not look.
+        self._autowrap_search += [sys.modules[c.__module__] for c in type(net).__mro__]
         self._thread = threading.get_ident()
         self._path = ""
         self._count: Counter[str] = Counter()
@@ -95,9 +158,24 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m, module_qualified_name):
         """Whether a module is one step."""
+        if m is self._net:
+            return False
         is_leaf = super().is_leaf_module(m, module_qualified_name)
         published = type(m).__module__.startswith("torchvision.")
-        return is_leaf or (published and isinstance(m, self._leaves))
+        is_leaf = is_leaf or (published and isinstance(m, self._leaves))
+        return is_leaf or timm_steps.is_step(m)
+
+    def path_of_module(self, mod):
+        """The name of a module in the network."""
+        if mod is self._net:
+            return ""
+        return super().path_of_module(mod).removeprefix(Whole.PREFIX)
+
+    def getattr(self, attr, attr_val, parameter_proxy_cache):
+        """Record that a tensor of the network is read, unless its value is fixed."""
+        if id(attr_val) in self._fixed:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m, forward, args, kwargs):
         """Trace a module, unless another thread calls it."""
@@ -114,7 +192,8 @@ class Tracer(fx.Tracer):
         proxy = super().create_proxy(kind, *arguments, **keywords)
         parts = [self._path] if self._path else []
         if kind != "call_module":  # fx numbers its own names through the whole network
-            parts.append(re.sub(r"_[0-9]+$", "", proxy.node.name))
+            own_name = re.sub(r"_[0-9]+$", "", proxy.node.name)
+            parts.append(own_name.removeprefix(Whole.PREFIX.replace(".", "_")))
         name = free = ".".join(parts)
         while free in self._taken:
             self._count[name] += 1

@@ -9,17 +9,27 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .._backbones.records import Backbone
 from .._caches import SharedCache
 from .._exceptions import in_one_line
-from .building import skeleton_of, trial_network
+from .building import (
+    skeleton_of,
+    transient_buffers,
+    trial_network,
+    with_transient_buffers,
+)
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
 from .overwriting import Watcher, make_out_of_place, without_inplace
+from .repeats import merge_repeats
 from .tracer import NotTraceable, trace
+from .whole import Whole, can_stop_early
 
 _tried = SharedCache(32)
+
+DIFFERS = "the graph it finds computes something else"
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Traced:
         None if fx cannot trace it, or if the graph computes something else.
     named : dict of str to fx.Node
         Its steps.
+    classified : fx.Node or None
+        What enters the classifier, if the network says so.
     fault : str
         Why there is no graph, or why it could not be compared with the network; empty
         if the graph is known to compute what the network computes.
@@ -48,6 +60,7 @@ class Traced:
     values: bytes
     graph: fx.Graph | None = None
     named: dict[str, fx.Node] = field(default_factory=dict)
+    classified: fx.Node | None = None
     fault: str = ""
 
 
@@ -81,7 +94,7 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
         with measuring():
-            return _with_graph(found, on_no_device(skeleton, image_size))
+            return _with_graph(backbone, found, on_no_device(skeleton, image_size))
     code = digest_code(backbone, skeleton)
     name = backbone.token, image_size, values, code
     return _tried.get(name, lambda: _try_out(backbone, image_size, found))
@@ -91,21 +104,56 @@ def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
     """Trace a network of the user's own, and compare the graph with a run of it."""
     with measuring():
         try:
-            return _with_graph(found, run_once(backbone, image_size))
+            return _with_graph(backbone, found, run_once(backbone, image_size))
         except CannotRun as error:
-            found = _with_graph(found, on_no_device(found.skeleton, image_size))
+            trial = on_no_device(found.skeleton, image_size)
+            found = _with_graph(backbone, found, trial)
             return replace(found, fault=found.fault or str(error))
 
 
-def _with_graph(found: Traced, trial: Trial) -> Traced:
-    """Add the graph if there is one that computes the same, or else why not."""
-    try:
-        graph, named = _graph_of(found.skeleton, trial)
-    except NotTraceable as error:
-        return replace(found, fault=str(error))
-    except Exception as error:  # fx raises whatever the traced code raises
-        return replace(found, fault=in_one_line(error))
-    return replace(found, graph=graph, named=named)
+def _with_graph(backbone: Backbone, found: Traced, trial: Trial) -> Traced:
+    """Add the first graph that computes the same, or else why there is none."""
+    faults: list[str] = []
+    size, says_end = trial.images.shape[-1], can_stop_early(found.skeleton)
+    for way in [way for way in WAYS if way.serves(found.skeleton)]:
+        if not way.stops_early and says_end and DIFFERS not in faults:
+            break  # it is run as it is, and says its end itself
+        # A trace may leave its stand-ins in the network.
+        skeleton = skeleton_of(backbone, size)[0] if faults else found.skeleton
+        fixed = with_transient_buffers(skeleton, backbone, size) if way.fixes else ()
+        try:
+            return _graph_of(replace(found, skeleton=skeleton), trial, way, fixed)
+        except NotTraceable as error:
+            faults.append(str(error))
+        except Exception as error:  # fx raises whatever the traced code raises
+            faults.append(in_one_line(error))
+    return replace(found, skeleton=skeleton_of(backbone, size)[0], fault=faults[0])
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to trace a network.
+
+    Parameters
+    ----------
+    stops_early : bool
+        Whether to trace what enters the classifier, too.
+    fixes : bool
+        Whether code may look at the values of buffers that no file holds.
+    """
+
+    stops_early: bool
+    fixes: bool
+
+    def serves(self, net: nn.Module) -> bool:
+        """Whether this differs from the other ways for a network."""
+        if self.stops_early and not can_stop_early(net):
+            return False
+        return bool(transient_buffers(net)) or not self.fixes
+
+
+# In the order in which they are tried.
+WAYS = [Way(early, fixes) for early in (True, False) for fixes in (False, True)]
 
 
 def run_once(backbone: Backbone, image_size: int) -> Trial:
@@ -130,17 +178,24 @@ def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
     return Trial(skeleton, images, None)
 
 
-def _graph_of(skeleton: nn.Module, trial: Trial):
-    """A graph that computes what the network did, whose steps overwrite no value, and
-    its steps by name."""
-    graph, named = trace(skeleton)
-    watcher = Watcher(fill(skeleton, trial.network, graph))
+def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
+    """Add a graph that computes what the network did, and overwrites no value."""
+    skeleton, network = found.skeleton, trial.network
+    traced = trace(skeleton, Whole(skeleton, way.stops_early), fixed)
+    skeleton.to("meta")
+    if trial.returned is None:
+        network = skeleton
+    graph = traced.graph
+    watcher = Watcher(fill(skeleton, network, graph))
     watcher.run(trial.images.clone())
     make_out_of_place(graph, skeleton, watcher.overwritten)
     without_inplace(skeleton)
+    named, classified = traced.named, traced.classified
+    if way.stops_early:
+        named, classified = merge_repeats(graph, named, classified)
     if trial.returned is not None:
-        _check_same(fill(skeleton, trial.network, graph), trial)
-    return graph, named
+        _check_same(fill(skeleton, network, graph), trial)
+    return replace(found, graph=graph, named=named, classified=classified)
 
 
 def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
@@ -149,7 +204,19 @@ def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
-        raise NotTraceable("the graph it finds computes something else")
+        raise NotTraceable(DIFFERS)
+
+
+def looks_at_values(network: nn.Module, image_size: int) -> bool:
+    """Whether a network can only be run on images with values, as it may do something
+    else for others."""
+    with measuring(), FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.zeros(2, 3, image_size, image_size)
+        try:
+            network(images)
+        except Exception:  # whatever its code raises without values
+            return True
+    return False
 
 
 def fill(skeleton: nn.Module, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:

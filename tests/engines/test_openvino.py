@@ -294,7 +294,7 @@ def test_torch_takes_over_what_cannot_be_converted(photos):
     expected = features(backbone, engine="torch").transform(photos)
     est = features(backbone)
     with pytest.warns(
-        EngineWarning, match=r"cannot trace the network \(its code branches"
+        EngineWarning, match=r"torch cannot trace the network \(its code branches"
     ):
         rows = est.transform(photos)
     np.testing.assert_array_equal(rows, expected)

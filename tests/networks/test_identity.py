@@ -1103,7 +1103,7 @@ def test_a_network_is_traced_once(monkeypatch, X):
     from skdeepfeat._networks import trial
 
     traced, trace = [], trial.trace
-    monkeypatch.setattr(trial, "trace", lambda n: (traced.append(1), trace(n))[1])
+    monkeypatch.setattr(trial, "trace", lambda *a: (traced.append(1), trace(*a))[1])
     backbone = backbone_of(seeded(Net()))
     assert backbone.lasting and Structure(backbone, 16).traceable
     features(backbone).fit(X).transform(X)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from skdeepfeat._backbones.layouts import LAYOUTS
 from skdeepfeat._networks.pooling import POOLINGS, pool, pooled_width
 
 MAPS = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -24,11 +23,12 @@ EXAMPLES = {
     "hwc": MAPS.permute(0, 2, 3, 1),
     "tokens": MAPS.flatten(2).transpose(1, 2),
     "cls+tokens": torch.cat([torch.full((2, 1, 5), 99.0), MAPS.flatten(2).mT], 1),
+    "5+tokens": torch.cat([torch.full((2, 5, 5), 99.0), MAPS.flatten(2).mT], 1),
 }
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"vector"}))
+@pytest.mark.parametrize("layout", EXAMPLES)
 def test_formula_and_width(pooling, layout):
     activation = EXAMPLES[layout]
     rows = torch.cat(pool(activation, layout, pooling), 1)

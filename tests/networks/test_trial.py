@@ -375,8 +375,9 @@ def backbone_named(name):
 
 
 def test_a_question_that_fx_cannot_answer_is_noted():
-    tracer = Tracer()
-    tracer.trace(own(catching))
+    net = own(catching)
+    tracer = Tracer(net)
+    tracer.trace(net)
     assert tracer.refused
 
 

@@ -1,0 +1,75 @@
+"""The stages of a network in the style of timm, which describes them itself.
+
+Its attribute `feature_info` names the modules after which its stages end, and their
+numbers of channels.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from .._backbones.layouts import LAYOUTS
+from .._backbones.records import Layer
+from .hooks import INPUT_OF
+
+MOST_BLOCKS = 12  # which have an alias; of more, every second or third has one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a network says of a stage: the node where it ends, and its channels."""
+
+    node: str
+    channels: int | None
+
+
+def stages_of(net: nn.Module) -> dict[str, Stage]:
+    """The stages in order of depth, by alias; empty if the network describes none."""
+    info = getattr(net, "feature_info", None) or ()
+    stages = [
+        Stage(about["module"], about["num_chs"])
+        for about in getattr(info, "info", info)
+    ]
+    if len({stage.node for stage in stages}) < max(2, len(stages)):
+        return {}
+    stem, blocks = stem_and_blocks(stages)
+    step = math.ceil(len(blocks) / MOST_BLOCKS)
+    numbered = {f"block{i}": block for i, block in enumerate(blocks, 1)}
+    kept = {
+        a: b
+        for i, (a, b) in enumerate(numbered.items(), 1 - len(blocks))
+        if i % step == 0
+    }
+    return {"stem": stem, **kept} if stem else kept
+
+
+def stem_and_blocks(stages: list[Stage]) -> tuple[Stage | None, list[Stage]]:
+    """The stem is the first entry if it is named unlike the second, as "stem" is unlike
+    "stages.0"; or else what enters the first of the blocks."""
+    first, second = (re.sub(r"[0-9]", "", stage.node) for stage in stages[:2])
+    if first != second:
+        return stages[0], stages[1:]
+    container = re.match(r"\w+\.0\b", stages[0].node)
+    stem = Stage(container.group() + INPUT_OF, None) if container else None
+    return stem, stages
+
+
+def fits(layer: Layer, channels: int | None) -> bool:
+    """Whether a layer is what a network says of a stage."""
+    places = LAYOUTS[layer.layout].places(layer.shape)
+    return bool(places) and channels in (None, layer.features)
+
+
+def other_tokens(net: nn.Module) -> int:
+    """Number of tokens that belong to no place of the image, such as a class token."""
+    return max((_other_tokens(module) for module in net.modules()), default=0)
+
+
+def _other_tokens(module: nn.Module) -> int:
+    stated = getattr(module, "num_prefix_tokens", None)
+    if isinstance(stated, int):
+        return stated
+    tokens = (getattr(module, name, None) for name in ("class_token", "cls_token"))
+    return int(any(token is not None for token in tokens))
