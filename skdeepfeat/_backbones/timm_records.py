@@ -6,7 +6,6 @@ are looked up in timm itself.
 """
 
 import functools
-import importlib.util
 import json
 import math
 from dataclasses import dataclass, replace
@@ -151,7 +150,7 @@ def find_version(name: str) -> Version | None:
     """The version of a name; None if there is none."""
     if name in versions():
         return versions()[name]
-    return _configured(name) if importlib.util.find_spec("timm") else None
+    return None if _is_current() else _configured(name)
 
 
 def _configured(name: str) -> Version | None:

@@ -1,6 +1,7 @@
 """timm's networks: the values that timm computes, at the depth that timm states."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from skdeepfeat._networks.simplifying import can_simplify, simplified
 from skdeepfeat._networks.structure import structure_of
 
 timm = pytest.importorskip("timm")
-sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[2] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 check_timm = pytest.importorskip("check_timm")
 
 # Each stands for a family: a Conv2d as classifier, no classifier, two heads, tokens

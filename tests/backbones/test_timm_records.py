@@ -56,7 +56,7 @@ def test_all_pretrained_networks_of_timm_are_listed():
     if timm.__version__ == timm_records.table()["timm"]:
         assert set(timm.list_pretrained()) <= known
     assert not any(name.startswith("timm/") for name in list_backbones())
-    assert "cc-by-nc-4.0" in repr(list_backbones("timm/dm_nfnet")) or known
+    assert "apache-2.0" in repr(list_backbones("timm/resnet18"))
 
 
 def test_listing_imports_neither_torch_nor_timm():
@@ -65,17 +65,12 @@ def test_listing_imports_neither_torch_nor_timm():
         "assert len(s.list_backbones('timm/')) > 1800\n"
         "s.list_layers('timm/resnet18'), s.list_layers('timm/vit_tiny_patch16_224')\n"
         "s.PretrainedCNNFeatures('timm/resnet18').get_feature_names_out()\n"
-        "try: s.list_layers('timm/convnext_tinny')\n"
-        "except ValueError as e: assert 'timm/convnext_tiny' in str(e), e\n"
+        "try:\n"
+        "    s.list_layers('timm/convnext_tinny')\n"
+        "except ValueError as error:\n"
+        "    assert 'timm/convnext_tiny' in str(error)\n"
         "assert not {'torch', 'timm'} & set(sys.modules)"
     )
-    code = code.replace("s.list_layers('timm/convnext_tinny')", "closest()")
-    code = (
-        "from skdeepfeat._backbones import timm_records as t\n"
-        "def closest():\n"
-        "    from skdeepfeat._exceptions import closest as c\n"
-        "    raise ValueError(c('timm/convnext_tinny', t.all_names()))\n"
-    ) + code
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -116,6 +111,7 @@ def test_networks_that_the_table_lacks_are_looked_up_in_timm(monkeypatch):
     known = timm_records.versions()
     rest = {name: v for name, v in known.items() if "resnet10t" not in name}
     monkeypatch.setattr(timm_records, "versions", lambda: rest)
+    monkeypatch.setattr(timm_records, "_is_current", lambda: False)
     timm_records.timm_backbone.cache_clear()
     found = resolve_backbone("timm/resnet10t.c3_in1k")
     assert found.input == known["resnet10t"].input and found.layers is None
