@@ -19,6 +19,7 @@ BETWEEN_CLASSES = {
     "ImageError.at",
     "PretrainedCNNFeatures.score_layers",
     "WeightsError.missing",
+    "WeightsError.retired",
 }
 # Methods that are used as those of any other classifier or store.
 WITHOUT_EXAMPLE = {

@@ -32,7 +32,7 @@ CASES = [
     (500, {"block2": 0.7, "penultimate": 0.9}, "fine-tune", 2),
     (20, {"block1": 0.8, "penultimate": 0.8}, "head only", 0),
     (20, {"block2": 0.9, "penultimate": 0.7}, "earlier layers", None),
-    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 8),
+    (500, {"block2": 0.9, "penultimate": 0.7}, "fine-tune most layers", 7),
 ]
 
 

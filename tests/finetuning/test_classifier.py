@@ -173,7 +173,7 @@ def test_only_tuned_blocks_are_stored(images):
     clf = FineTunedClassifier(epochs=1, image_size=32, random_state=0).fit(*images)
     tuned = sum(a.nbytes for part in clf.weights_.values() for a in part.values())
     whole = sum(a.nbytes for a in clf.to_backbone().arrays.values())
-    assert len(pickle.dumps(clf)) < tuned + 10_000 < 0.3 * whole
+    assert len(pickle.dumps(clf)) < tuned + 10_000 < 0.35 * whole
     before = dict(vars(clf))
     clf.predict(images[0])
     assert vars(clf).keys() == before.keys()

@@ -45,12 +45,13 @@ def test_images_are_decoded_once(images, tmp_path, monkeypatch):
 
 def test_training_pixels_are_those_of_the_features(images):
     """The crop of the padded training images is the very crop of the recipe."""
+    name = "efficientnet_lite0"
     rng = np.random.default_rng(1)
     for side in (60, 61, 62, 63):
         photo = rng.integers(0, 256, (side, 80, 3), dtype=np.uint8)
         X = np.stack([photo, photo[:, ::-1]])
-        clf = classifier("mini", unfreeze=0, image_size=32).fit(X, [0, 1])
-        source = resolve_source("mini", "default", 0, 32)
+        clf = classifier(name, unfreeze=0, image_size=32).fit(X, [0, 1])
+        source = resolve_source(name, "default", 0, 32)
         pixels = read_pixels(
             read_images(X), range(len(X)), source.input, None, 1
         ).pixels
@@ -60,7 +61,7 @@ def test_training_pixels_are_those_of_the_features(images):
         parts = Parts(source, source.key(), part, head, torch.device("cpu"))
         with torch.no_grad():
             rows = parts.pooled(parts.frozen(parts.prepare(pixels))[part.end.node])
-        expected = PretrainedCNNFeatures("mini", image_size=32, cache=None).transform(X)
+        expected = PretrainedCNNFeatures(name, image_size=32, cache=None).transform(X)
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
         assert clf.n_iter_ == 5
 
