@@ -272,6 +272,11 @@ def kind_of_classifier(module: nn.Module) -> str | None:
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     """A callable (n, 3, h, w) → {node: tensor} that runs `network` no further than
     the last of `nodes`."""
+    if absent := [node for node in nodes if structure.canonical(node) is None]:
+        raise ValueError(
+            f"Backbone {structure.backbone.name!r} has no layer {absent[0]!r} with "
+            f"torch {torch.__version__}. {structure.fault}"
+        )
     if not structure.traceable:
         return HookedNetwork(network, nodes)
     return fill_graph(structure, network, structure.graph_to(nodes)).eval()

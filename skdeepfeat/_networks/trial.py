@@ -83,9 +83,12 @@ class Trial:
 def traced(backbone: Backbone, image_size: int) -> Traced:
     """The network of a backbone, traced once unless it depends on the input size."""
     size = image_size if backbone.size_option else None
-    return backbone.memo.get(
-        ("traced", size), lambda: _trace(backbone, size or backbone.input.image_size)
-    )
+
+    def make():
+        with measuring():  # also while it is built, in which its tensors are made
+            return _trace(backbone, size or backbone.input.image_size)
+
+    return backbone.memo.get(("traced", size), make)
 
 
 def _trace(backbone: Backbone, image_size: int) -> Traced:
@@ -93,8 +96,7 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
     skeleton, values = skeleton_of(backbone, image_size)
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
-        with measuring():
-            return _with_graph(backbone, found, on_no_device(skeleton, image_size))
+        return _with_graph(backbone, found, on_no_device(skeleton, image_size))
     code = digest_code(backbone, skeleton)
     name = backbone.token, image_size, values, code
     return _tried.get(name, lambda: _try_out(backbone, image_size, found))
@@ -102,13 +104,12 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
 
 def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
     """Trace a network of the user's own, and compare the graph with a run of it."""
-    with measuring():
-        try:
-            return _with_graph(backbone, found, run_once(backbone, image_size))
-        except CannotRun as error:
-            trial = on_no_device(found.skeleton, image_size)
-            found = _with_graph(backbone, found, trial)
-            return replace(found, fault=found.fault or str(error))
+    try:
+        return _with_graph(backbone, found, run_once(backbone, image_size))
+    except CannotRun as error:
+        trial = on_no_device(found.skeleton, image_size)
+        found = _with_graph(backbone, found, trial)
+        return replace(found, fault=found.fault or str(error))
 
 
 def _with_graph(backbone: Backbone, found: Traced, trial: Trial) -> Traced:

@@ -79,6 +79,12 @@ def replace_layers(name):
     return aliased_layers(replace(resolve_backbone(name), layers=None))
 
 
+def test_networks_are_traced_the_same_in_inference_mode():
+    with torch.inference_mode():
+        structure = structure_of(resolve_backbone("timm/vit_tiny_patch16_224"), 64)
+    assert structure.traceable
+
+
 def test_many_blocks_are_thinned_and_keep_their_numbers():
     aliases = [layer.alias for layer in list_layers("timm/cait_xxs24_224")]
     blocks = [alias for alias in aliases if alias.startswith("block")]
