@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 
 from ._processes import one_blas_thread
 
@@ -116,7 +115,7 @@ def _principal_components(features) -> tuple[np.ndarray, Iterable[Scores]]:
 
 def _eigh(gram) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of at least 0, and eigenvectors."""
-    values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = np.linalg.eigh(gram)
     return values.clip(min=0), vectors
 
 

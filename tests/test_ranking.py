@@ -1,6 +1,6 @@
 """rank_layers: one pass of each network, and a table of how well layers predict y."""
 
-import sys
+import builtins
 import warnings
 
 import numpy as np
@@ -138,7 +138,14 @@ def test_as_a_frame(data):
 
 
 def test_a_frame_needs_pandas(data, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
+    real = builtins.__import__
+
+    def without_pandas(name, *args, **kwargs):
+        if name == "pandas":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pandas)
     with pytest.raises(ImportError, match="pip install pandas"):
         rank_layers(*data, backbone="tiny", as_frame=True)
 

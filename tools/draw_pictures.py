@@ -246,7 +246,7 @@ def what_a_layer_sees():
         maps = maps_of(photo, layer)
         strongest = maps[maps.var((1, 2)).argmax()]
         x, y = 5 + 160 * (i % 3), 5 + 185 * (i // 3)
-        parts.append(photograph(x, y, 150, in_colours(strongest), quality=60))
+        parts.append(photograph(x, y, 150, in_colours(strongest), quality=45))
         n, height, width = maps.shape
         label = f"{layer}: {n} × {height} × {width}"
         parts.append(small(x + 75, y + 167, label))
