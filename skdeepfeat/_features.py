@@ -559,9 +559,25 @@ class PretrainedCNNFeatures(
         return np.ascontiguousarray(features[self.layer_])
 
     def score_layers(self, X, y, **options):
-        """{layer: features} and {layer: score} of all layers, in one pass.
+        """Compute the features and the scores of all layers, in one pass.
 
-        Classes of this package call it; users call :func:`rank_layers`.
+        Other parts of the package call it; use :func:`rank_layers` instead.
+
+        Parameters
+        ----------
+        X : sequence of n_images images
+            As in `fit`.
+        y : array-like of shape (n_images,) or (n_images, n_outputs)
+            What the features should predict.
+        **options
+            How to walk, such as what to call after each batch.
+
+        Returns
+        -------
+        features : dict of str to ndarray of shape (n_images, n_features)
+            Features of each layer.
+        scores : dict of str to LayerScore
+            Score of each layer, in order of depth.
         """
         y = check_target(self, y)
         images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
