@@ -95,7 +95,8 @@ def random_network(backbone):
 
 
 def compare(name, openvino=False, layers=None):
-    """What the package and timm compute for a network."""
+    """What the package and timm compute for a network, at these layers, or at those
+    that are found without the table."""
     backbone = replace(resolve_backbone(f"timm/{name}"), layers=layers)
     start = time.perf_counter()
     layers = aliased_layers(backbone)
@@ -180,7 +181,8 @@ def main():
     options = parser.parse_args()
     for name in options.names:
         try:
-            found = compare(name, options.openvino)
+            shipped = resolve_backbone(f"timm/{name}").layers
+            found = compare(name, options.openvino, shipped)
             print("good" if is_good(found) else "BAD", json.dumps(found), flush=True)
         except Exception as error:
             print("ERROR", name, type(error).__name__, str(error)[:300], flush=True)
