@@ -47,6 +47,15 @@ def tiny_backbone(seed=0):
     )
 
 
+def coloured_images(n, side):
+    """Images (n, side, side, 3) of three colours, and their classes."""
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 3
+    X = rng.integers(0, 150, (n, side, side, 3), dtype=np.uint8)
+    X[np.arange(n), :, :, y] += 100
+    return X, y
+
+
 def count_images(monkeypatch):
     """Number of images that reach a first convolution, from now on, in a list of one.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import count_images
+from conftest import coloured_images, count_images
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
@@ -55,12 +55,7 @@ def choosing(backbone=FORGETFUL, **parameters):
 
 @pytest.fixture
 def data():
-    """Images of three colours, and their classes."""
-    rng = np.random.default_rng(0)
-    y = np.arange(N) % 3
-    X = rng.integers(0, 150, (N, 8, 8, 3), dtype=np.uint8)
-    X[np.arange(N), :, :, y] += 100
-    return X, y
+    return coloured_images(N, 8)
 
 
 def same_scores(found, expected):

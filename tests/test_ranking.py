@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import count_images, tiny_backbone
+from conftest import coloured_images, count_images, tiny_backbone
 
 from skdeepfeat import (
     ImageWarning,
@@ -22,12 +22,7 @@ N = 60
 
 @pytest.fixture
 def data():
-    """Images of three colours, and their classes."""
-    rng = np.random.default_rng(0)
-    y = np.arange(N) % 3
-    X = rng.integers(0, 150, (N, 12, 12, 3), dtype=np.uint8)
-    X[np.arange(N), :, :, y] += 100
-    return X, y
+    return coloured_images(N, 12)
 
 
 def test_is_what_auto_measures(data):

@@ -8,8 +8,9 @@ import importlib
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,20 @@ class Layer:
         )
 
 
+def layers_of_rows(rows: Iterable, averages: Mapping = MappingProxyType({})):
+    """The layers of a record, in order of depth.
+
+    Each row has alias, node, layout, shape, stride and share; `averages` has the node
+    of the map whose average a vector is, by that of the vector.
+    """
+    return tuple(
+        Layer.from_shape(
+            alias, node, i, layout, shape, stride, share, averages.get(node)
+        )
+        for i, (alias, node, layout, shape, stride, share) in enumerate(rows)
+    )
+
+
 @dataclass(frozen=True)
 class Weights:
     """A published version of a network's weights.
@@ -107,7 +122,7 @@ class Weights:
     input : InputSpec
         The preprocessing of this version.
     extra : str, default=""
-        The extra of the package that installs a "pip:" file.
+        The extra of the package that a "pip:" or "hub:" address needs.
     last : str, default=""
         The last version of the package that has these weights, or "" if this one does.
     licence : str, default=""
@@ -196,8 +211,8 @@ class Backbone:
         leaves them as they are.
     convert : str or None, default=None
         Function ``"module:function"`` that makes the entries of a file fit that do not
-        fit as they are, such as those for another input size; see the notes. None means
-        that there is none.
+        fit as they are, such as those for another input size. None means that there is
+        none.
     penultimate : str or None, default=None
         Name of the node or module whose output is the layer "penultimate"; "NAME.input"
         is what enters it. None means what enters the classifier.
@@ -488,9 +503,15 @@ def builder_of(backbone: Backbone) -> Callable[..., Any]:
     if not isinstance(backbone.build, str):
         return backbone.build
     module, _, function = backbone.build.partition(":")
-    module = MOVED.get(module, module)
-    if last := REMOVED.get(f"{module}:{function}"):
+    current = f"{MOVED.get(module, module)}:{function}"
+    if last := REMOVED.get(current):
         raise WeightsError.retired(f"the network of backbone {backbone.name!r}", last)
+    return imported(current)
+
+
+def imported(reference: str) -> Callable[..., Any]:
+    """The function that a string ``"module:function"`` names."""
+    module, _, function = reference.partition(":")
     return getattr(importlib.import_module(module), function)
 
 

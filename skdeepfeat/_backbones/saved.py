@@ -29,12 +29,14 @@ def can_compare(noted: str) -> bool:
 
 def refuse_other_weights(noted, found, source, model: str, consequence: str):
     """Raise an error if the digests of a saved model's weights differ."""
+    if noted == found:
+        return
     if retired := _retired(noted, source):
         raise WeightsError.retired(
             f"the weights {retired.name!r} of backbone {source.backbone.name!r}",
             retired.last,
         )
-    if can_compare(noted) and noted != found:
+    if can_compare(noted):
         raise WeightsError(
             f"{_what_changed(noted, found, source)} changed since this {model} was "
             f"fitted, so {consequence}. Restore the original, or fit again."

@@ -16,7 +16,7 @@ from typing import Any
 from .._digests import digest_fields
 from .._exceptions import WeightsError
 from .._images.recipe import InputSpec
-from .records import PACKAGE, Backbone, Layer, Weights
+from .records import PACKAGE, Backbone, Layer, Weights, layers_of_rows
 
 PREFIX = "timm/"
 BUILDERS = f"{PACKAGE}._networks.timm_networks"
@@ -227,8 +227,8 @@ def backbone_of(version: Version, name: str, built_as: str, layers=None) -> Back
 
 def _weights_of(version: Version) -> Weights:
     """The published weights of a version."""
-    weights = Weights(version.tag, version.url, "", version.input)
-    return replace(weights, extra="timm", licence=version.licence)
+    about = {"extra": "timm", "licence": version.licence}
+    return Weights(version.tag, version.url, "", version.input, **about)
 
 
 def _interchangeable(version: Version) -> list[Version]:
@@ -261,22 +261,12 @@ def layers_of(version: Version) -> tuple[Layer, ...] | None:
         return None
     if version.size != default.size or bool(version.classes) != bool(default.classes):
         return None
-    averages = about.get("averages", {})
-    return tuple(
-        Layer.from_shape(
-            alias,
-            node,
-            index,
-            layout,
-            [version.classes] if alias == "logits" else shape,
-            stride,
-            share,
-            averages.get(node),
-        )
-        for index, (alias, node, layout, shape, stride, share) in enumerate(
-            about["layers"]
-        )
+    classes = [version.classes]  # may be others than those of the default version
+    rows = (
+        [alias, node, layout, classes if alias == "logits" else shape, stride, share]
+        for alias, node, layout, shape, stride, share in about["layers"]
     )
+    return layers_of_rows(rows, about.get("averages", {}))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
 from .._digests import digest_fields
 from .._exceptions import WeightsError
 from .descriptions import describe_settings
-from .loading import fill_weights
+from .loading import fill_weights, transient_buffers
 
 
 class SkipInitialisation(TorchFunctionMode):
@@ -68,12 +68,6 @@ def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
     network = _without_initialisation(backbone, image_size)
     values = values_as_before(backbone, image_size, None, network)
     return network.to("meta").eval(), values
-
-
-def transient_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Buffers that no file holds: their values come from the code."""
-    kept = network.state_dict(keep_vars=True).keys()
-    return {k: v for k, v in network.named_buffers() if k not in kept}
 
 
 def with_transient_buffers(skeleton: nn.Module, backbone, image_size: int) -> list:

@@ -1,12 +1,11 @@
 """Loads the entries of a weights file into a network, or says which do not fit."""
 
-import importlib
 import re
 
 import torch
 from torch import nn
 
-from .._backbones.records import Backbone
+from .._backbones.records import Backbone, imported
 from .._backbones.weights import WeightsSource
 from .._exceptions import WeightsError
 
@@ -68,11 +67,16 @@ def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> No
         raise WeightsError(_misfit(source, "left over in the file", left_over))
 
 
+def transient_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that no file holds: their values come from the code."""
+    kept = network.state_dict(keep_vars=True).keys()
+    return {k: v for k, v in network.named_buffers() if k not in kept}
+
+
 def _fill_transient_buffers(network: nn.Module, state) -> None:
     """Fill buffers that state dicts leave out, which come with a user's own network."""
-    kept = network.state_dict().keys()
-    for name, buffer in network.named_buffers():
-        if name in state and name not in kept:
+    for name, buffer in transient_buffers(network).items():
+        if name in state:
             buffer.copy_(state[name])
 
 
@@ -105,8 +109,7 @@ def _converted(state, own, source: WeightsSource):
     # The loader wants a head of the right size, whatever the file has.
     foreign = _foreign_head(state, own, backbone.head)
     given = {**state, **{name: torch.zeros(own[name].shape) for name in foreign}}
-    module, _, function = backbone.convert.partition(":")
-    convert = getattr(importlib.import_module(module), function)
+    convert = imported(backbone.convert)
     size = source.input.image_size
     options = {backbone.size_option: size} if backbone.size_option else {}
     try:

@@ -14,14 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .._backbones.records import Backbone
 from .._caches import SharedCache
 from .._exceptions import in_one_line
-from .building import (
-    skeleton_of,
-    transient_buffers,
-    trial_network,
-    with_transient_buffers,
-)
+from .building import skeleton_of, trial_network, with_transient_buffers
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
+from .loading import transient_buffers
 from .overwriting import Watcher, make_out_of_place, without_inplace
 from .repeats import merge_repeats
 from .tracer import NotTraceable, trace

