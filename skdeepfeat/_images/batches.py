@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 import numpy as np
@@ -138,28 +138,42 @@ def read_batches(
         clock = Clock()
         return row, read_row(images, row, spec, value_range, decode, clock), clock
 
+    def collect(results):
+        return _collect(results, spec, batch_size)
+
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
         if meanwhile:
-            results = _map_ahead(pool, read, rows, ahead=2 * batch_size + n_threads)
+            ahead = 1 + math.ceil(n_threads / batch_size)
+            yield from _collect_ahead(pool, read, collect, rows, batch_size, ahead)
         else:
             n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
             results = _map_at_once(pool, read, rows, n, images.read_ahead)
-        while some := list(islice(results, batch_size)):
-            yield _collect(some, spec, batch_size)
+            while some := list(islice(results, batch_size)):
+                yield collect(some)
 
 
-def _map_ahead(pool, function, items, ahead) -> Iterator:
-    """Results in order, never more than `ahead` of them waiting to be taken."""
-    waiting: deque[Future] = deque()
+def _collect_ahead(pool, read, collect, rows, batch_size, ahead) -> Iterator[Batch]:
+    """Batches in order, never more than `ahead` of them waiting to be taken.
+
+    The threads also collect them. A caller that did would wait for the interpreter's
+    lock once for each image, and the GPU that it drives would wait with it.
+    """
+
+    def collect_all(images: list[Future]):
+        return collect([image.result() for image in images])
+
+    waiting: deque[list[Future]] = deque()
+    rows = iter(rows)
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
+        while some := list(islice(rows, batch_size)):
+            images = [pool.submit(read, row) for row in some]
+            waiting.append([*images, pool.submit(collect_all, images)])
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[-1].result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[-1].result()
     finally:
-        for future in waiting:
+        for future in chain.from_iterable(waiting):
             future.cancel()
 
 

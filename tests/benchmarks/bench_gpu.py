@@ -364,6 +364,9 @@ def engine_rate(trial, name, precision, n_batches=8):
     return items_per_second(run, n_images, trial.passes, trial.wait)
 
 
+DECODING = ["network", "from", "here", "DataLoader"]
+
+
 def decoding_rows(trial):
     """Images a second of decoding alone, all cores, here and by a DataLoader."""
     for name in trial.networks:
@@ -419,18 +422,19 @@ def driver():
     return done.stdout.split("\n")[0]
 
 
-def report(trial):
-    """Print all tables, row by row."""
-    decoded = ["network", "from", "here", "DataLoader"]
-    tables = {
-        "Images a second": (speed_head(trial), speed_rows(trial)),
-        "The network alone": (ALONE, alone_rows(trial)),
-        "Decoding alone": (decoded, decoding_rows(trial)),
-    }
+TABLES = {  # each with its title, the titles of its columns, and its rows
+    "speed": ("Images a second", speed_head, speed_rows),
+    "alone": ("The network alone", lambda trial: ALONE, alone_rows),
+    "decoding": ("Decoding alone", lambda trial: DECODING, decoding_rows),
+}
+
+
+def report(trial, tables):
+    """Print these tables, row by row."""
     print(machine(trial))
-    for title, (head, rows) in tables.items():
+    for title, head, rows in map(TABLES.get, tables):
         print(f"\n### {title}\n")
-        for line in markdown_rows(head, rows):
+        for line in markdown_rows(head(trial), rows(trial)):
             print(line, flush=True)
 
 
@@ -440,6 +444,8 @@ def parse(arguments):
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--networks", nargs="*")
     parser.add_argument("--precisions", nargs="*", choices=DTYPES)
+    parser.add_argument("--tables", nargs="*", choices=TABLES, default=[*TABLES])
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="only try the code")
     return parser.parse_args(arguments)
 
@@ -460,7 +466,7 @@ def make_trial(args, folder):
         batch_sizes=(8, 16) if args.small else (64, 256),
         sources={"arrays": arrays, "files": files},
         image_size=64 if args.small else None,
-        passes=1 if args.small else 3,
+        passes=1 if args.small else args.passes,
         compiler="eager" if args.small else "inductor",
     )
 
@@ -471,7 +477,7 @@ def main(arguments=None):
         print(NO_GPU)
         return
     with tempfile.TemporaryDirectory() as folder:
-        report(make_trial(args, folder))
+        report(make_trial(args, folder), args.tables)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ pytestmark = [
 
 FAMILIES = [
     *("resnet18", "densenet121", "mobilenet_v3_large", "efficientnet_b0"),
-    *("convnext_tiny", "vit_b_16", "swin_t", "mini"),
+    *("convnext_tiny", "vit_b_16", "swin_t", "efficientnet_lite0", "mini"),
 ]
 SHIPPED = ("mini", "tiny")  # whose weights need no seed
 SIZES = [(37, 53), (500, 375), (224, 224), (600, 91), (33, 400), (225, 223), (48, 48)]
@@ -153,7 +153,7 @@ def test_a_network_that_cannot_be_traced(precision, tolerance, many):
 
 
 @pytest.mark.parametrize(
-    "precision, tolerance", [("tf32", 1e-3), ("float16", 5e-3), ("bfloat16", 2e-2)]
+    "precision, tolerance", [("tf32", 4e-3), ("float16", 5e-3), ("bfloat16", 4e-2)]
 )
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16", "mini"])
 def test_reduced_precision_is_close(backbone, precision, tolerance, odd_photos):
@@ -212,15 +212,21 @@ def test_switches_of_torch_are_left_as_they_were(precision, many):
 )
 def test_the_common_switch_of_torch_still_has_an_effect(many):
     backends = torch.backends
-    transformer().transform(many)
-    before = backends.fp32_precision
-    try:
+
+    def effects():
+        """What is set for operations, by what is set for all of them."""
+        before, found = backends.fp32_precision, []
         for value in ("ieee", "tf32"):
             backends.fp32_precision = value
-            assert backends.cuda.matmul.fp32_precision == value
-            assert backends.cudnn.conv.fp32_precision == value
-    finally:
+            parts = backends.cuda.matmul, backends.cudnn.conv
+            found.append([part.fp32_precision for part in parts])
         backends.fp32_precision = before
+        return found
+
+    expected = effects()
+    transformer().transform(many)
+    assert effects() == expected
+    assert [matmul for matmul, _ in expected] == ["ieee", "tf32"]
 
 
 def test_rows_of_a_gpu_are_not_served_to_a_cpu(many, tmp_path):
@@ -478,7 +484,7 @@ def test_a_forked_child_may_use_the_cpu():
     made = "PretrainedCNNFeatures(device='cpu', cache=None).transform(X)"
     in_child = f"print({made}.shape, flush=True)"
     process = in_new_process(FORKING.format(in_child=in_child))
-    assert output_of(process, 120) == "(8, 512)\n"
+    assert output_of(process, 120) == "(8, 1280)\n"
 
 
 # Fine-tuning ------------------------------------------------------------------------
