@@ -132,3 +132,14 @@ def test_importing_the_package_imports_no_torch():
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_features_import_no_compiler():
+    code = (
+        "import sys, numpy as np, skdeepfeat as s\n"
+        "X = np.zeros((1, 8, 8, 3), np.uint8)\n"
+        "s.PretrainedCNNFeatures(engine='torch', cache=None).transform(X)\n"
+        "assert 'torch' in sys.modules\n"
+        "assert not {'torchvision', 'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

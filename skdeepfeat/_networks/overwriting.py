@@ -4,6 +4,7 @@ Any value may then be read from the graph, since no later step overwrites it.
 """
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 
 import torch
@@ -69,6 +70,34 @@ def _same_place(value, tensor: torch.Tensor) -> bool:
         == (_memory(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
         and value.dtype == tensor.dtype
     )
+
+
+# Functions that return a new value, or a part of one, and change none.
+NEW_VALUES = {operator.add, operator.sub, operator.mul, operator.floordiv}
+NEW_VALUES |= {operator.mod, operator.getitem, getattr, torch.flatten, F.pad}
+
+
+def overwrites_nothing(graph: fx.Graph, net: nn.Module) -> bool:
+    """Whether the names of the steps alone show that none works in place.
+
+    A run on no device shows it of any network, but makes torch import a compiler, which
+    takes longer than all else before the first features.
+    """
+    return not any(_may_overwrite(node, net) for node in graph.nodes)
+
+
+def _may_overwrite(node: fx.Node, net: nn.Module) -> bool:
+    """Whether a step may work in place: it says so, or is not known not to."""
+    flagged = any(value is True for value in (*node.args, *node.kwargs.values()))
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        known = type(module).__module__.startswith("torch.nn.modules.")
+        return not known or getattr(module, "inplace", False)
+    if node.op == "call_method":
+        return flagged or str(node.target).endswith("_")
+    if node.op == "call_function":
+        return flagged or "out" in node.kwargs or node.target not in NEW_VALUES
+    return False
 
 
 def make_out_of_place(

@@ -18,7 +18,7 @@ from .building import skeleton_of, trial_network, with_transient_buffers
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
 from .loading import transient_buffers
-from .overwriting import Watcher, make_out_of_place, without_inplace
+from .overwriting import Watcher, make_out_of_place, overwrites_nothing, without_inplace
 from .repeats import merge_repeats
 from .tracer import NotTraceable, trace
 from .whole import Whole, can_stop_early
@@ -183,9 +183,10 @@ def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
     if trial.returned is None:
         network = skeleton
     graph = traced.graph
-    watcher = Watcher(fill(skeleton, network, graph))
-    watcher.run(trial.images.clone())
-    make_out_of_place(graph, skeleton, watcher.overwritten)
+    if trial.returned is not None or not overwrites_nothing(graph, skeleton):
+        watcher = Watcher(fill(skeleton, network, graph))
+        watcher.run(trial.images.clone())
+        make_out_of_place(graph, skeleton, watcher.overwritten)
     without_inplace(skeleton)
     named, classified = traced.named, traced.classified
     if way.stops_early:
