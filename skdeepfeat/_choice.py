@@ -1,12 +1,12 @@
 """Which layer suits a target: the choice of ``layer="auto"``."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ._exceptions import LayerWarning, warn_user
-from ._leave_one_out import leave_one_out
+from ._leave_one_out import leave_one_out, neighbors_r2
 
 TOLERANCE = 0.01  # differences of R² that mean nothing
 
@@ -19,15 +19,23 @@ NO_SIGNAL = (
 
 
 class LayerScore(NamedTuple):
-    """How well a layer predicts rows that are left out: R², and for people to read.
+    """How well a layer predicts rows that are left out.
 
-    Of classes, `hits` (n,) is the fraction of columns of y that are right in each row;
-    of numbers, `error` is the root of the mean squared error, in units of y.
+    `r2` is that of a ridge regression, `neighbors_r2` that of nearest neighbours. The
+    others are for people to read, and those of the regression: of classes, `hits` (n,)
+    is the fraction of columns of y that are right in each row; of numbers, `error` is
+    the root of the mean squared error, in units of y.
     """
 
     r2: float
+    neighbors_r2: float
     hits: np.ndarray | None = None
     error: float | None = None
+
+    @property
+    def mean_r2(self) -> float:
+        """What layers are compared by: some classifiers weigh features, some do not."""
+        return (self.r2 + self.neighbors_r2) / 2
 
     @property
     def accuracy(self) -> float | None:
@@ -40,8 +48,8 @@ class Target(Protocol):
 
     coded: np.ndarray  # (n, k), for a ridge regression
 
-    def score(self, r2: float, predictions: np.ndarray) -> LayerScore:
-        """The score of a layer with these predictions (n, k) of `coded`."""
+    def read(self, predictions: np.ndarray) -> dict[str, Any]:
+        """What people read of predictions (n, k) of `coded`: `hits` or `error`."""
 
 
 class Classes:
@@ -53,12 +61,12 @@ class Classes:
         coded = [codes[:, None] == np.arange(codes.max() + 1) for codes in self._codes]
         self.coded = np.where(np.hstack(coded), 1.0, -1.0)
 
-    def score(self, r2: float, predictions: np.ndarray) -> LayerScore:
-        """R², and in how many columns the largest output is that of the class."""
+    def read(self, predictions: np.ndarray) -> dict[str, Any]:
+        """In how many columns the largest output is that of the class."""
         columns = np.split(predictions, self._ends[:-1], axis=1)
         pairs = zip(columns, self._codes, strict=True)
         right = [outputs.argmax(axis=1) == codes for outputs, codes in pairs]
-        return LayerScore(r2, hits=np.mean(right, axis=0))
+        return {"hits": np.mean(right, axis=0)}
 
 
 class Numbers:
@@ -70,10 +78,10 @@ class Numbers:
         self._scale = np.where(deviation > 0, deviation, 1)
         self.coded = (y - y.mean(axis=0)) / self._scale
 
-    def score(self, r2: float, predictions: np.ndarray) -> LayerScore:
-        """R², and the mean error of the columns."""
+    def read(self, predictions: np.ndarray) -> dict[str, Any]:
+        """The mean error of the columns."""
         errors = np.sqrt(((predictions - self.coded) ** 2).mean(axis=0)) * self._scale
-        return LayerScore(r2, error=float(errors.mean()))
+        return {"error": float(errors.mean())}
 
 
 def read_target(y: np.ndarray) -> Target:
@@ -96,24 +104,35 @@ def score_layers(
     target = read_target(y[sound])
     scores = {}
     for layer, rows in features.items():
-        found = leave_one_out(rows if sound.all() else rows[sound], target.coded)
-        scores[layer] = target.score(found.r2, found.predictions)
+        rows = rows if sound.all() else rows[sound]
+        found, near = (
+            leave_one_out(rows, target.coded),
+            neighbors_r2(rows, target.coded),
+        )
+        scores[layer] = LayerScore(found.r2, near, **target.read(found.predictions))
     return scores
 
 
 def choose_layer(scores: Mapping[str, LayerScore]) -> str:
-    """The deepest layer with about the best R², of layers in order of depth."""
-    best = max(score.r2 for score in scores.values())
-    if best <= TOLERANCE:  # no signal, and so no order
+    """The deepest layer with about the best mean R², of layers in order of depth."""
+    if not _has_signal(scores):  # and so no order
         return list(scores)[-1]
-    good = [name for name, score in scores.items() if score.r2 >= best - TOLERANCE]
+    best = max(score.mean_r2 for score in scores.values())
+    good = [n for n, score in scores.items() if score.mean_r2 >= best - TOLERANCE]
     return good[-1]
+
+
+def _has_signal(scores: Mapping[str, LayerScore]) -> bool:
+    """Whether any layer predicts y by either way."""
+    return (
+        max(max(score.r2, score.neighbors_r2) for score in scores.values()) > TOLERANCE
+    )
 
 
 def warn_without_signal(scores: Mapping[str, LayerScore], chosen: str) -> None:
     """Warn if no layer predicts y, with the figures."""
-    layer = max(scores, key=lambda name: scores[name].r2)
-    best = scores[layer].r2
-    if best <= TOLERANCE:
+    if not _has_signal(scores):
+        layer = max(scores, key=lambda name: scores[name].r2)
+        best = scores[layer].r2
         message = NO_SIGNAL.format(chosen=chosen, layer=layer, best=best)
         warn_user(message, LayerWarning)

@@ -243,7 +243,7 @@ class LayerDepthDisplay(Display):
 
     @classmethod
     def from_ranking(cls, ranking, *, ax=None):
-        """Draw the R² of each layer against the time to compute it.
+        """Draw the score of each layer against the time to compute it.
 
         Parameters
         ----------
@@ -273,10 +273,10 @@ class LayerDepthDisplay(Display):
         costs = {row.backbone: missing.copy() for row in rows}
         for row in rows:
             place = layers.index(row.layer)
-            scores[row.backbone][place] = row.r2
+            scores[row.backbone][place] = row.score
             costs[row.backbone][place] = row.ms
         chosen = next(((row.backbone, row.layer) for row in rows if row.chosen), None)
-        display = cls(layers, scores, score_name="R²", costs=costs, chosen=chosen)
+        display = cls(layers, scores, score_name="score", costs=costs, chosen=chosen)
         return display.plot(ax=ax)
 
     def _draw(self):

@@ -55,7 +55,8 @@ from ._validation import (
 )
 
 # Set by `fit`.
-FITTED = ("weights_digest_", "layer_", "layer_scores_", "layer_accuracies_")
+CHOSEN = ("layer_", "layer_scores_", "layer_neighbor_scores_", "layer_accuracies_")
+FITTED = ("weights_digest_", *CHOSEN)
 
 NOT_CHOSEN = (
     "This %(name)s has not chosen a layer yet: layer='auto' needs fit(X, y). Fit it, "
@@ -190,6 +191,10 @@ class PretrainedCNNFeatures(
     layer_scores_ : dict of str to float
         For each distinct layer in order of depth, its R² for images that are left out
         of a ridge regression one at a time; only with ``layer="auto"``.
+    layer_neighbor_scores_ : dict of str to float
+        For each of these layers, R² for images that are predicted by the mean of their
+        five nearest neighbours; only with ``layer="auto"``. `layer_` is the deepest
+        layer whose mean of both R² is within 0.01 of the best one.
     layer_accuracies_ : dict of str to float
         For each of these layers, the fraction of left-out images whose class is
         predicted; only with ``layer="auto"`` and if `y` are classes.
@@ -552,6 +557,7 @@ class PretrainedCNNFeatures(
         features, scores = self.score_layers(X, y, **options)
         self.layer_ = choose_layer(scores)
         self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
+        self.layer_neighbor_scores_ = {n: s.neighbors_r2 for n, s in scores.items()}
         accuracies = {name: score.accuracy for name, score in scores.items()}
         if None not in accuracies.values():
             self.layer_accuracies_ = accuracies

@@ -1,14 +1,17 @@
-"""Leave-one-out predictions of ridge regression, exactly and in closed form.
+"""Leave-one-out predictions: of ridge regression, exactly, and of nearest neighbours.
 
 With features X, standardised, and a penalty alpha, ridge regression predicts H y with
 ``H = X (X'X + alpha I)^-1 X' + 1/n``. Left out of the fit, row i has the residual
 ``e_i / (1 - H_ii)``, where e_i is its residual in the fit to all rows [1]_. The smaller
 of the matrices X'X and XX' is decomposed once, which gives H for every alpha.
+Neighbours [2]_ see only distances, as kernels do, so they show what a linear model can
+ignore: many features that say nothing.
 
 References
 ----------
 .. [1] Allen, "The Relationship Between Variable Selection and Data Augmentation and a
    Method for Prediction", 1974.
+.. [2] Cover, Hart, "Nearest Neighbor Pattern Classification", 1967.
 """
 
 import functools
@@ -25,6 +28,8 @@ PENALTIES = 10.0 ** np.arange(-4, 2.5, 0.5)  # alpha for each feature
 CHUNK = 2**22  # numbers held as float64 at once, where more are read
 SMALL = 2e9  # multiplications that several threads share at a loss
 KEPT = 2**26  # numbers held as float64 for as long as they are needed
+N_NEIGHBORS = 5
+N_PREDICTED = 2000  # rows that neighbours predict, at most
 
 Scores = tuple[slice, np.ndarray]  # some rows, and their principal components (b, r)
 
@@ -59,6 +64,51 @@ def leave_one_out(features: np.ndarray, targets: np.ndarray) -> LeaveOneOut:
     is_small = n * min(n, d) ** 2 < SMALL
     with one_blas_thread() if is_small else nullcontext():
         return _leave_one_out(features, targets)
+
+
+def neighbors_r2(features: np.ndarray, targets: np.ndarray) -> float:
+    """R² of predicting rows by the mean of their nearest neighbours among all others.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Finite features of at least 2 rows, scaled as in `leave_one_out`.
+    targets : ndarray of shape (n, k)
+        What to predict.
+
+    Returns
+    -------
+    r2 : float
+        1 - squared error / squared deviation of the targets from their mean; 0 for
+        constant targets. Of more than 2,000 rows, 2,000 at even distances are
+        predicted.
+    """
+    n = len(features)
+    predicted = np.linspace(0, n - 1, min(n, N_PREDICTED)).astype(int)
+    with one_blas_thread() if len(predicted) * features.size < SMALL else nullcontext():
+        near = _nearest(features, predicted, min(N_NEIGHBORS, n - 1))
+    residuals = targets[predicted] - targets[near].mean(axis=1)
+    total = ((targets[predicted] - targets.mean(axis=0)) ** 2).sum()
+    return float(1 - (residuals**2).sum() / total) if total > 0 else 0.0
+
+
+def _nearest(features, predicted: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest other rows of these rows, (n_predicted, k), in no order."""
+    standardised = _Standardised(features)
+    points = np.concatenate([x for _, x in standardised.rows(some=predicted)])
+    nearest = np.empty((len(points), 0), int)
+    distances = np.empty((len(points), 0))  # squared, less the squares of the points
+    for rows, x in standardised.rows(width=len(points)):
+        further = (x**2).sum(axis=1) - 2 * (points @ x.T)
+        numbers = np.arange(len(features))[rows]
+        further[predicted[:, None] == numbers] = np.inf
+        distances = np.hstack([distances, further])
+        nearest = np.hstack([nearest, np.broadcast_to(numbers, further.shape)])
+        kept = min(k, distances.shape[1])
+        best = np.argpartition(distances, kept - 1, axis=1)[:, :kept]
+        distances = np.take_along_axis(distances, best, axis=1)
+        nearest = np.take_along_axis(nearest, best, axis=1)
+    return nearest
 
 
 def _leave_one_out(features, targets) -> LeaveOneOut:
@@ -133,10 +183,11 @@ class _Standardised:
             varies = deviation > 1e-12 * np.abs(self._centre[some])
             self._scale[some] = np.where(varies, deviation, 1)
 
-    def rows(self) -> Iterator[Scores]:
-        """Some rows after others, (b, d)."""
-        for some in _chunks(*self._features.shape):
-            yield some, (self._features[some] - self._centre) / self._scale
+    def rows(self, some=slice(None), width=0) -> Iterator[Scores]:
+        """Some rows after others, (b, d); b is smaller if a row costs `width` more."""
+        features = self._features[some]
+        for chunk in _chunks(len(features), max(width, features.shape[1])):
+            yield chunk, (features[chunk] - self._centre) / self._scale
 
     def columns(self) -> Iterator[np.ndarray]:
         """Some columns after others, (n, b)."""

@@ -14,7 +14,7 @@ from ._listing import Field, Listing
 from ._networks.layers import list_layers
 
 PARTS = ("reading", "decoding", "copying", "network")  # of the time of an image
-_quality = attrgetter("r2")
+_quality = attrgetter("score")
 SAMPLE = 32  # images that are computed again if all features were stored
 
 
@@ -23,7 +23,9 @@ class RankedLayer(NamedTuple):
 
     backbone: str
     layer: str
+    score: float
     r2: float
+    neighbors_r2: float
     accuracy: float | None
     error: float | None
     features: int
@@ -34,7 +36,9 @@ class RankedLayer(NamedTuple):
 SHOWN = {
     "backbone": Field("backbone", attrgetter("backbone")),
     "layer": Field("layer", attrgetter("layer")),
+    "score": Field("score", attrgetter("score"), ".3f"),
     "r2": Field("R²", attrgetter("r2"), ".3f"),
+    "neighbors_r2": Field("of neighbours", attrgetter("neighbors_r2"), ".3f"),
     "accuracy": Field("accuracy", attrgetter("accuracy"), ".3f"),
     "error": Field("error", attrgetter("error"), ".4g"),
     "features": Field("features", attrgetter("features"), ","),
@@ -55,11 +59,12 @@ def rank_layers(
 ):
     """Rank the layers of one or several networks by how well they predict y.
 
-    The score of a layer is the R² of a ridge regression on its features for images
-    that are left out one at a time, which has a closed form [1]_. All layers of a
-    network are computed in one pass, and the features are stored. On small and large
-    sets, the layer with the best R² was as good for logistic regression, support
-    vector machines and nearest neighbours as the one that cross-validation of these
+    The score of a layer is the mean of two R² for images that are left out one at a
+    time: that of a ridge regression on its features, which has a closed form [1]_, and
+    that of the mean of the five nearest neighbours. All layers of a network are
+    computed in one pass, and the features are stored. On small and large sets, the
+    layer with the best score was as good for logistic regression, support vector
+    machines and nearest neighbours as the one that cross-validation of these
     classifiers finds, at a fraction of the time.
 
     Parameters
@@ -83,13 +88,16 @@ def rank_layers(
     Returns
     -------
     ranking : list of named tuple, or DataFrame if `as_frame`
-        One entry for each distinct layer, the best R² first. The list prints as a
+        One entry for each distinct layer, the best score first. The list prints as a
         table. The fields are:
 
         backbone, layer : str
             The network and the alias of the layer.
-        r2 : float
-            R² for images that are left out; at or below 0, the layer predicts nothing.
+        score : float
+            The mean of the next two.
+        r2, neighbors_r2 : float
+            R² for images that are left out, of the regression and of the neighbours;
+            with both at or below 0, the layer predicts nothing.
         accuracy : float or None
             Fraction of these images whose class is predicted; None for numbers.
         error : float or None
@@ -108,7 +116,7 @@ def rank_layers(
 
     See Also
     --------
-    LayerDepthDisplay.from_ranking : Draw R² against the time to compute a layer.
+    LayerDepthDisplay.from_ranking : Draw scores against the time to compute a layer.
     recommend_strategy : Decide whether to fine-tune the network.
 
     Notes
@@ -178,8 +186,9 @@ def _rank(name: str, features: PretrainedCNNFeatures, X, y) -> Iterator[RankedLa
     ms = _milliseconds(features, images)
     chosen = choose_layer(scores)
     for layer, score in scores.items():
-        about = score.r2, score.accuracy, score.error, rows[layer].shape[1], ms[layer]
-        yield RankedLayer(name, layer, *about, layer == chosen)
+        quality = score.mean_r2, score.r2, score.neighbors_r2
+        about = score.accuracy, score.error, rows[layer].shape[1], ms[layer]
+        yield RankedLayer(name, layer, *quality, *about, layer == chosen)
 
 
 def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, float]:

@@ -28,7 +28,7 @@ from skdeepfeat import (
     list_layers,
     load_textures,
 )
-from skdeepfeat._choice import TOLERANCE, LayerScore, choose_layer
+from skdeepfeat._choice import TOLERANCE, LayerScore, choose_layer, score_layers
 
 N = 48
 
@@ -64,7 +64,7 @@ def same_scores(found, expected):
 
 
 def scores(*r2):
-    return {f"block{i}": LayerScore(value) for i, value in enumerate(r2)}
+    return {f"block{i}": LayerScore(value, value) for i, value in enumerate(r2)}
 
 
 # The rule ---------------------------------------------------------------------------
@@ -85,6 +85,25 @@ def test_the_deepest_of_the_best_layers_is_chosen(r2, chosen):
     assert choose_layer(scores(*r2)) == chosen
 
 
+def test_both_scores_count():
+    found = {"a": LayerScore(0.6, 0.5), "b": LayerScore(0.7, 0.2)}
+    assert choose_layer(found) == "a"
+    weak = {"a": LayerScore(0.1, -0.2), "b": LayerScore(-0.1, -0.2)}
+    assert choose_layer(weak) == "a"
+
+
+def test_a_layer_of_many_idle_features_is_not_chosen():
+    """A ridge regression ignores them; classifiers that read distances cannot."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 4
+    signal = np.eye(4)[y] + rng.normal(0, 0.3, (200, 4))
+    rare = (rng.random((200, 400)) < 0.02) * rng.exponential(size=(200, 400))
+    hint = np.eye(4)[y] + rng.normal(0, 0.2, (200, 4))
+    found = score_layers({"block": signal, "idle": np.hstack([hint, rare])}, y)
+    assert found["idle"].neighbors_r2 < 0.5 < found["block"].neighbors_r2
+    assert choose_layer(found) == "block"
+
+
 # Fit and transform ------------------------------------------------------------------
 
 
@@ -96,7 +115,15 @@ def test_transform_reads_the_chosen_layer(data):
     np.testing.assert_array_equal(features.transform(X), named.transform(X))
     np.testing.assert_array_equal(choosing().fit_transform(X, y), named.transform(X))
     assert len(features.get_feature_names_out()) == 8
-    assert choose_layer({k: LayerScore(s) for k, s in features.layer_scores_.items()})
+    pairs = zip(
+        features.layer_scores_.values(),
+        features.layer_neighbor_scores_.values(),
+        strict=True,
+    )
+    found = [LayerScore(*pair) for pair in pairs]
+    assert choose_layer(dict(zip(features.layer_scores_, found, strict=True))) == (
+        features.layer_
+    )
     assert features.layer_scores_["block2"] > features.layer_scores_["penultimate"]
     assert features.layer_accuracies_["block2"] > 0.9
     assert features.get_params()["layer"] == "auto"

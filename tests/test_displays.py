@@ -105,13 +105,13 @@ def test_a_ranking_is_drawn_against_cost(as_frame):
     lines = {line.get_label(): line for line in display.lines_}
     assert lines.keys() == {"tiny", "smallcnn"}
     for name, line in lines.items():
-        points = sorted((row.ms, row.r2) for row in rows if row.backbone == name)
+        points = sorted((row.ms, row.score) for row in rows if row.backbone == name)
         assert sorted(zip(*line.get_data(), strict=True)) == points
         assert list(line.get_xdata()) == sorted(line.get_xdata())
     (chosen,) = [row for row in rows if row.chosen]
     assert [text.get_text() for text in display.ax_.texts] == [chosen.layer]
-    assert display.ax_.texts[0].xy == (chosen.ms, chosen.r2)
-    assert display.ax_.get_ylabel() == "R²" and "ms" in display.ax_.get_xlabel()
+    assert display.ax_.texts[0].xy == (chosen.ms, chosen.score)
+    assert display.ax_.get_ylabel() == "score" and "ms" in display.ax_.get_xlabel()
 
 
 def test_a_part_of_a_ranking_without_the_choice_is_drawn():

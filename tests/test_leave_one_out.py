@@ -7,9 +7,11 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 from skdeepfeat import _leave_one_out
-from skdeepfeat._leave_one_out import PENALTIES, leave_one_out
+from skdeepfeat._leave_one_out import PENALTIES, leave_one_out, neighbors_r2
 
 rng = np.random.default_rng(0)
 
@@ -138,3 +140,25 @@ def test_only_small_matrices_are_computed_by_one_thread(small, n_limited, monkey
     )
     leave_one_out(numbers(20, 5), numbers(20, 1))
     assert len(entered) == n_limited
+
+
+# Neighbours -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "d"), [(3, 2), (60, 7), (60, 100), (2500, 5)])
+@pytest.mark.parametrize("chunk", [1, 300, 2**22])
+def test_neighbours_are_those_of_scikit_learn(n, d, chunk, monkeypatch):
+    monkeypatch.setattr(_leave_one_out, "CHUNK", chunk * d)
+    features = numbers(n, d) * rng.exponential(size=d)
+    targets = numbers(n, 3)
+    k, some = min(5, n - 1), np.linspace(0, n - 1, min(n, 2000)).astype(int)
+    X = StandardScaler().fit_transform(features)
+    near = NearestNeighbors(n_neighbors=k + 1).fit(X).kneighbors(X[some])[1][:, 1:]
+    residuals = targets[some] - targets[near].mean(axis=1)
+    variance = ((targets[some] - targets.mean(axis=0)) ** 2).sum()
+    expected = 1 - (residuals**2).sum() / variance
+    assert_allclose(neighbors_r2(features, targets), expected, rtol=0, atol=1e-12)
+
+
+def test_constant_targets_have_no_neighbours():
+    assert neighbors_r2(numbers(9, 2), np.ones((9, 1))) == 0

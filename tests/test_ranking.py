@@ -31,7 +31,9 @@ def test_is_what_auto_measures(data):
     assert {row.layer: row.r2 for row in ranking} == features.layer_scores_
     assert {row.layer: row.accuracy for row in ranking} == features.layer_accuracies_
     assert [row.layer for row in ranking if row.chosen] == [features.layer_]
-    assert [row.r2 for row in ranking] == sorted((r.r2 for r in ranking), reverse=True)
+    assert all(row.score == (row.r2 + row.neighbors_r2) / 2 for row in ranking)
+    scores = [row.score for row in ranking]
+    assert scores == sorted(scores, reverse=True)
     width = {layer.alias: layer.features for layer in list_layers("tiny")}
     assert all(row.features == width[row.layer] for row in ranking)
     assert all(row.backbone == "tiny" and row.error is None for row in ranking)
@@ -43,8 +45,8 @@ def test_several_networks_have_one_choice(data):
     )
     assert {row.backbone for row in ranking} == {"tiny", "smallcnn"}
     (chosen,) = [row for row in ranking if row.chosen]
-    best = max(ranking, key=lambda row: row.r2)
-    assert chosen.r2 >= best.r2 - 0.01 and chosen.backbone == best.backbone
+    best = max(ranking, key=lambda row: row.score)
+    assert chosen.score >= best.score - 0.01 and chosen.backbone == best.backbone
 
 
 def test_the_network_of_the_best_layer_is_chosen(data, monkeypatch):
@@ -52,7 +54,7 @@ def test_the_network_of_the_best_layer_is_chosen(data, monkeypatch):
     r2 = iter([{"a": 0.655, "b": 0.648}, {"a": 0.652, "b": 0.3}])
 
     def score_layers(self, X, y):
-        scores = {name: LayerScore(value) for name, value in next(r2).items()}
+        scores = {name: LayerScore(value, value) for name, value in next(r2).items()}
         return dict.fromkeys(scores, np.zeros((N, 1))), scores
 
     monkeypatch.setattr(PretrainedCNNFeatures, "score_layers", score_layers)
@@ -106,7 +108,8 @@ def test_cost_grows_with_depth():
 def test_prints_as_a_table(data):
     ranking = rank_layers(*data, backbone="tiny")
     title, *lines = repr(ranking).splitlines()
-    assert title.split() == "backbone layer R² accuracy features ms an image".split()
+    titles = "backbone layer score R² of neighbours accuracy features ms an image"
+    assert title.split() == titles.split()
     assert len(lines) == len(ranking)
     for row, line in zip(ranking, lines, strict=True):
         assert row.layer in line and f"{row.r2:.3f}" in line
@@ -126,7 +129,8 @@ def test_numbers_to_predict_have_an_error(data):
 def test_as_a_frame(data):
     frame = rank_layers(*data, backbone="tiny", as_frame=True)
     assert isinstance(frame, pd.DataFrame)
-    columns = ["backbone", "layer", "r2", "accuracy", "features", "ms", "chosen"]
+    scores = ["score", "r2", "neighbors_r2", "accuracy"]
+    columns = ["backbone", "layer", *scores, "features", "ms", "chosen"]
     assert list(frame.columns) == columns
     rows = rank_layers(*data, backbone="tiny")
     assert frame["r2"].tolist() == [row.r2 for row in rows]

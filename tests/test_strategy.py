@@ -21,7 +21,7 @@ def textures():
 def with_scores(monkeypatch, n, **scores):
     """As if the probe had these accuracies, and R², on n images."""
     found = {
-        layer: LayerScore(score, hits=(np.arange(n) < score * n) * 1.0)
+        layer: LayerScore(score, score, hits=(np.arange(n) < score * n) * 1.0)
         for layer, score in scores.items()
     }
     monkeypatch.setattr(strategy, "_score_every_depth", lambda *a: found)

@@ -50,7 +50,7 @@ class Cell(NamedTuple):
     size: str
     network: str
     layer: str
-    r2: float
+    score: float
     regret: dict[str, np.ndarray]  # of each rule
     best: np.ndarray  # test accuracy of the best layer
     seconds: float
@@ -133,7 +133,7 @@ def measure(names, train, test, y, test_y):
     }
     best = accuracy.max(axis=0)
     regret = {rule: best - found for rule, found in picked.items()}
-    about = chosen, scores[chosen].r2, regret, best, seconds, search_seconds
+    about = chosen, scores[chosen].mean_r2, regret, best, seconds, search_seconds
     return Cell(*names, *about)
 
 
@@ -168,14 +168,14 @@ def measure_all(folder):
 def line_of(cell):
     regrets = "".join(f"{cell.regret[rule].mean():13.2f}" for rule in RULES)
     return (
-        f"{cell.data:11}{cell.size:12}{cell.network:20}{cell.layer:12}{cell.r2:6.2f}"
+        f"{cell.data:11}{cell.size:12}{cell.network:20}{cell.layer:12}{cell.score:6.2f}"
         f"{regrets}{cell.seconds:9.2f}{cell.search_seconds:9.2f}"
     )
 
 
 def report_regret(folder):
     titles = "".join(f"{rule:>13}" for rule in RULES)
-    about = f"{'set':11}{'training':12}{'network':20}{'auto':12}{'R²':>6}"
+    about = f"{'set':11}{'training':12}{'network':20}{'auto':12}{'score':>6}"
     print(f"{about}{titles}{'s auto':>9}{'s search':>9}")
     cells = list(measure_all(folder))
     groups = {
@@ -195,7 +195,7 @@ def report_regret(folder):
 
 
 def report_networks(cells):
-    """How often the highest R² is that of the network with the best test accuracy."""
+    """How often the highest score is that of the network with the best accuracy."""
     ranked = {}
     for cell in cells:
         ranked.setdefault((cell.data, cell.size), []).append(cell)
@@ -205,7 +205,7 @@ def report_networks(cells):
         seeds = [some[i :: len(some) // n] for i in range(len(some) // n)]
         for rivals in seeds:
             best = max(rivals, key=lambda cell: cell.best.mean())
-            n_right += max(rivals, key=lambda cell: cell.r2) is best
+            n_right += max(rivals, key=lambda cell: cell.score) is best
             total += 1
     print(f"the best network is ranked first in {n_right} of {total} training sets")
 

@@ -84,11 +84,21 @@ def some_not_finite(images):
     return X, images[1]
 
 
+class Unchanged:
+    """An augmentation whose name in test reports is always the same."""
+
+    def __call__(self, image):
+        return image
+
+    def __repr__(self):
+        return "unchanged"
+
+
 SETTINGS = [
     {},
     {"unfreeze": 0},
     {"augment": "standard"},
-    {"unfreeze": "all", "augment": lambda image: image},
+    {"unfreeze": "all", "augment": Unchanged()},
     {"head_epochs": 0, "augment": "light"},
     {"early_stopping": True, "validation_fraction": 0.3},
     {"early_stopping": True, "validation_fraction": 0.3, "head_epochs": 0},
