@@ -22,6 +22,7 @@ ROOMS = [
     {"_strategy", "_displays", "_datasets"},
     {"_finetuning", "_ranking"},
     {"_features"},
+    {"_walk"},
     {"_plan", "_choice"},
     {"_report"},
     {"_engines"},

@@ -186,12 +186,12 @@ def _has_openvino() -> bool:
         return False
 
 
-def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> int:
-    """The number of images in a batch, which never depends on the number of rows.
+def resolve_batch_size(batch_size, engine: str, kind: str, spec) -> int:
+    """The number of inputs in a batch, which never depends on the number of rows.
 
-    "auto" keeps the number of pixels, so that small images make larger batches.
+    "auto" keeps the amount of work, so that small images make larger batches.
     """
-    ability, smaller = ENGINES[engine, kind], (224 / image_size) ** 2
+    ability, smaller = ENGINES[engine, kind], spec.relative_number
     if batch_size == "auto":
         batch_size = int(ability.batch_size * smaller)
     most = min(int(ability.largest * smaller), ability.most_images)

@@ -4,11 +4,12 @@ torch is needed only for what is not in the registry: nodes without an alias, an
 networks of the user's own.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from .._backbones.records import Backbone, Layer
 from .._backbones.registry import is_listed, resolve_backbone
+from .._backbones.weights import WeightsSource
 from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
@@ -134,3 +135,28 @@ def width_of(backbone: Backbone, spec: InputSpec, layer: Layer, pooling: str) ->
         shape = find_shape(backbone, layer.node, spec.image_size)
         layer = replace(layer, shape=shape)
     return pooled_width(layer.layout, layer.shape, pooling)
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """A network of images, as a plan needs to know it.
+
+    Parameters
+    ----------
+    source : WeightsSource
+        The network's record, its weights, and its input.
+    """
+
+    source: WeightsSource
+
+    def aliased(self) -> tuple[Layer, ...]:
+        """The layers that have an alias, in order of depth."""
+        return aliased_layers(self.source.backbone)
+
+    def find(self, name) -> Layer:
+        """The layer with this alias, index or node."""
+        return resolve_layer(self.source.backbone, name, self.source.input.image_size)
+
+    def width(self, layer: Layer, pooling: str) -> int:
+        """Number of features of a layer after pooling, at this input size."""
+        return width_of(self.source.backbone, self.source.input, layer, pooling)
