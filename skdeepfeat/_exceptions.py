@@ -5,7 +5,8 @@
     Exception
     ├── ValueError
     │   ├── RowError          one row of X cannot be read; has its row
-    │   │   └── ImageError    as an image
+    │   │   ├── ImageError    as an image
+    │   │   └── TextError     as a text
     │   └── WeightsError      a weights file is missing, unsafe, or for another network
     ├── MemoryError
     │   └── OutputTooLarge    "flatten" would need more than its limit
@@ -17,7 +18,8 @@
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
-        └── StoreWarning      a store is damaged, full, or not writable
+        ├── StoreWarning      a store is damaged, full, or not writable
+        └── TextWarning       rows filled with nan, or texts cut
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -77,6 +79,10 @@ class ImageError(RowError):
     """One row of X cannot be read as an image; see its `row`, `source`, `reason`."""
 
 
+class TextError(RowError):
+    """One row of X cannot be read as a text; see its `row`, `source`, `reason`."""
+
+
 class WeightsError(ValueError):
     """A weights file is missing, damaged, unsafe to load, or for another network."""
 
@@ -127,6 +133,10 @@ class RecipeWarning(FeatureWarning):
 
 class StoreWarning(FeatureWarning):
     """A store is damaged, full, or not writable; the features are computed anyway."""
+
+
+class TextWarning(FeatureWarning):
+    """Some rows were filled with NaN, or some texts were cut."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from .devices import device_class, resolve_batch_size
 RUNNERS = {
     ("torch", "pixels"): ".torch:TorchRunner",
     ("openvino", "pixels"): ".openvino:OpenVINORunner",
+    ("torch", "tokens"): ".tokens:TokenRunner",
+    ("numpy", "words"): ".words:WordRunner",
 }
 
 
