@@ -3,7 +3,7 @@
 from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone
 from ._backbones.registry import list_backbones, register_backbone
-from ._backbones.text_records import TextBackbone
+from ._backbones.text_modules import TextBackbone
 from ._datasets import load_image_folder, load_textures
 from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
 from ._exceptions import (

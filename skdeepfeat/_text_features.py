@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from numbers import Integral
 
-from ._backbones.text_records import TextBackbone
+from ._backbones.text_modules import TextBackbone
 from ._backbones.text_registry import resolve_text_backbone
 from ._networks.text_layers import TextNetwork
 from ._store.stores import FeatureStore

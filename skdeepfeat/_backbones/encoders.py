@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from .._caches import SharedCache
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError
-from .._texts.batches import Tokens
 from .._texts.specs import TokenSpec
-from .records import Identity, Layer
-from .text_records import TextBackbone, TextSource, Tokenize
+from .._texts.words import fast_tokenizer
+from .installed import optional
+from .records import PACKAGE, Identity, Layer
+from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing.
 DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
@@ -28,7 +29,7 @@ NORMALISED_AT_END = {"modernbert", "nomic_bert", "eurobert", "modernbert-decoder
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"}
 OFFSET_POSITIONS |= {"xlm-roberta-xl", "longformer", "roberta-prelayernorm"}
 
-LAST, EMBEDDINGS = "last_hidden_state", "embeddings"
+LAST, ENTERS_BLOCKS = "returned", "block1.input"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,7 +45,7 @@ _tokenizers = SharedCache(8)
 
 
 @dataclass(frozen=True, eq=False)
-class EncoderBackbone(TextBackbone):
+class EncoderBackbone(TextRecord):
     """A transformer encoder in a folder.
 
     Parameters
@@ -69,7 +70,17 @@ class EncoderBackbone(TextBackbone):
                 f"{str(path)!r} is not the configuration of a transformer encoder "
                 f"({error}). Write the folder with save_pretrained of transformers."
             ) from error
+        if found.get("is_encoder_decoder"):
+            raise WeightsError(
+                f"The network in {str(self.folder)!r} has an encoder and a decoder. "
+                "Only encoders give features: save model.get_encoder()."
+            )
         return found
+
+    @property
+    def width(self) -> int:  # type: ignore[override]
+        """Number of features of a token."""
+        return _entry(self.config, WIDTH)
 
     @cached_property
     def input(self) -> TokenSpec:  # type: ignore[override]
@@ -90,13 +101,13 @@ class EncoderBackbone(TextBackbone):
     @cached_property
     def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """The embeddings, each block, and what the network returns."""
-        n, width = _entry(self.config, DEPTH), _entry(self.config, WIDTH)
+        n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
         plain = self.config.get("model_type") not in NORMALISED_AT_END
         last = blocks[-1] if plain and blocks else LAST
-        names = [EMBEDDINGS, *blocks, "penultimate"]
-        nodes = [EMBEDDINGS, *blocks, last]
-        shape = (self.input.max_length, width)
+        names = ["embeddings", *blocks, "penultimate"]
+        nodes = [ENTERS_BLOCKS, *blocks, last]
+        shape = (self.input.max_length or 0, width)
         return tuple(
             Layer(name, node, i, "tokens", shape, width, None, min(i, n) / max(n, 1))
             for i, (name, node) in enumerate(zip(names, nodes, strict=True))
@@ -144,7 +155,7 @@ class EncoderSource(TextSource):
     """
 
     seed: int | None = None
-    may_lack_head: ClassVar[bool] = False
+    builder: ClassVar[str] = f"{PACKAGE}._networks.encoders:build_encoder"
 
     @property
     def name(self) -> str:
@@ -179,19 +190,7 @@ def _entry(config: dict[str, Any], names: tuple[str, ...], default: Any = _NONE)
 
 def _load_tokenizer(folder: Path, max_length: int | None) -> Tokenize:
     """The tokenizer of a folder, as transformers sets it up."""
-    from transformers import AutoTokenizer
-
-    fast = AutoTokenizer.from_pretrained(
+    loaded = optional("transformers").AutoTokenizer.from_pretrained(
         folder, trust_remote_code=False, local_files_only=True
-    ).backend_tokenizer
-    fast.no_padding()
-    fast.no_truncation()
-    cutting = type(fast).from_str(fast.to_str())
-    cutting.enable_truncation(max_length)
-
-    def tokenize(text: str) -> Tokens:
-        tokens = fast.encode(text).ids
-        whole = max_length is None or len(tokens) <= max_length
-        return Tokens(tokens if whole else cutting.encode(text).ids, whole)
-
-    return tokenize
+    )
+    return fast_tokenizer(loaded.backend_tokenizer, max_length)

@@ -1,7 +1,9 @@
-"""Files that pip installs with a distribution; torch is not imported."""
+"""What pip installs: files of distributions, and optional packages; without torch."""
 
+import importlib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .._digests import sha256_file
 from .._exceptions import WeightsError
@@ -28,3 +30,14 @@ def installed(weights: Weights) -> Path:
             f"{distribution}"
         )
     return found
+
+
+def optional(module: str) -> Any:
+    """A module that features of texts need, and images do not."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"These features of texts need {module.partition('.')[0]}. Type: pip "
+            "install 'skdeepfeat[text]'"
+        ) from error

@@ -1,15 +1,13 @@
-"""The record of a network of texts: its tokens, its layers, and who it is.
+"""The record of a network of texts: its tokens, its layers, and its identity.
 
-A :class:`TextBackbone` is an immutable value. Nothing here imports torch.
+A record is an immutable value. Nothing here imports torch.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-from .._caches import Memo
 from .._digests import digest_fields
 from .._texts.batches import Tokens
 from .._texts.specs import TokenSpec, WordSpec
@@ -19,7 +17,7 @@ from .weights import WeightsSource
 Tokenize = Callable[[str], Tokens]
 
 
-class TextBackbone(ABC):
+class TextRecord(ABC):
     """A network to read features of texts from: an immutable, hashable value.
 
     Attributes
@@ -30,26 +28,18 @@ class TextBackbone(ABC):
         What the network takes.
     layers : tuple of Layer
         Layers in order of depth.
-    digest : bytes
-        Digest that identifies the network. Backbones with the same digest are equal.
+    width : int
+        Number of features of a token.
     """
 
     name: str
     input: TokenSpec | WordSpec
+    width: int
+    layers: tuple[Layer, ...]
     # As of a record of images: there are none.
     arrays: Any = None
     retired: tuple[Weights, ...] = ()
     published_name: str | None = None
-
-    @cached_property
-    def memo(self) -> Memo:
-        """Facts about the network, each found once."""
-        return Memo()
-
-    @property
-    @abstractmethod
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers that have an alias, in order of depth."""
 
     @property
     @abstractmethod
@@ -67,17 +57,15 @@ class TextBackbone(ABC):
     @property
     def digest(self) -> bytes:
         """Digest that identifies the network with its own weights."""
+        weights = self.source("default", 0).key()
         about = {"network": self.identity.digest, "tokenizer": self.input.tokenizer}
-        return digest_fields("text backbone", 1, about)
-
-    def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "memo"}
+        return digest_fields("text backbone", 1, {**about, "weights": weights})
 
     def __deepcopy__(self, memo):
         return self
 
     def __eq__(self, other):
-        return isinstance(other, TextBackbone) and self.digest == other.digest
+        return isinstance(other, TextRecord) and self.digest == other.digest
 
     def __hash__(self):
         return hash(self.digest)
@@ -89,13 +77,15 @@ class TextSource(WeightsSource):
 
     Parameters
     ----------
-    backbone : TextBackbone
+    backbone : TextRecord
     input : TokenSpec or WordSpec
         What it takes, at the current largest length.
     """
 
     backbone: Any
     input: Any
+    # The function of the code above that builds the network, if torch runs it.
+    builder: ClassVar[str] = ""
 
     @property
     def identity(self) -> Identity:

@@ -1,26 +1,69 @@
-"""The networks of texts by name: those that pip installs, folders, and the hub."""
+"""Networks of texts by name: what pip installs, folders, files, and the hub."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
-from .encoders import EncoderBackbone
-from .text_records import TextBackbone
+from .._exceptions import WeightsError, closest, in_one_line
+from .encoders import TOKENIZER_FILES, EncoderBackbone
+from .installed import optional
+from .text_modules import TextBackbone
+from .text_records import TextRecord
+from .word_files import SUFFIXES, WordFile
 from .word_vectors import WordLlama
 
 NAMED = {"wordllama": WordLlama()}
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["config.json", "*.safetensors", "*.index.json", *TOKENIZER_FILES]
 
 
-def resolve_text_backbone(backbone) -> TextBackbone:
-    """The network of a `backbone` parameter: a name, a path or a record."""
+def resolve_text_backbone(backbone) -> TextRecord:
+    """The network of a `backbone` parameter: a name, a path, a hub id or a value."""
     if isinstance(backbone, TextBackbone):
-        return backbone
-    if backbone in NAMED:
-        return NAMED[backbone]
-    if (Path(backbone) / "config.json").is_file():
-        return _encoder_in(Path(backbone).resolve())
-    raise ValueError(backbone)
+        return backbone.record
+    name = str(backbone)
+    if name in NAMED:
+        return NAMED[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _encoder_in(path.resolve(), path.name)
+    if path.is_file():
+        return _file_at(path.resolve())
+    if ON_HUB.fullmatch(name) and not name.endswith(SUFFIXES):
+        return _encoder_in(_on_hub(name), name)
+    raise ValueError(
+        f"Unknown backbone {name!r}: there is no such file or folder."
+        f"{closest(name, NAMED)} Pass 'wordllama', the folder of a transformer encoder "
+        "or its id on the hub of Hugging Face ('owner/name'), a file of word vectors, "
+        "or TextBackbone.from_module(net, tokenize=...)."
+    )
 
 
 @lru_cache(maxsize=32)
-def _encoder_in(folder: Path) -> EncoderBackbone:
-    return EncoderBackbone(folder, folder.name)
+def _encoder_in(folder: Path, name: str) -> EncoderBackbone:
+    """The encoder in a folder; read once."""
+    return EncoderBackbone(folder, name)
+
+
+@lru_cache(maxsize=32)
+def _file_at(path: Path) -> WordFile:
+    """The word vectors in a file."""
+    return WordFile(path)
+
+
+@lru_cache(maxsize=32)
+def _on_hub(name: str) -> Path:
+    """The folder of a model in the cache of the hub; downloads it."""
+    download = optional("huggingface_hub").snapshot_download
+    try:  # what is in the cache needs no connection
+        return Path(download(name, allow_patterns=HUB_FILES, local_files_only=True))
+    except Exception:  # the client raises whatever says that it is not there
+        pass
+    try:
+        return Path(download(name, allow_patterns=HUB_FILES))
+    except Exception as error:
+        raise WeightsError(
+            f"The encoder {name!r} is not on this machine and could not be downloaded "
+            f"({in_one_line(error)}). Without a connection, copy its folder to this "
+            "machine, and pass its path as backbone=..."
+        ) from error

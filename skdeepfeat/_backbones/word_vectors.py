@@ -7,11 +7,11 @@ import numpy as np
 
 from .._caches import SharedCache
 from .._digests import digest_fields
-from .._texts.batches import Tokens
 from .._texts.specs import WordSpec
-from .installed import installed
+from .._texts.words import cut
+from .installed import installed, optional
 from .records import Identity, Layer, Weights
-from .text_records import TextBackbone, TextSource, Tokenize
+from .text_records import TextRecord, TextSource, Tokenize
 
 NODE = "vectors"
 _tables = SharedCache(4)
@@ -22,17 +22,15 @@ class VectorTable(Protocol):
     """Vectors of words."""
 
     def vectors(self, words: list) -> np.ndarray:
-        """(n, d) float32: the vectors of n words."""
+        """(n, d) float32: the vectors of the words that have one, in order."""
         ...
 
 
-class WordBackbone(TextBackbone):
+class WordBackbone(TextRecord):
     """Vectors of words."""
 
-    width: int
-
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """One layer, by two names."""
         shape = (1, self.width)
         names = enumerate(("embeddings", "penultimate"))
@@ -147,19 +145,12 @@ class WordLlama(WordBackbone):
 
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
         """The tokens of a text, without any at its start or end."""
-        tokenizer = _tokenizers.get(self.name, self._load_tokenizer)
-
-        def tokenize(text: str) -> Tokens:
-            tokens = tokenizer.encode(text, add_special_tokens=False).ids
-            whole = max_length is None or len(tokens) <= max_length
-            return Tokens(tokens if whole else tokens[:max_length], whole)
-
-        return tokenize
+        encode = _tokenizers.get(self.name, self._load_tokenizer).encode
+        return lambda text: cut(encode(text, add_special_tokens=False).ids, max_length)
 
     def _load_tokenizer(self):
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(installed(self.tokenizer_file)))
+        path = str(installed(self.tokenizer_file))
+        tokenizer = optional("tokenizers").Tokenizer.from_file(path)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer

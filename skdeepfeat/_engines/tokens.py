@@ -1,9 +1,11 @@
 """Runs networks of texts with torch: tokens → pooled rows."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from .._networks.encoders import get_encoder
+from .._networks.token_networks import get_token_network
 from .._networks.token_pooling import pool_tokens
 from .._processes import fork_safe
 from .base import PooledLayers
@@ -22,7 +24,8 @@ class PooledStates(nn.Module):
     def __init__(self, pooled: PooledLayers, encoder: nn.Module):
         super().__init__()
         self._encoder, self._layers = encoder, pooled.layers
-        self._padding = pooled.source.backbone.padding
+        backbone: Any = pooled.source.backbone
+        self._padding = backbone.padding
         self._nodes = tuple(dict.fromkeys(layer.node for layer, _ in pooled.layers))
 
     def forward(self, padded):
@@ -30,7 +33,8 @@ class PooledStates(nn.Module):
         tokens = padded.masked_fill(~mask, self._padding).long()
         states = self._encoder(tokens, mask, self._nodes)
         return tuple(
-            pool_tokens(states[layer.node], mask, how) for layer, how in self._layers
+            pool_tokens(states[layer.node], layer.layout, mask, how)
+            for layer, how in self._layers
         )
 
 
@@ -39,7 +43,8 @@ class TokenRunner(TorchRunner):
 
     @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
-        network = get_encoder(pooled.source, pooled.weights_key, device, precision)
-        self._network = PooledStates(pooled, network.module)
+        source: Any = pooled.source
+        network = get_token_network(source, pooled.weights_key, device, precision)
+        self._network: nn.Module = PooledStates(pooled, network.module)
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1

@@ -1,9 +1,14 @@
 """Runs vectors of words with numpy: words → pooled rows."""
 
+from typing import Any
+
 import numpy as np
 
 from .._texts.specs import POOLINGS
 from .base import PooledLayers, Runner
+
+# (n, d) vectors → (d,) features
+PARTS = {"mean": lambda v: v.mean(0), "max": lambda v: v.max(0)}
 
 
 class WordRunner(Runner):
@@ -21,11 +26,11 @@ class WordRunner(Runner):
     out_of_memory = ()
 
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
-        self._table = pooled.source.backbone.table()
-        self._width = pooled.source.backbone.width
+        backbone: Any = pooled.source.backbone
+        self._table, self._width = backbone.table(), backbone.width
         self._layers = pooled.layers
 
-    def load(self, words: list) -> list:
+    def load(self, words: Any) -> list:
         """The words as they are."""
         return words
 
@@ -36,18 +41,14 @@ class WordRunner(Runner):
 
     def _pooled(self, words) -> list[np.ndarray]:
         """The row of one text for each layer; zeros if it has no words."""
-        if not len(words):
-            none = np.zeros(self._width, np.float32)
-            return [np.tile(none, len(POOLINGS[how])) for _, how in self._layers]
         vectors = self._table.vectors(words)  # (n, d)
+        if not len(vectors):
+            vectors = np.zeros((1, self._width), np.float32)
         return [
-            np.concatenate([REDUCED[part](vectors) for part in POOLINGS[how]])
+            np.concatenate([PARTS[part](vectors) for part in POOLINGS[how]])
             for _, how in self._layers
         ]
 
     def finish(self, started: list[np.ndarray]) -> list[np.ndarray]:
         """The rows, which are computed already."""
         return started
-
-
-REDUCED = {"mean": lambda v: v.mean(0), "max": lambda v: v.max(0)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .._backbones.records import Layer
 from .._backbones.text_records import TextSource
 from .._exceptions import closest
-from .._texts.specs import POOLINGS
+from .._texts.specs import AS_STATES, POOLINGS
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,15 @@ class TextNetwork:
 
     def width(self, layer: Layer, pooling: str) -> int:
         """Number of features of a layer after pooling."""
-        parts = 1 if layer.layout == "vector" else len(POOLINGS[pooling])
-        return parts * layer.features
+        if layer.layout not in AS_STATES:
+            return layer.features
+        known = self.source.input.poolings
+        if pooling not in known:
+            raise ValueError(
+                f"pooling={pooling!r} is not possible with backbone "
+                f"{self.source.backbone.name!r}. Use one of {sorted(known)}."
+            )
+        return len(POOLINGS[pooling]) * layer.features
 
 
 def _unknown(backbone: str, name, layers: tuple[Layer, ...]) -> str:

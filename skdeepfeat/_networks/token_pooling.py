@@ -2,7 +2,7 @@
 
 import torch
 
-from .._texts.specs import POOLINGS
+from .._texts.specs import AS_STATES, POOLINGS
 
 
 def mean(states, mask):
@@ -25,7 +25,19 @@ def first(states, mask):
 PARTS = {"mean": mean, "max": largest, "first": first}
 
 
-def pool_tokens(states, mask, pooling: str):
-    """Rows (b, n * d) of the states of tokens, which `mask` (b, length) marks."""
-    states = states.float()
+def pool_tokens(activation, layout: str, mask, pooling: str):
+    """Rows of one activation; `mask` (b, length) says where the tokens are."""
+    as_states = AS_STATES.get(layout)
+    if as_states is None:
+        return activation.float()
+    states = as_states(activation.float())
+    mask = _resized(mask, states.shape[1])
     return torch.cat([PARTS[part](states, mask) for part in POOLINGS[pooling]], 1)
+
+
+def _resized(mask, length: int):
+    """The mask of as many places as a convolution has left, by where they begin."""
+    if length == mask.shape[1]:
+        return mask
+    begins = torch.arange(length, device=mask.device) * mask.shape[1] // length
+    return mask[:, begins]

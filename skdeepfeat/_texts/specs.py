@@ -1,7 +1,7 @@
 """What a network of texts takes: tokens in batches of fixed shapes, or words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,6 +11,24 @@ PADDING = -1
 # Longest text → steps of its padded length.
 STEPS = ((128, 16), (256, 32), (math.inf, 64))
 SHORT = 512  # tokens; networks that take longer texts compute fewer at once
+
+
+# What is concatenated: the mean or the largest value of each feature over the tokens,
+# or the features of the first token.
+POOLINGS = {
+    "mean": ("mean",),
+    "max": ("max",),
+    "cls": ("first",),
+    "meanmax": ("mean", "max"),
+}
+
+
+# Layouts of layers that have features for each place in a text → how a batch of them
+# becomes states (b, length, d); all others are vectors already.
+AS_STATES: dict[str, Callable[[Any], Any]] = {
+    "tokens": lambda states: states,
+    "channels": lambda maps: maps.transpose(1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class TextSpec:
     tokenizer: bytes
     max_length: int | None
     takes: ClassVar[str]
+    poolings: ClassVar[frozenset[str]] = frozenset(POOLINGS)
 
     def limited(self, max_length: int | None):
         """The same, for texts that are cut earlier."""
@@ -39,6 +58,7 @@ class WordSpec(TextSpec):
     """The words of a text, each of which has a vector; they are never padded."""
 
     takes = "words"
+    poolings = frozenset(POOLINGS) - {"cls"}  # no word stands for the whole text
     relative_number = 16.0
 
     def padded_length(self, n_tokens: int) -> int:
@@ -74,13 +94,3 @@ class TokenSpec(TextSpec):
         for place, text in enumerate(texts):
             tokens[place, : len(text)] = text
         return tokens
-
-
-# What is concatenated: the mean or the largest value of each feature over the tokens,
-# or the features of the first token.
-POOLINGS = {
-    "mean": ("mean",),
-    "max": ("max",),
-    "cls": ("first",),
-    "meanmax": ("mean", "max"),
-}

@@ -21,7 +21,9 @@ TEXTS = Wording(
     ),
 )
 
-ALLOWED = "a str, or bytes in UTF-8"
+NO_TEXT = (
+    "no text; a row must be a str, or bytes in UTF-8. str(value) makes one of any value"
+)
 
 
 class Texts:
@@ -96,7 +98,7 @@ def text_of(row: int, cell) -> str:
             raise TextError(row, "bytes", reason) from error
     if _is_missing(cell):
         raise TextError(row, "missing", "there is no text in this row")
-    raise TextError(row, type(cell).__name__, f"no text; a row must be {ALLOWED}")
+    raise TextError(row, type(cell).__name__, NO_TEXT)
 
 
 def _is_missing(cell) -> bool:
