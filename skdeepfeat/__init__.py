@@ -1,8 +1,9 @@
 """Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
 from ._backbones import inspector as _inspector
+from ._backbones.listing import list_backbones
 from ._backbones.records import Backbone
-from ._backbones.registry import list_backbones, register_backbone
+from ._backbones.registry import register_backbone
 from ._backbones.text_modules import TextBackbone
 from ._datasets import load_image_folder, load_textures
 from ._displays import LayerDepthDisplay, TrainingHistoryDisplay

@@ -50,9 +50,10 @@ class Layer:
         Name in the traced network, such as ``"layer3.22.relu_2"``.
     index : int or None
         Position among the aliased layers in order of depth; None for other nodes.
-    layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "vector"}
+    layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "channels", "vector"}
         Layout of the output after the batch axis. "5+tokens" are the tokens of the
-        places in an image after five others, which pooling leaves out.
+        places in an image after five others, which pooling leaves out; "channels" are
+        those of a 1-D convolution over a text.
     shape : tuple of int
         Shape of the output without the batch axis, in the order of `layout`, at the
         default input size.

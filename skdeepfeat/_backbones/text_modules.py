@@ -118,6 +118,7 @@ class TextBackbone:
     """
 
     record: TextRecord = field(repr=False)
+    kind: ClassVar[str] = "text"
 
     @property
     def name(self) -> str:

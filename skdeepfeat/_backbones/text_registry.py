@@ -4,7 +4,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from .._digests import state_of_file
 from .._exceptions import WeightsError, closest, in_one_line
+from .._listing import Field, Listing
 from .encoders import TOKENIZER_FILES, EncoderBackbone
 from .installed import optional
 from .text_modules import TextBackbone
@@ -16,6 +18,18 @@ NAMED = {"wordllama": WordLlama()}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["config.json", "*.safetensors", "*.index.json", *TOKENIZER_FILES]
 
+SHOWN = (  # the columns of the printed list
+    Field("backbone", str),
+    Field("parameters", lambda name: NAMED[name].parameters, ","),
+    Field("features", lambda name: NAMED[name].width, ","),
+    Field("licence", lambda name: NAMED[name].vectors_file.licence),
+)
+
+
+def list_text_backbones(prefix: str = "") -> Listing:
+    """The names of networks of texts that begin with a prefix."""
+    return Listing(sorted(n for n in NAMED if n.startswith(prefix)), SHOWN)
+
 
 def resolve_text_backbone(backbone) -> TextRecord:
     """The network of a `backbone` parameter: a name, a path, a hub id or a value."""
@@ -26,11 +40,11 @@ def resolve_text_backbone(backbone) -> TextRecord:
         return NAMED[name]
     path = Path(name).expanduser()
     if path.is_dir():
-        return _encoder_in(path.resolve(), path.name)
+        return _encoder_at(path.resolve(), path.name)
     if path.is_file():
         return _file_at(path.resolve())
     if ON_HUB.fullmatch(name) and not name.endswith(SUFFIXES):
-        return _encoder_in(_on_hub(name), name)
+        return _encoder_at(_on_hub(name), name)
     raise ValueError(
         f"Unknown backbone {name!r}: there is no such file or folder."
         f"{closest(name, NAMED)} Pass 'wordllama', the folder of a transformer encoder "
@@ -39,9 +53,16 @@ def resolve_text_backbone(backbone) -> TextRecord:
     )
 
 
+def _encoder_at(folder: Path, name: str) -> EncoderBackbone:
+    """The encoder in a folder, described again once a file has changed."""
+    paths = [folder / file for file in ("config.json", *TOKENIZER_FILES)]
+    states = [state_of_file(path.stat()) for path in paths if path.is_file()]
+    return _encoder_in(folder, name, tuple(states))
+
+
 @lru_cache(maxsize=32)
-def _encoder_in(folder: Path, name: str) -> EncoderBackbone:
-    """The encoder in a folder; read once."""
+def _encoder_in(folder: Path, name: str, states: tuple) -> EncoderBackbone:
+    """The encoder in a folder whose files have these states."""
     return EncoderBackbone(folder, name)
 
 

@@ -1,16 +1,22 @@
 """Files of word vectors (GloVe, word2vec, fastText) → tables in the cache folder.
 
-A file is read once, by gensim's readers of text and binary files, which run no code
-that the file may contain. Its table is then opened, not read: words are found by binary
+A file is read once, binary ones by gensim's readers, which run no code that a file may
+contain. Its table is then opened, not read: words are found by binary
 search among their hashes, and only the pages with their vectors are loaded.
 """
 
+import bz2
+import contextlib
+import gzip
 import json
+import secrets
 import shutil
 import tempfile
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from blake3 import blake3
@@ -156,10 +162,11 @@ def _known_digest(path: Path) -> bytes:
     except (OSError, ValueError, KeyError):
         pass  # not noted yet, or damaged
     found = digest_file(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    partial = note.with_suffix(f".{id(path)}.partial")
-    partial.write_text(json.dumps({"state": state, "digest": found.hex()}))
-    partial.replace(note)
+    with contextlib.suppress(OSError):  # then the next process hashes it again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_suffix(f".{secrets.token_hex(4)}.partial")
+        partial.write_text(json.dumps({"state": state, "digest": found.hex()}))
+        partial.replace(note)
     return found
 
 
@@ -168,7 +175,7 @@ def table_of(path: Path, file_digest: bytes) -> Path:
     folder = user_cache("words") / f"{file_digest.hex()}-{FORMAT}"
     if folder.is_dir():
         return folder
-    partial = Path(tempfile.mkdtemp(".partial", folder.name, folder.parent))
+    partial = _new_folder(folder)
     try:
         _write_table(_read(path), partial)
         try:
@@ -181,43 +188,67 @@ def table_of(path: Path, file_digest: bytes) -> Path:
     return folder
 
 
-def _write_table(read: Any, folder: Path) -> None:
-    """Write the vectors and words that gensim has read."""
-    encoded = [word.encode() for word in read.index_to_key]
-    hashes = np.array([_hash(word) for word in encoded], np.uint64)
+def _new_folder(folder: Path) -> Path:
+    """A new folder beside another one."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(".partial", folder.name, folder.parent))
+    except OSError as error:
+        raise WeightsError(
+            f"Word vectors are kept in {str(folder.parent)!r}, which cannot be written "
+            f"({in_one_line(error)}). Set the environment variable XDG_CACHE_HOME to a "
+            "folder that can."
+        ) from error
+
+
+class Vectors(NamedTuple):
+    """What a file holds.
+
+    Parameters
+    ----------
+    words : list of bytes
+    matrix : ndarray of shape (n_words, d), float32
+    subwords : ndarray of shape (n_buckets, d), float32, or None
+    lengths : tuple of int or None
+        Of the shortest and the longest subword.
+    """
+
+    words: list[bytes]
+    matrix: np.ndarray
+    subwords: np.ndarray | None = None
+    lengths: tuple[int, int] | None = None
+
+
+def _write_table(read: Vectors, folder: Path) -> None:
+    """Write the vectors and words of a file."""
+    hashes = np.array([_hash(word) for word in read.words], np.uint64)
     order = np.argsort(hashes, kind="stable")
     entries: dict[str, np.ndarray] = {
-        "vectors": np.asarray(read.vectors, np.float32),
+        "vectors": read.matrix,
         "hashes": hashes[order],
         "order": order,
-        "ends": np.cumsum([len(word) for word in encoded], dtype=np.int64),
-        "letters": np.frombuffer(b"".join(encoded), np.uint8),
+        "ends": np.cumsum([len(word) for word in read.words], dtype=np.int64),
+        "letters": np.frombuffer(b"".join(read.words), np.uint8),
     }
-    subwords = None
-    if getattr(read, "bucket", 0):
-        entries["subwords"] = np.asarray(read.vectors_ngrams, np.float32)
-        subwords = [read.min_n, read.max_n, read.bucket]
-    for name, array in entries.items():
-        np.save(folder / f"{name}.npy", array)
-    (folder / "about.json").write_text(json.dumps({"subwords": subwords}))
+    about = None
+    if read.subwords is not None and read.lengths is not None:
+        entries["subwords"] = read.subwords
+        about = [*read.lengths, len(read.subwords)]
+    for name, entry in entries.items():
+        np.save(folder / f"{name}.npy", entry)
+    (folder / "about.json").write_text(json.dumps({"subwords": about}))
 
 
-def _read(path: Path) -> Any:
-    """The vectors in a file of any kind, as gensim reads them."""
-    vectors = optional("gensim.models")
+# Reading files ------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Vectors:
+    """The vectors in a file of any kind."""
     try:
-        start = _start_of(path)
-        if start.startswith(PICKLED):
-            raise ValueError(
-                "it is a pickle, which could run code. Write it again with "
-                "save_word2vec_format"
-            )
-        if start.startswith(FASTTEXT):
-            return vectors.fasttext.load_facebook_vectors(str(path))
-        return vectors.KeyedVectors.load_word2vec_format(
-            str(path), **_options(start), encoding="utf8", unicode_errors="replace"
-        )
-    except (ValueError, EOFError, OSError, IndexError, UnicodeDecodeError) as error:
+        with _opened(path) as file:
+            start = file.read(65536)
+        return next(read(path) for is_one, read in READERS if is_one(start))
+    except (ValueError, EOFError, OSError, IndexError, OverflowError) as error:
         raise WeightsError(
             f"{str(path)!r} is not a file of word vectors that can be read "
             f"({in_one_line(error)}). Allowed are GloVe's .txt, word2vec's .txt and "
@@ -225,25 +256,87 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _start_of(path: Path) -> bytes:
-    """The first bytes of a file, which may be compressed."""
-    with optional("gensim.utils").open(str(path), "rb") as file:
-        return file.read(65536)
+def _opened(path: Path) -> Any:
+    """A file open for reading, uncompressed."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    opener = next((o for start, o in OPENERS.items() if magic.startswith(start)), open)
+    return opener(path, "rb")
 
 
-def _options(start: bytes) -> dict[str, bool]:
-    """Whether a file has a line with its size, and whether it is binary."""
+def _refuse_pickle(path: Path) -> Vectors:
+    raise ValueError(
+        "it is a pickle, which could run code. Write it again with save_word2vec_format"
+    )
+
+
+def _read_fasttext(path: Path) -> Vectors:
+    """A binary file of fastText, with subwords, as gensim reads it."""
+    read = optional("gensim.models.fasttext").load_facebook_vectors(str(path))
+    words = [word.encode() for word in read.index_to_key]
+    if not read.bucket:
+        return Vectors(words, np.asarray(read.vectors))
+    lengths = int(read.min_n), int(read.max_n)
+    return Vectors(words, np.asarray(read.vectors), read.vectors_ngrams, lengths)
+
+
+def _read_binary(path: Path) -> Vectors:
+    """A binary file of word2vec, as gensim reads it."""
+    read = optional("gensim.models").KeyedVectors.load_word2vec_format(
+        str(path), binary=True, unicode_errors="replace"
+    )
+    return Vectors([word.encode() for word in read.index_to_key], read.vectors)
+
+
+def _read_text(path: Path) -> Vectors:
+    """A text file: a word and its numbers in each line, and maybe a line with sizes.
+
+    gensim reads short lines as well, and gives them wrong numbers.
+    """
+    words: dict[bytes, None] = {}
+    values, width = array("f"), 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            fields = line.rstrip().split(b" ")
+            if number == 1 and _is_header(fields):
+                width = int(fields[1])
+                continue
+            width = width or len(fields) - 1
+            # Some words of GloVe have spaces.
+            word = b" ".join(fields[: max(1, len(fields) - width)])
+            if width < 1 or len(fields) <= width:
+                raise ValueError(f"line {number} does not have {max(1, width)} numbers")
+            if word not in words:
+                words[word] = None
+                values.extend(map(float, fields[-width:]))
+    if not words:
+        raise ValueError("it has no words")
+    matrix = np.frombuffer(values, np.float32).reshape(len(words), width)
+    return Vectors(list(words), matrix)
+
+
+def _is_header(fields: list[bytes]) -> bool:
+    """Whether a line consists of the numbers of words and of features."""
+    return len(fields) == 2 and all(field.isdigit() for field in fields)
+
+
+def _is_binary(start: bytes) -> bool:
+    """Whether a file of word2vec has binary numbers."""
     first, _, rest = start.partition(b"\n")
-    sizes = first.split()
-    if len(sizes) != 2 or not all(size.isdigit() for size in sizes):
-        return {"no_header": True, "binary": False}
-    return {"no_header": False, "binary": not _are_numbers(rest, int(sizes[1]))}
-
-
-def _are_numbers(rest: bytes, width: int) -> bool:
-    """Whether the first line consists of a word and numbers."""
-    numbers = rest.partition(b"\n")[0].split(b" ")[1 : 1 + width]
-    try:
-        return len([float(number) for number in numbers]) > 0
-    except ValueError:
+    if not _is_header(first.split()):
         return False
+    numbers = rest.partition(b"\n")[0].split()[1:]
+    try:
+        return not [float(number) for number in numbers]
+    except ValueError:
+        return True
+
+
+OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+# What a file begins with → how it is read; the first that matches counts.
+READERS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Vectors]], ...] = (
+    (lambda start: start.startswith(PICKLED), _refuse_pickle),
+    (lambda start: start.startswith(FASTTEXT), _read_fasttext),
+    (_is_binary, _read_binary),
+    (lambda start: True, _read_text),
+)

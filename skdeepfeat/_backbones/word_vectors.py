@@ -32,7 +32,7 @@ class WordBackbone(TextRecord):
     @property
     def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """One layer, by two names."""
-        shape = (1, self.width)
+        shape = (self.width,)
         names = enumerate(("embeddings", "penultimate"))
         return tuple(
             Layer(name, NODE, i, "tokens", shape, self.width, None, 1.0)
@@ -97,7 +97,8 @@ class TokenVectors:
 def _file(name: str, sha256: str) -> Weights:
     """A file that pip installs with wordllama."""
     url = f"pip:wordllama/wordllama/{name}"
-    return Weights(name, url, sha256, None, extra="text")  # type: ignore[arg-type]
+    about = {"extra": "text", "licence": "mit"}
+    return Weights(name, url, sha256, None, **about)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,7 @@ class WordLlama(WordBackbone):
 
     name: str = "wordllama"
     width: int = 256
+    parameters: ClassVar[int] = 32_000 * 256
     vectors_file: ClassVar[Weights] = _file(
         "weights/l2_supercat_256.safetensors",
         "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",

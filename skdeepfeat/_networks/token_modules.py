@@ -66,12 +66,25 @@ def find_text_layers(
     order = [node for node in layouts if node in parts]
     head = head or _head_of(parts, order, layouts)
     _check_head(head, layouts)
+    end = _end_of(order, layouts, large)
     layers = []
-    for i, (alias, node) in enumerate(_named(order, head, parts, layouts)):
+    for i, (alias, node) in enumerate(_named(order, head, parts, end)):
         layout, place = layouts[node]
         shape = tuple(large[node].shape[1:])
         layers.append(Layer(alias, node, i, layout, shape, shape[place], None))
     return tuple(layers)
+
+
+def _end_of(order: list[str], layouts: dict, values: dict) -> str:
+    """The node of what the network returns, or else the last one with rows."""
+    ends = [n for n in order if torch.equal(values[n], values[RETURNED])]
+    ends += [node for node in (RETURNED, *reversed(order)) if node in layouts]
+    if not ends:
+        raise ValueError(
+            "No part of the network returns a vector for each text, or for each place "
+            "in it."
+        )
+    return ends[0]
 
 
 def _check_head(head: str | None, layouts: dict) -> None:
@@ -112,13 +125,21 @@ def _outputs(net: nn.Module, parts: dict[str, nn.Module], length: int) -> dict:
             f"length), int64. With {length} tokens it raised "
             f"{type(error).__name__}: {error}"
         ) from error
-    _check_rows(together[RETURNED], torch.cat(alone))
+    _check_rows(together[RETURNED], alone)
     return {n: v for n, v in together.items() if isinstance(v, torch.Tensor)}
 
 
 def _check_rows(together, alone) -> None:
     """Refuse a network that mixes the texts of a batch, or draws numbers."""
-    if together.shape == alone.shape and torch.allclose(together, alone, 1e-3, 1e-4):
+    if not isinstance(together, torch.Tensor):
+        raise ValueError(
+            "The network of TextBackbone.from_module must return a tensor. Got a "
+            f"{type(together).__name__} instead; wrap it in a module that returns one "
+            "of its tensors."
+        )
+    one_by_one = torch.cat(alone)
+    same = together.shape == one_by_one.shape
+    if same and torch.allclose(together, one_by_one, 1e-3, 1e-4):
         return
     raise ValueError(
         "The features of a text depend on the other texts in the batch, or differ from "
@@ -140,15 +161,17 @@ def _head_of(parts: dict, order: list[str], layouts: dict) -> str | None:
     return last if is_head else None
 
 
-def _named(order: list[str], head: str | None, parts: dict, layouts: dict):
+def _named(order: list[str], head: str | None, parts: dict, end: str):
     """(alias, node) of each layer, in order of depth."""
-    body = [name for name in order if name != head]
-    blocks = [name for name in body if not isinstance(parts[name], nn.Embedding)]
-    for name in body:
-        is_block = name in blocks
-        yield (f"block{blocks.index(name) + 1}" if is_block else "embeddings"), name
+    n_blocks = 0
+    for name in order:
+        if isinstance(parts[name], nn.Embedding):
+            yield "embeddings", name
+        elif name != head:
+            n_blocks += 1
+            yield f"block{n_blocks}", name
     if head is None:
-        yield "penultimate", RETURNED if layouts.get(RETURNED) else body[-1]
+        yield "penultimate", end
         return
     yield "penultimate", f"{head}{INPUT_OF}"
     yield "logits", head

@@ -30,7 +30,8 @@ def pool_tokens(activation, layout: str, mask, pooling: str):
     as_states = AS_STATES.get(layout)
     if as_states is None:
         return activation.float()
-    states = as_states(activation.float())
+    # Contiguous, or the order in which torch adds depends on the place in the batch.
+    states = as_states(activation.float()).contiguous()
     mask = _resized(mask, states.shape[1])
     return torch.cat([PARTS[part](states, mask) for part in POOLINGS[pooling]], 1)
 

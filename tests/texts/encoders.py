@@ -6,40 +6,64 @@ WORDS = (
     "free win cash prize call now hello are you at home for dinner see soon ok".split()
 )
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+DEPTH, WIDTH = 4, 32
 
 
 def save_tokenizer(folder):
     """A word-piece tokenizer with a vocabulary of its own; returns its size."""
     from transformers import BertTokenizerFast
 
-    vocabulary = [*SPECIAL, *WORDS, *"abcdefghijklmnopqrstuvwxyz.!?,'"]
-    vocabulary += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
-    path = folder / "vocab.txt"
-    path.write_text("\n".join(vocabulary))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = [*SPECIAL, *WORDS, *letters, *".!?,'", *(f"##{x}" for x in letters)]
     ids = {word: i for i, word in enumerate(vocabulary)}
     BertTokenizerFast(vocab=ids, model_max_length=64).save_pretrained(folder)
     return len(vocabulary)
 
 
-def save_bert(folder, seed=0, depth=4, width=32, **options):
-    """A BERT with random weights that are larger than usual, and its tokenizer."""
+# Name of an architecture → its settings, beside depth and width.
+HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.3}
+SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, **HEADS}
+ARCHITECTURES = {
+    "Bert": {**SIZES, "max_position_embeddings": 64},
+    "Roberta": {**SIZES, "max_position_embeddings": 66, "pad_token_id": 0},
+    "MPNet": {**SIZES, "max_position_embeddings": 66, "pad_token_id": 0},
+    "DistilBert": {
+        "dim": WIDTH,
+        "n_layers": DEPTH,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    },
+    "DebertaV2": {
+        **SIZES,
+        "max_position_embeddings": 64,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+    },
+    "ModernBert": {
+        **SIZES,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "initializer_cutoff_factor": 2.0,
+        "local_attention": 16,
+    },
+}
+
+
+def save_encoder(folder, architecture="Bert", seed=0, **options):
+    """An encoder with random weights that are larger than usual, and its tokenizer."""
     import torch
-    from transformers import BertConfig, BertModel
+    import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = BertConfig(
-        vocab_size=save_tokenizer(folder),
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        **options,
-    )
+    size = save_tokenizer(folder)
+    about = {"vocab_size": size, **ARCHITECTURES[architecture], **options}
+    config = getattr(transformers, f"{architecture}Config")(**about)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertModel(config).eval().save_pretrained(folder)
+        model = getattr(transformers, f"{architecture}Model")(config)
+        model.eval().save_pretrained(folder)
     return folder
 
 
