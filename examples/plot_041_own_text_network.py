@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from scipy import linalg, ndimage, signal, stats
 from sklearn import ensemble, metrics
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import ShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from skdeepfeat import PretrainedTextFeatures, TextBackbone, list_layers
 
@@ -67,12 +68,10 @@ torch.manual_seed(0)
 net = ConvNet()
 tokens = [torch.tensor(tokenize(text) or [0]) for text in texts]
 tokens = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-data = torch.utils.data.TensorDataset(tokens, torch.tensor(y))
+data = TensorDataset(tokens, torch.tensor(y))
 optimizer = torch.optim.Adam(net.parameters(), 0.003)
 for _ in range(6):
-    for some, labels in torch.utils.data.DataLoader(
-        data, 64, shuffle=True
-    ):
+    for some, labels in DataLoader(data, 64, shuffle=True):
         optimizer.zero_grad()
         nn.CrossEntropyLoss()(net(some), labels).backward()
         optimizer.step()
@@ -86,9 +85,7 @@ folds = ShuffleSplit(8, train_size=30, random_state=0)
 scores = {}
 for layer in [layer.alias for layer in list_layers(backbone)]:
     features = PretrainedTextFeatures(backbone, layer=layer)
-    model = make_pipeline(
-        features, StandardScaler(), LogisticRegression()
-    )
+    model = make_pipeline(features, StandardScaler(), RidgeClassifier())
     scores[layer] = cross_val_score(model, texts, y, cv=folds)
 figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
 means = [score.mean() for score in scores.values()]

@@ -167,7 +167,7 @@ class PretrainedFeatures(
         >>> features = PretrainedCNNFeatures(cache=f"{folder}/store")
         >>> rows = features.transform_to(f"{folder}/rows.npy", load_textures().data[:4])
         >>> rows.shape
-        (4, 512)
+        (4, 1280)
         """
         path = Path(path)
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
