@@ -1,8 +1,10 @@
 """Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
 from ._backbones import inspector as _inspector
+from ._backbones.listing import list_backbones
 from ._backbones.records import Backbone
-from ._backbones.registry import list_backbones, register_backbone
+from ._backbones.registry import register_backbone
+from ._backbones.text_modules import TextBackbone
 from ._datasets import load_image_folder, load_textures
 from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
 from ._exceptions import (
@@ -14,6 +16,8 @@ from ._exceptions import (
     OutputTooLarge,
     RecipeWarning,
     StoreWarning,
+    TextError,
+    TextWarning,
     WeightsError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
@@ -22,6 +26,7 @@ from ._networks.layers import list_layers
 from ._ranking import rank_layers
 from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
+from ._text_features import PretrainedTextFeatures
 
 __version__ = "0.2.0.dev0"
 
@@ -37,8 +42,12 @@ __all__ = [
     "LayerWarning",
     "OutputTooLarge",
     "PretrainedCNNFeatures",
+    "PretrainedTextFeatures",
     "RecipeWarning",
     "StoreWarning",
+    "TextBackbone",
+    "TextError",
+    "TextWarning",
     "TrainingHistoryDisplay",
     "WeightsError",
     "clear_caches",

@@ -1,10 +1,18 @@
-"""Bounded caches that all estimators of a process share."""
+"""Bounded caches that all estimators of a process share, and the cache folder."""
 
+import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ._processes import RLock, fork_safe
+
+
+def user_cache(part: str) -> Path:
+    """Where this user's processes keep files; RuntimeError if the user has no home."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "skdeepfeat" / part
 
 
 class _Entry:

@@ -4,7 +4,9 @@
 
     Exception
     ├── ValueError
-    │   ├── ImageError        one row of X cannot be read as an image; has its row
+    │   ├── RowError          one row of X cannot be read; has its row
+    │   │   ├── ImageError    as an image
+    │   │   └── TextError     as a text
     │   └── WeightsError      a weights file is missing, unsafe, or for another network
     ├── MemoryError
     │   └── OutputTooLarge    "flatten" would need more than its limit
@@ -16,7 +18,8 @@
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
-        └── StoreWarning      a store is damaged, full, or not writable
+        ├── StoreWarning      a store is damaged, full, or not writable
+        └── TextWarning       rows filled with nan, or texts cut
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -26,6 +29,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 
@@ -46,15 +50,15 @@ BETWEEN = {"skdeepfeat", "sklearn", "joblib", "contextlib"}
 BETWEEN |= {"concurrent", "threading", "multiprocessing"}
 
 
-class ImageError(ValueError):
-    """One row of X cannot be read as an image.
+class RowError(ValueError):
+    """One row of X cannot be read.
 
     Parameters
     ----------
     row : int
         Position in X.
     source : str
-        The path of the image, or its type and shape.
+        The path of an image, or the type and shape of what is in the row.
     reason : str
         Why it cannot be read, and what to do about it.
     """
@@ -65,10 +69,18 @@ class ImageError(ValueError):
 
     def at(self, row, source=None):
         """The same error for another row, which may have another source."""
-        return ImageError(row, source or self.source, self.reason)
+        return type(self)(row, source or self.source, self.reason)
 
     def __str__(self):
         return f"row {self.row} ({self.source}): {self.reason}"
+
+
+class ImageError(RowError):
+    """One row of X cannot be read as an image; see its `row`, `source`, `reason`."""
+
+
+class TextError(RowError):
+    """One row of X cannot be read as a text; see its `row`, `source`, `reason`."""
 
 
 class WeightsError(ValueError):
@@ -121,6 +133,36 @@ class RecipeWarning(FeatureWarning):
 
 class StoreWarning(FeatureWarning):
     """A store is damaged, full, or not writable; the features are computed anyway."""
+
+
+class TextWarning(FeatureWarning):
+    """Some rows were filled with NaN, or some texts were cut."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What messages say about the rows of one kind of input.
+
+    Parameters
+    ----------
+    noun : str
+        What one row is, such as "image".
+    error : type
+        Of a row that cannot be read.
+    warning : type
+        About some rows.
+    not_finite : str
+        The reason why a row has features that are NaN or infinite.
+    out_of_range : str
+        The warning about n rows of this number that are not as they should be; has
+        the place "{n}".
+    """
+
+    noun: str
+    error: type[RowError]
+    warning: type[FeatureWarning]
+    not_finite: str
+    out_of_range: str
 
 
 def warn_user(message: str, category: type[Warning]) -> None:

@@ -1,67 +1,25 @@
-"""PretrainedCNNFeatures: its parameters, its tags, and how `transform` computes."""
+"""PretrainedCNNFeatures: its parameters, and how it reads images."""
 
-import secrets
-import shutil
-from functools import partial
-from itertools import chain
 from numbers import Integral
-from pathlib import Path
-
-import numpy as np
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones.records import Backbone
-from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
-from ._backbones.weights import WeightsSource, resolve_source
+from ._backbones.weights import resolve_source
 from ._caches import SharedCache
-from ._choice import choose_layer, score_layers, warn_without_signal
-from ._clock import Clock
-from ._engines.devices import (
-    names_of_gpus,
-    resolve_devices,
-    resolve_threads,
-    unconvertible,
-)
-from ._engines.running import Engine
-from ._exceptions import ConversionError, EngineWarning, warn_user
+from ._engines.devices import resolve_threads, unconvertible
+from ._images.batches import ImageReading
 from ._images.input import read_input, set_input_tags
-from ._networks.layers import width_of
-from ._networks.pooling import POOLINGS, check_size
-from ._plan import (
-    Plan,
-    chooses_layer,
-    layers_to_choose_from,
-    make_plan,
-    requested_layers,
-)
-from ._report import FitTask, Report, last_report, progress_bar
-from ._store.rows import Rows
-from ._store.stores import FeatureStore, clear_tables, open_table
+from ._networks.layers import ImageNetwork
+from ._networks.pooling import POOLINGS
+from ._store.stores import FeatureStore, clear_tables
 from ._validation import (
-    CallbackSupportMixin,
     HasBackbone,
     HasMethods,
     Interval,
     StrOptions,
     check_image_shape,
-    check_target,
-    complete_state,
-    with_callbacks,
+    check_value_range,
 )
-
-# Set by `fit`.
-CHOSEN = ("layer_", "layer_scores_", "layer_neighbor_scores_", "layer_accuracies_")
-FITTED = ("weights_digest_", *CHOSEN)
-
-NOT_CHOSEN = (
-    "This %(name)s has not chosen a layer yet: layer='auto' needs fit(X, y). Fit it, "
-    "or name a layer such as layer='penultimate'."
-)
+from ._walk import PretrainedFeatures
 
 
 def clear_caches():
@@ -79,12 +37,7 @@ def clear_caches():
     unconvertible.clear()
 
 
-class PretrainedCNNFeatures(
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    CallbackSupportMixin,
-    BaseEstimator,
-):
+class PretrainedCNNFeatures(PretrainedFeatures):
     """Deep features of images from a frozen, pretrained convolutional network.
 
     The activations of one or several layers are pooled over the image and returned as
@@ -245,12 +198,6 @@ class PretrainedCNNFeatures(
     (2, 64)
     """
 
-    _doc_link_module = "skdeepfeat"
-    _doc_link_template = (
-        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
-        "skdeepfeat.{estimator_name}.html"
-    )
-
     _parameter_constraints: dict = {
         "backbone": [str, Backbone, HasBackbone()],
         "weights": [str, HasMethods("__fspath__"), tuple, None],
@@ -322,380 +269,25 @@ class PretrainedCNNFeatures(
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None):
-        """Check the input and record the weights; choose the layer if it is "auto".
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            Paths, encoded bytes, PIL images, arrays or tensors, in any container; or
-            flat rows of shape (n_images, n_values) if `image_shape` is set.
-        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
-            What the features should predict, for ``layer="auto"``: floats are numbers,
-            all other types are classes. Otherwise ignored.
-
-        Returns
-        -------
-        self : PretrainedCNNFeatures
-            The estimator itself.
-        """
-        self._note_weights()
-        if chooses_layer(self):
-            self._choose(X, y)
-        else:
-            read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
-        return self
-
-    @with_callbacks
-    def fit_transform(self, X, y=None):
-        """Fit as `fit` does, and return the features of X.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-        y : array-like of shape (n_images,) or (n_images, n_outputs), default=None
-            What the features should predict, for ``layer="auto"``: floats are numbers,
-            all other types are classes. Otherwise ignored.
-
-        Returns
-        -------
-        features : ndarray of shape (n_images, n_features), float32
-            As returned by `transform`.
-        """
-        self._note_weights()
-        with FitTask(self, X, "batch") as task:
-            walk = partial(self._walk, reset=True)
-            if chooses_layer(self):
-                walk = partial(self._choose, y=y)
-            return self._as_output(walk(X, batch_done=task.step_done))
-
-    def transform(self, X):
-        """Return the features of images.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        features : ndarray of shape (n_images, n_features), float32
-            One row for each image, in the order of X; C-contiguous.
-
-        Raises
-        ------
-        ImageError
-            If an image cannot be read and ``on_error="raise"``.
-        NotFittedError
-            If ``layer="auto"`` and `fit` has not chosen a layer.
-        WeightsError
-            If the weights cannot be found, do not fit the network, or have changed
-            since `fit`.
-        """
-        return self._as_output(self._walk(X))
-
-    def transform_to(self, path, X):
-        """Write the features of images to a file, which may be larger than memory.
-
-        With `cache` in a folder, this can be interrupted at any time: the next call
-        continues from the features computed so far. The file appears once it is
-        complete.
-
-        Parameters
-        ----------
-        path : str or path
-            The .npy file to write. An existing file is replaced.
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        features : memmap of shape (n_images, n_features), float32
-            The features, read from the file as needed.
-
-        Raises
-        ------
-        ImageError
-            If an image cannot be read and ``on_error="raise"``.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> from skdeepfeat import PretrainedCNNFeatures, load_textures
-        >>> folder = tempfile.mkdtemp()
-        >>> features = PretrainedCNNFeatures(cache=f"{folder}/store")
-        >>> rows = features.transform_to(f"{folder}/rows.npy", load_textures().data[:4])
-        >>> rows.shape
-        (4, 512)
-        """
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-
-        def make_output(*shape):
-            return np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-
-        try:
-            self._walk(X, make_output=make_output).flush()
-            if path.exists():  # keep its permissions, as open() does
-                shutil.copymode(path, partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        return np.load(path, mmap_mode="r")
-
-    def warm(self, X):
-        """Store the features of images without returning them.
-
-        Later calls, for instance in a grid search with many workers, then only read
-        them.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        self : PretrainedCNNFeatures
-            The estimator itself.
-
-        Examples
-        --------
-        >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures, load_textures
-        >>> store = FeatureStore(name="textures")
-        >>> features = PretrainedCNNFeatures(cache=store, prefetch_layers="all")
-        >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
-        4
-        """
-        self._walk(X, fitting=True, make_output=lambda n, width: None)
-        return self
-
-    # Computing features -------------------------------------------------------------
-
-    def _walk(self, X, *, fitting=False, **options):
-        """The output, computed with torch if no other engine can run the network."""
-        plan = self._plan(fitting)
-        try:
-            return self._walk_along(plan, X, **options)
-        except ConversionError as error:  # nothing was computed
-            unconvertible.add(plan.pooled.digest)
-            warn_user(
-                f"torch runs backbone {plan.pooled.source.backbone.name!r}, because "
-                f"{plan.engine!r} cannot: {error}. Set engine='torch' to silence this "
-                "warning.",
-                EngineWarning,
-            )
-            return self._walk_along(self._plan(fitting), X, **options)
-
-    def _walk_along(
-        self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
-    ):
-        """X → images → batches → activations → pooled rows → store → array."""
-        images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
-        out = (make_output or self._allocate)(len(images), plan.columns.width)
-        report, clock = Report(self, len(images)), Clock()
-        table = open_table(self.cache, plan.obstacle)
-        rows = Rows(images, table, plan.columns, out, report, clock)
-        with progress_bar(len(images), self.verbose) as show, rows:
-            for window in rows.windows(resolve_threads(self.n_jobs), plan.rescaled):
-                while rows.read():
-                    with table.use_gpus(lambda: names_of_gpus(plan.devices)):
-                        for computed in self._compute(plan, window, rows, clock):
-                            rows.write(computed)
-                            show(rows.n_done)
-                            batch_done()
-                show(rows.n_done)
-        rows.finish()
-        report.finish(out)
-        report.measured(plan.device_class, plan.engine, rows.n_computed, clock)
-        if self.verbose:
-            print(report.sentence())
-        return out
-
-    def _allocate(self, n, width):
-        """An empty array for the output."""
-        check_size(n, width, self.pooling)
-        return np.empty((n, width), np.float32)
-
-    def _compute(self, plan, window, rows, clock):
-        """Features of the missing rows that no other call is computing, in batches."""
-        claimed = rows.claim()
-        first = next(claimed, None)
-        if first is None:
-            return  # other calls compute all of them, so no network is built
-        with clock.measure("building"):
-            engine = Engine(
-                plan.pooled_for(rows.columns),
-                plan.devices,
-                self.precision,
-                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
-                plan.engine,
-            )
-        yield from engine.run(
-            window,
-            chain([first], claimed),
-            plan.value_range,
-            self.decode,
-            self.n_jobs,
-            clock,
-        )
-
-    def _as_output(self, out):
-        """The array itself, or a tensor on the device."""
-        if self.output == "numpy":
-            return out
-        import torch
-
-        return torch.from_numpy(out).to(resolve_devices(self.device)[0])
-
-    # Choosing a layer ----------------------------------------------------------------
-
-    def _choose(self, X, y, **options):
-        """Set `layer_` to the layer that suits y; its features are returned."""
-        features, scores = self.score_layers(X, y, **options)
-        self.layer_ = choose_layer(scores)
-        self.layer_scores_ = {name: score.r2 for name, score in scores.items()}
-        self.layer_neighbor_scores_ = {n: s.neighbors_r2 for n, s in scores.items()}
-        accuracies = {name: score.accuracy for name, score in scores.items()}
-        if None not in accuracies.values():
-            self.layer_accuracies_ = accuracies
-        warn_without_signal(scores, self.layer_)
-        return np.ascontiguousarray(features[self.layer_])
-
-    def score_layers(self, X, y, **options):
-        """Compute the features and the scores of all layers, in one pass.
-
-        Other parts of the package call it; use :func:`rank_layers` instead.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-        y : array-like of shape (n_images,) or (n_images, n_outputs)
-            What the features should predict.
-        **options
-            How to walk, such as what to call after each batch.
-
-        Returns
-        -------
-        features : dict of str to ndarray of shape (n_images, n_features)
-            Features of each layer.
-        scores : dict of str to LayerScore
-            Score of each layer, in order of depth.
-        """
-        y = check_target(self, y)
-        images = read_input(self, X, reset=True, allow_nan=self.on_error == "nan")
-        check_consistent_length(images, y)
-        rows = self._walk(images, fitting=True, **options)
-        columns = self._plan(fitting=True).columns
-        layers = self._layers_to_fit(self._source())
-        places = zip(layers, columns.slices, strict=True)
-        features = {layer: rows[:, place] for layer, place in places}
-        return features, score_layers(features, y)
-
-    # Resolving parameters -----------------------------------------------------------
-
-    def _plan(self, fitting=False) -> Plan:
-        """Validate the parameters and resolve every default."""
-        self._validate_params()
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         check_image_shape(self.image_shape)
-        source = self._source()
-        self._check_weights(source)
-        layer = self._layers_to_fit(source) if fitting else self._layer()
-        return make_plan(self, source, layer)
 
-    def _layer(self):
-        """The layer that `transform` reads."""
-        if not chooses_layer(self):
-            return self.layer
-        check_is_fitted(self, "layer_", msg=NOT_CHOSEN)
-        return self.layer_
+    def _read(self, X, *, reset):
+        return read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
 
-    def _layers_to_fit(self, source: WeightsSource):
-        """The layers that `fit` needs."""
-        if not chooses_layer(self):
-            return self.layer
-        return layers_to_choose_from(self, source)
-
-    def _note_weights(self) -> None:
-        """Record which weights and preprocessing this estimator is fitted with."""
-        for name in FITTED:  # by an earlier fit
-            self.__dict__.pop(name, None)
-        self._plan(fitting=True)
-        self.weights_digest_ = saved_digest(self._source())
-
-    def _check_weights(self, source: WeightsSource) -> None:
-        """Refuse weights or preprocessing that have changed since `fit`."""
-        noted = getattr(self, "weights_digest_", None)
-        if noted is None or not can_compare(noted):  # no fit, or another version
-            return
-        consequence = "models fitted on its features are no longer valid"
-        refuse_other_weights(
-            noted, saved_digest(source), source, type(self).__name__, consequence
+    def _network(self) -> ImageNetwork:
+        return ImageNetwork(
+            resolve_source(
+                self.backbone, self.weights, self.random_state, self.image_size
+            )
         )
 
-    def _source(self) -> WeightsSource:
-        """The weights, with the preprocessing for the current input size."""
-        return resolve_source(
-            self.backbone, self.weights, self.random_state, self.image_size
-        )
-
-    # Conventions of scikit-learn ----------------------------------------------------
-
-    @property
-    def _n_features_out(self) -> int:
-        source = self._source()
-        return sum(
-            width_of(source.backbone, source.input, layer, self.pooling)
-            for layer in requested_layers(self, source, self._layer())
-        )
-
-    def get_feature_names_out(self, input_features=None):
-        """Return the names of the features, prefixed by the name of the column.
-
-        Parameters
-        ----------
-        input_features : array-like of str, default=None
-            Only used to check against the names seen in `fit`.
-
-        Returns
-        -------
-        names : ndarray of str, shape (n_features,)
-            "front_pretrainedcnnfeatures0" and so on if the column seen in `fit` is a
-            Series or a column of a data frame named "front"; otherwise
-            "pretrainedcnnfeatures0" and so on.
-
-        Examples
-        --------
-        >>> from skdeepfeat import PretrainedCNNFeatures
-        >>> PretrainedCNNFeatures().get_feature_names_out()[:2].tolist()
-        ['pretrainedcnnfeatures0', 'pretrainedcnnfeatures1']
-        """
-        self._layer()  # its error says what to do
-        names = super().get_feature_names_out(input_features)
-        columns = getattr(self, "feature_names_in_", ())
-        if len(columns) != 1:  # unknown, or pixels
-            return names
-        return np.array([f"{columns[0]}_{name}" for name in names], dtype=object)
-
-    @property
-    def errors_(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of each image that the last call could not read."""
-        return last_report(self).errors
-
-    @property
-    def stats_(self) -> dict:
-        """Statistics of the last call of this thread."""
-        return last_report(self).stats
-
-    def __setstate__(self, state):
-        super().__setstate__(complete_state(type(self), state))
+    def _reading(self, network) -> ImageReading:
+        value_range = check_value_range(self.value_range)
+        return ImageReading(value_range, self.decode, resolve_threads(self.n_jobs))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         set_input_tags(tags, self.image_shape)
-        tags.transformer_tags.preserves_dtype = []
-        tags.requires_fit = tags.target_tags.required = chooses_layer(self)
         return tags

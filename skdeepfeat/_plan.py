@@ -8,20 +8,43 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Protocol
 
 from ._backbones.records import Layer
 from ._backbones.weights import WeightsSource
 from ._digests import changed_fields, digest_fields
 from ._engines.base import PooledLayers
 from ._engines.devices import device_class, resolve_devices, resolve_engine
-from ._images.formats import switches
-from ._networks.layers import aliased_layers, resolve_layer, width_of
 from ._store.columns import Column, Columns
-from ._validation import check_value_range
+from ._store.rows import Reading
 
 SCHEMA = 6  # increment when features change, so that stored ones are not used
 
 Pooled = tuple[Layer, str]  # a layer, and how it is pooled
+
+
+class Network(Protocol):
+    """What a plan needs to know about a network of any kind of input.
+
+    Attributes
+    ----------
+    source : WeightsSource
+        The network's record, its weights, and its input.
+    """
+
+    @property
+    def source(self) -> WeightsSource:
+        """The record of the network, its weights, and its input."""
+
+    def aliased(self) -> tuple[Layer, ...]:
+        """The layers that have an alias, in order of depth."""
+
+    def find(self, name) -> Layer:
+        """The layer with this alias, index or node."""
+
+    def width(self, layer: Layer, pooling: str) -> int:
+        """Number of features of a layer after pooling."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,8 @@ class Plan:
     ----------
     pooled : PooledLayers
         The layers and poolings that the engine computes, before any are added.
-    value_range : tuple of float or None
-        Values of black and white; None depends on the dtype.
+    reading : Reading
+        How rows of X become the input of the network.
     devices : tuple of str
         The devices that compute.
     device_class : str
@@ -45,7 +68,7 @@ class Plan:
     """
 
     pooled: PooledLayers
-    value_range: tuple[float, float] | None
+    reading: Reading
     devices: tuple[str, ...]
     device_class: str
     engine: str
@@ -56,46 +79,39 @@ class Plan:
         """Why the features must not be stored in a folder, or "" if they may be."""
         return self.pooled.source.identity.obstacle
 
-    @property
-    def rescaled(self) -> bool:
-        """Whether arrays have a range of values other than that of 8-bit images."""
-        return self.value_range not in (None, (0, 255))
-
     def pooled_for(self, columns: Columns) -> PooledLayers:
         """The layers and poolings that the engine computes for these columns."""
         layers = [column.pooled for column in columns.stored]
         return PooledLayers.of(self.pooled.source, self.pooled.weights_key, layers)
 
 
-def make_plan(estimator, source: WeightsSource, layer) -> Plan:
+def make_plan(estimator, network: Network, reading: Reading, layer) -> Plan:
     """Plan a call of an estimator that reads these layers of a network."""
-    value_range = check_value_range(estimator.value_range)
-    layers = requested_layers(estimator, source, layer)
-    pooled_of = _pooler(estimator, source)
+    source = network.source
+    layers = requested_layers(estimator, network, layer)
+    pooled_of = _pooler(estimator, network)
     requested = list(map(pooled_of, layers))
-    prefetched, others = _prefetched(estimator, source, layers, pooled_of)
+    prefetched, others = _prefetched(estimator, network, layers, pooled_of)
     devices = resolve_devices(estimator.device)
     kind = device_class(devices)
     pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
     engine = resolve_engine(estimator.engine, kind, estimator.precision, pooled)
-    computation = _computation(estimator, pooled, value_range, kind, engine)
+    computation = _computation(estimator, pooled, reading, kind, engine)
     about = {"scope": computation, "pooling": estimator.pooling}
     columns = Columns(
         digest_fields("pass", 1, about),
-        *_columns(source, computation, requested, prefetched, others),
+        *_columns(network, computation, requested, prefetched, others),
     )
-    return Plan(pooled, value_range, devices, kind, engine, columns)
+    return Plan(pooled, reading, devices, kind, engine, columns)
 
 
-def _computation(estimator, pooled: PooledLayers, value_range, kind, engine) -> bytes:
-    """Digest of everything that determines features, apart from image and layer."""
+def _computation(estimator, pooled: PooledLayers, reading, kind, engine) -> bytes:
+    """Digest of everything that determines features, apart from row and layer."""
     made_with = {
         "network": pooled.source.identity.digest,
         "weights": pooled.weights_key,
         "input": changed_fields(pooled.source.input),
-        "value_range": value_range,
-        "decode": estimator.decode,
-        "decoders": switches(),
+        **reading.about,
         "precision": estimator.precision,
         "device": kind,
         "engine": engine,
@@ -108,20 +124,20 @@ def chooses_layer(estimator) -> bool:
     return isinstance(estimator.layer, str) and estimator.layer == "auto"
 
 
-def layers_to_choose_from(estimator, source: WeightsSource) -> tuple[str, ...]:
+def layers_to_choose_from(estimator, network: Network) -> tuple[str, ...]:
     """Aliases of the distinct layers before the head, in order of depth.
 
     Of aliases of the same features, the last one is used.
     """
-    pooled_of = _pooler(estimator, source)
+    pooled_of = _pooler(estimator, network)
     distinct: dict[Pooled, Layer] = {}
-    for layer in reversed(aliased_layers(source.backbone)):
+    for layer in reversed(network.aliased()):
         distinct.setdefault(pooled_of(layer), layer)
     names = [str(layer.alias) for layer in reversed(distinct.values())]
     return tuple(name for name in names if name != "logits")
 
 
-def requested_layers(estimator, source: WeightsSource, layer) -> list[Layer]:
+def requested_layers(estimator, network: Network, layer) -> list[Layer]:
     """The layers named by a value of the `layer` parameter, in its order."""
     names = layer if isinstance(layer, (tuple, list)) else (layer,)
     if not names or not all(isinstance(n, (str, Integral)) for n in names):
@@ -129,17 +145,12 @@ def requested_layers(estimator, source: WeightsSource, layer) -> list[Layer]:
             f"The 'layer' parameter of {type(estimator).__name__} must name at least "
             f"one layer, by strings or integers. Got {layer!r} instead."
         )
-    return [_find_layer(source, name) for name in names]
+    return [network.find(name) for name in names]
 
 
-def _find_layer(source: WeightsSource, name) -> Layer:
-    """The layer with this alias, index or node."""
-    return resolve_layer(source.backbone, name, source.input.image_size)
-
-
-def _pooler(estimator, source: WeightsSource) -> Callable[[Layer], Pooled]:
+def _pooler(estimator, network: Network) -> Callable[[Layer], Pooled]:
     """Layer → what to compute for it; equal for all names of the same features."""
-    first = {known.node: known for known in aliased_layers(source.backbone)[::-1]}
+    first = {known.node: known for known in network.aliased()[::-1]}
 
     def pooled_of(layer: Layer) -> Pooled:
         if layer.average_of in first:
@@ -152,7 +163,7 @@ def _pooler(estimator, source: WeightsSource) -> Callable[[Layer], Pooled]:
 
 def _prefetched(
     estimator,
-    source: WeightsSource,
+    network: Network,
     layers: list[Layer],
     pooled_of: Callable[[Layer], Pooled],
 ) -> tuple[list[Pooled], list[Pooled]]:
@@ -166,14 +177,14 @@ def _prefetched(
         return [x for x in dict.fromkeys(map(pooled_of, layers)) if x not in known]
 
     if not isinstance(chosen, str):
-        return beyond(requested, [_find_layer(source, name) for name in chosen]), []
-    skipped = "logits" if source.may_lack_head else None
-    aliased = [x for x in aliased_layers(source.backbone) if x.alias != skipped]
+        return beyond(requested, [network.find(name) for name in chosen]), []
+    skipped = "logits" if network.source.may_lack_head else None
+    aliased = [x for x in network.aliased() if x.alias != skipped]
     if chosen == "all":
         return beyond(requested, aliased), []
     if chooses_layer(estimator):  # which a later fit may do for the same images
-        others = layers_to_choose_from(estimator, source)
-        return beyond(requested, [_find_layer(source, name) for name in others]), []
+        others = layers_to_choose_from(estimator, network)
+        return beyond(requested, [network.find(name) for name in others]), []
     deepest = max((layer.index for layer in layers if layer.index), default=0)
     shallow = [x for x in aliased if x.index is not None and x.index < deepest]
     below = beyond(requested, shallow)
@@ -181,20 +192,19 @@ def _prefetched(
 
 
 def _columns(
-    source: WeightsSource, computation: bytes, *groups: list[Pooled]
+    network: Network, computation: bytes, *groups: list[Pooled]
 ) -> list[tuple[Column, ...]]:
     """The columns of each group of pooled layers."""
     return [
-        tuple(_column(source, computation, *pair) for pair in group) for group in groups
+        tuple(_column(network, computation, *pair) for pair in group)
+        for group in groups
     ]
 
 
-def _column(
-    source: WeightsSource, computation: bytes, layer: Layer, pooling: str
-) -> Column:
+def _column(network: Network, computation: bytes, layer: Layer, pooling: str) -> Column:
     """The column of one layer, identified by all that determines its features."""
-    width = width_of(source.backbone, source.input, layer, pooling)
-    label = f"{source.backbone.name} {layer.alias or layer.node} {pooling}"
+    width = network.width(layer, pooling)
+    label = f"{network.source.backbone.name} {layer.alias or layer.node} {pooling}"
     fingerprint = _fingerprint(computation, layer.node, layer.layout, pooling)
     return Column(layer, pooling, width, label, fingerprint)
 

@@ -12,16 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ._clock import Clock
-from ._exceptions import ImageError, ImageWarning, warn_user
+from ._exceptions import RowError, Wording, warn_user
 
 
 @contextlib.contextmanager
-def progress_bar(n_rows: int, verbose):
+def progress_bar(n_rows: int, verbose, wording: Wording):
     """Show a progress bar if `verbose`; gives a function that takes the rows done.
 
-    The bar shows the number of distinct rows of X, and images per second.
+    The bar shows the number of distinct rows of X, and how many per second.
     """
-    bar = tqdm(total=n_rows, unit="image", desc="features", disable=not verbose)
+    bar = tqdm(total=n_rows, unit=wording.noun, desc="features", disable=not verbose)
     with bar:
         yield lambda n_done: bar.update(n_done - bar.n)
 
@@ -72,21 +72,24 @@ class Report:
 
     Parameters
     ----------
-    estimator : PretrainedCNNFeatures
+    estimator : estimator
         The estimator that is called. Its `on_error` decides whether an unreadable row
         raises an error.
     n_rows : int
         Number of rows of X.
+    wording : Wording
+        What messages say about the rows.
     """
 
-    def __init__(self, estimator, n_rows: int):
+    def __init__(self, estimator, n_rows: int, wording: Wording):
+        self._wording = wording
         self._raises, self._n_rows = estimator.on_error == "raise", n_rows
-        self.failed: dict[int, ImageError] = {}
+        self.failed: dict[int, RowError] = {}
         self.stats: dict[str, Any] = {}
-        self.out_of_range = False  # whether any pixel value is outside its range
+        self.out_of_range: set[int] = set()  # rows
         _keep(self, estimator)
 
-    def fail(self, error: ImageError) -> None:
+    def fail(self, error: RowError) -> None:
         """Raise the error of a row, or record it."""
         if self._raises:
             raise error
@@ -94,31 +97,31 @@ class Report:
 
     @property
     def errors(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of each image that could not be read."""
+        """Row, source and reason of each row that could not be read."""
         failed = self.failed
         return [(row, failed[row].source, failed[row].reason) for row in sorted(failed)]
 
     def measured(self, device: str, engine: str, n_computed: int, clock: Clock) -> None:
         """Record the statistics of the call."""
-        seconds = clock.total
+        seconds, nouns = clock.total, f"{self._wording.noun}s"
         self.stats = {
             "device": device,
             "engine": engine,
-            "n_images": self._n_rows,
+            f"n_{nouns}": self._n_rows,
             "n_computed": n_computed,
             "seconds": seconds,
-            "images_per_second": self._n_rows / seconds,
+            f"{nouns}_per_second": self._n_rows / seconds,
             "shares": {part: s / seconds for part, s in clock.seconds.items()},
         }
 
     def sentence(self) -> str:
         """The statistics in one line."""
-        shares = self.stats["shares"].items()
+        shares, nouns = self.stats["shares"].items(), f"{self._wording.noun}s"
         parts = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares)
         return (
-            f"{self.stats['n_images']} images, {self.stats['n_computed']} computed on "
+            f"{self._n_rows} {nouns}, {self.stats['n_computed']} computed on "
             f"{self.stats['device']} with {self.stats['engine']}, "
-            f"{self.stats['images_per_second']:.0f} a second: {parts}"
+            f"{self.stats[f'{nouns}_per_second']:.0f} a second: {parts}"
         )
 
     def finish(self, out) -> None:
@@ -126,23 +129,20 @@ class Report:
         if out is not None:
             out[list(self.failed)] = np.nan
         if self.failed:
+            nouns = f"{self._wording.noun}s"
             warn_user(
-                f"{len(self.failed)} of {self._n_rows} images could not be read; their "
-                "rows are nan and errors_ lists them. The first is "
+                f"{len(self.failed)} of {self._n_rows} {nouns} could not be read; "
+                "their rows are nan and errors_ lists them. The first is "
                 f"{self.failed[min(self.failed)]}.",
-                ImageWarning,
+                self._wording.warning,
             )
         if self.out_of_range:
-            warn_of_range()
+            warn_of_range(self._wording, len(self.out_of_range))
 
 
-def warn_of_range() -> None:
-    """Warn that pixel values lie outside the range from black to white."""
-    warn_user(
-        "Some pixel values are outside the range from black to white of their dtype. "
-        "If they are on another scale, pass for example value_range=(0, 255).",
-        ImageWarning,
-    )
+def warn_of_range(wording: Wording, n: int) -> None:
+    """Warn that the input of n rows lies outside its range."""
+    warn_user(wording.out_of_range.format(n=n), wording.warning)
 
 
 def last_report(estimator) -> Report:

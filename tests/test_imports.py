@@ -21,14 +21,15 @@ ROOMS = [
     {"__init__"},
     {"_strategy", "_displays", "_datasets"},
     {"_finetuning", "_ranking"},
-    {"_features"},
+    {"_features", "_text_features"},
+    {"_walk"},
     {"_plan", "_choice"},
     {"_report"},
     {"_engines"},
     {"_networks"},
     {"_store"},
     {"_backbones"},
-    {"_images"},
+    {"_images", "_texts"},
     {"_validation", "_clock", "_caches", "_listing", "_leave_one_out"},
     {"_digests"},
     {"_processes", "_exceptions"},
@@ -41,11 +42,12 @@ WITH_TORCH = {"_backbones.files", "_backbones.skeletons", "_engines.tf32"}
 WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
 WITH_TORCH |= {"_finetuning.frozen", "_finetuning.parts", "_finetuning.phases"}
 WITH_TORCH |= {"_finetuning.fitted", "_finetuning.new_head", "_finetuning.tuned_part"}
-WITH_TORCH |= {"_finetuning.monitoring", "_finetuning.training"}
+WITH_TORCH |= {"_finetuning.monitoring", "_finetuning.training", "_engines.tokens"}
 WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {
     "_networks.__init__",
     "_networks.layers",
     "_networks.pooling",
+    "_networks.text_layers",
 }
 
 

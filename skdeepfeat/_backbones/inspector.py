@@ -23,6 +23,12 @@ class Inspector(Protocol):
     def check_node(self, backbone, node: str) -> None:
         """Refuse a name that is no node of the network."""
 
+    def find_text_layers(self, net, padding: int, max_length, head) -> tuple:
+        """The layers of a network of texts."""
+
+    def describe_text_module(self, net) -> tuple[dict, str]:
+        """Named values that identify a network of texts, or why there are none."""
+
     def seeded_values(self, source) -> bytes:
         """Digest of the weights that a network draws from its seed."""
 

@@ -50,9 +50,10 @@ class Layer:
         Name in the traced network, such as ``"layer3.22.relu_2"``.
     index : int or None
         Position among the aliased layers in order of depth; None for other nodes.
-    layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "vector"}
+    layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "channels", "vector"}
         Layout of the output after the batch axis. "5+tokens" are the tokens of the
-        places in an image after five others, which pooling leaves out.
+        places in an image after five others, which pooling leaves out; "channels" are
+        those of a 1-D convolution over a text.
     shape : tuple of int
         Shape of the output without the batch axis, in the order of `layout`, at the
         default input size.
@@ -415,13 +416,13 @@ class Backbone:
         The network and the steps that torch.fx traces are both run on two images of
         noise. If their outputs differ, the network is used as it is, untraced.
         """
-        _check_module(net)
+        check_module(net)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {key: as_array(value) for key, value in tensors.items()}
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(_copy_of(net).to("meta").eval()),
+            build=Skeleton(copy_of(net).to("meta").eval()),
             input=InputSpec(image_size, None, mean=mean, std=std),
             head=head,
             arrays=arrays,
@@ -476,17 +477,17 @@ def _hooks_of_all_modules() -> list[list]:
     return [hooks for hooks in found if len(hooks) > 1]
 
 
-def _check_module(net) -> None:
+def check_module(net) -> None:
     """Refuse what is not a network in plain Python; torch need not be imported."""
     kinds = [base.__name__ for base in type(net).__mro__]
     if "Module" not in kinds or "ScriptModule" in kinds:
         raise TypeError(
-            "Backbone.from_module takes a torch.nn.Module in plain Python, got "
+            "from_module takes a torch.nn.Module in plain Python, got "
             f"{type(net).__name__} instead."
         )
 
 
-def _copy_of(net):
+def copy_of(net):
     """A deep copy of a network, or a TypeError that says why it cannot be copied."""
     try:
         return copy.deepcopy(net)

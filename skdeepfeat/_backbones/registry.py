@@ -128,39 +128,8 @@ SHOWN = (  # the columns of the printed list
 )
 
 
-def list_backbones(prefix=""):
-    """List the names of networks, which `backbone` parameters accept.
-
-    Parameters
-    ----------
-    prefix : str, default=""
-        Only names that begin with it. Those of timm, nearly two thousand, are listed
-        only for a prefix that begins with "timm/".
-
-    Returns
-    -------
-    names : list of str
-        Names of the networks of this package, of torchvision's classification networks
-        and of the registered networks, sorted. The list is shown as a table when
-        printed or displayed in a notebook, with the licence of the weights if it is
-        known.
-
-    See Also
-    --------
-    list_layers : List the layers of a network.
-    register_backbone : Add a network of your own to the list.
-
-    Examples
-    --------
-    >>> from skdeepfeat import list_backbones
-    >>> "resnet50" in list_backbones()
-    True
-    >>> list_backbones("timm/resnet18")[:3]
-    backbone               parameters  image size  licence
-    timm/resnet18.a1_in1k  11,689,512         224  apache-2.0
-    timm/resnet18.a2_in1k  11,689,512         224  apache-2.0
-    timm/resnet18.a3_in1k  11,689,512         160  apache-2.0
-    """
+def list_image_backbones(prefix: str = "") -> Listing:
+    """The names of networks of images that begin with a prefix."""
     names = [*_records(), *_registered]
     if prefix.startswith(timm_records.PREFIX):
         names += timm_records.timm_names()
@@ -180,7 +149,7 @@ def is_listed(backbone: Backbone) -> bool:
     """Whether the name of this backbone is registered for it."""
     name = backbone.name
     of_timm = name.startswith(timm_records.PREFIX)
-    listed = of_timm or name in list_backbones()
+    listed = of_timm or name in list_image_backbones()
     return listed and resolve_backbone(name) == backbone
 
 
@@ -256,5 +225,5 @@ def resolve_backbone(backbone) -> Backbone:
 def _all_names(wrong) -> list[str]:
     """Names that may have been meant."""
     of_timm = str(wrong).startswith(timm_records.PREFIX)
-    own = [] if of_timm else list_backbones()
+    own = [] if of_timm else list_image_backbones()
     return [*own, *timm_records.all_names()]

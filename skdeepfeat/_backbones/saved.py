@@ -64,5 +64,5 @@ def _weights_part(saved: str) -> str:
 def _what_changed(noted: str, found: str, source: WeightsSource) -> str:
     """The parameters to check if two saved digests differ."""
     if _weights_part(noted) == _weights_part(found):
-        return "image_size, or the preprocessing of the weights,"
+        return source.recipe_parameters
     return source.parameters

@@ -53,6 +53,11 @@ class WeightsSource:
         return "backbone or weights"
 
     @property
+    def recipe_parameters(self) -> str:
+        """The parameters to check if the input of a saved model has changed."""
+        return "image_size, or the preprocessing of the weights,"
+
+    @property
     def identity(self) -> Identity:
         """Identity of the network without its weights, at this input size."""
         return self.backbone._identity_at(self.input.image_size)

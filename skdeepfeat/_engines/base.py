@@ -51,6 +51,34 @@ def _by_depth(pooled: tuple[Layer, str]) -> tuple:
     return not aliased, layer.index if aliased else layer.node, pooling
 
 
+class Batch(Protocol):
+    """One computed shape's worth of rows.
+
+    Attributes
+    ----------
+    rows : list of int
+        Positions in X of the rows that could be read.
+    errors : list of RowError
+        Of the rows that could not be read.
+    in_range : list of bool
+        Of each of `rows`, whether its input was within its stated range.
+    sources : list of str
+        The name of each of `rows` in messages.
+    shares : dict of str to float
+        How the time spent on it divides.
+    """
+
+    rows: list[int]
+    errors: list[Any]
+    in_range: list[bool]
+    sources: list[str]
+    shares: dict[str, float]
+
+    @property
+    def input(self) -> Any:
+        """What enters the network, with a length; padded to the fixed size."""
+
+
 class Runner(Protocol):
     """A network of an engine on one device; it computes a batch in three steps.
 

@@ -53,6 +53,15 @@ ENGINES = {
     ("torch", "cuda"): Ability(ALL_PRECISIONS, 64, 512, 512),
     # Each core computes a batch of its own.
     ("openvino", "cpu"): Ability(("float32", "bfloat16"), 4, 4, 16),
+    # Vectors of words stay in memory, or in a file.
+    ("numpy", "cpu"): Ability(("float32",), 8, 8, 256),
+    ("numpy", "cuda"): Ability(("float32",), 8, 8, 256),
+}
+# What a network takes → the engines that run it; "auto" is the first, if not OpenVINO.
+ENGINES_OF = {
+    "pixels": ("torch", "openvino"),
+    "tokens": ("torch",),
+    "words": ("numpy",),
 }
 CLASSES = {kind for _, kind in ENGINES}  # of devices
 
@@ -153,11 +162,17 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
     "auto" is OpenVINO where it is installed and supports the precision. Networks of the
     user's own are converted only on request.
     """
+    allowed = ENGINES_OF[pooled.source.input.takes]
     if engine == "auto":
-        able = _is_able("openvino", kind, precision)
+        able = "openvino" in allowed and _is_able("openvino", kind, precision)
         own = pooled.source.backbone.arrays is not None
         convert = able and not own and _has_openvino()
-        engine = "openvino" if convert else "torch"
+        engine = "openvino" if convert else allowed[0]
+    if engine not in allowed:
+        raise ValueError(
+            f"engine={engine!r} does not run backbone {pooled.source.backbone.name!r}. "
+            f"Use engine='auto' or {' or '.join(map(repr, allowed))}."
+        )
     if not _is_able(engine, kind, precision):
         known = ENGINES[engine, "cpu"].precisions
         raise ValueError(
@@ -186,12 +201,12 @@ def _has_openvino() -> bool:
         return False
 
 
-def resolve_batch_size(batch_size, engine: str, kind: str, image_size: int) -> int:
-    """The number of images in a batch, which never depends on the number of rows.
+def resolve_batch_size(batch_size, engine: str, kind: str, spec) -> int:
+    """The number of inputs in a batch, which never depends on the number of rows.
 
-    "auto" keeps the number of pixels, so that small images make larger batches.
+    "auto" keeps the amount of work, so that small images make larger batches.
     """
-    ability, smaller = ENGINES[engine, kind], (224 / image_size) ** 2
+    ability, smaller = ENGINES[engine, kind], spec.relative_number
     if batch_size == "auto":
         batch_size = int(ability.batch_size * smaller)
     most = min(int(ability.largest * smaller), ability.most_images)

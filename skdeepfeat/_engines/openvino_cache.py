@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .._caches import user_cache
 from .._digests import digest, digest_file
 from .openvino_import import openvino
 
@@ -22,8 +23,7 @@ MAX_BYTES = 2 << 30  # of all converted networks; the least recently used go fir
 
 def cache_folder() -> Path:
     """Where converted networks are kept; RuntimeError if this user has no home."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "skdeepfeat" / "openvino"
+    return user_cache("openvino")
 
 
 def keep_converted(model, expected: list[np.ndarray], name: str) -> None:

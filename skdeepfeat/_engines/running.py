@@ -13,20 +13,23 @@ import numpy as np
 
 from .._caches import SharedCache
 from .._clock import Clock
-from .._images.batches import Batch, Readable, read_batches
 from .._store.base import Computed
-from .base import PooledLayers, Runner
-from .devices import device_class, resolve_batch_size, resolve_threads
+from .._store.rows import Reading
+from .base import Batch, PooledLayers, Runner
+from .devices import device_class, resolve_batch_size
 
+# (engine, what the network takes) → the class that runs it
 RUNNERS = {
-    "torch": ".torch:TorchRunner",
-    "openvino": ".openvino:OpenVINORunner",
+    ("torch", "pixels"): ".torch:TorchRunner",
+    ("openvino", "pixels"): ".openvino:OpenVINORunner",
+    ("torch", "tokens"): ".tokens:TokenRunner",
+    ("numpy", "words"): ".words:WordRunner",
 }
 
 
-def runner_class(engine: str) -> type[Runner]:
+def runner_class(engine: str, takes: str) -> type[Runner]:
     """The class that runs networks of an engine, imported when first needed."""
-    module, _, name = RUNNERS[engine].partition(":")
+    module, _, name = RUNNERS[engine, takes].partition(":")
     return getattr(importlib.import_module(module, __package__), name)
 
 
@@ -61,12 +64,11 @@ class Engine:
         engine="torch",
     ):
         self.spec = pooled.source.input
-        size = self.spec.image_size
         kind = device_class(devices)
-        most = resolve_batch_size(batch_size, engine, kind, size)
+        most = resolve_batch_size(batch_size, engine, kind, self.spec)
         refused = [refused_sizes(pooled, device, precision) for device in devices]
         self.batch_size = min([most, *(n // 2 for n in chain.from_iterable(refused))])
-        make = runner_class(engine)
+        make = runner_class(engine, self.spec.takes)
         self.runners = [
             make(pooled, device, precision, self.batch_size) for device in devices
         ]
@@ -74,30 +76,23 @@ class Engine:
         self._refused = dict(zip(self.runners, refused, strict=True))
 
     def run(
-        self, images: Readable, rows: Iterable[int], value_range, decode, n_jobs, clock
+        self, window, rows: Iterable[int], reading: Reading, clock: Clock
     ) -> Iterator[Computed]:
-        """Features of these rows of X, in order, a batch at a time.
+        """Features of these rows of a window, a batch at a time.
 
         The devices take turns, and as many batches are started ahead as their runners
-        allow. If none is, each computation has all cores, and images are decoded in
-        between. The clock measures the wait for images, the copying, and the network.
+        allow. If none is, each computation has all cores, and rows are read in between.
+        The clock measures the wait for them, the copying, and the network.
         """
         ahead = sum(runner.ahead for runner in self.runners)
-        batches = read_batches(
-            images,
-            rows,
-            self.spec,
-            value_range,
-            decode,
-            self.batch_size,
-            resolve_threads(n_jobs),
-            meanwhile=ahead > 0,
+        batches = reading.batches(
+            window, rows, self.spec, self.batch_size, meanwhile=ahead > 0
         )
         turns = cycle(self.runners)
         started: deque[tuple[Batch, Runner, list]] = deque()
         for batch in self._waited_for(batches, clock):
             runner = next(turns)
-            started.append((batch, runner, self._start(runner, batch.pixels, clock)))
+            started.append((batch, runner, self._start(runner, batch.input, clock)))
             if len(started) > ahead:
                 yield self._finish(*started.popleft(), clock)
         while started:
@@ -112,12 +107,12 @@ class Engine:
                 clock.seconds[part] += share * seconds
             yield batch
 
-    def _start(self, runner: Runner, pixels: np.ndarray, clock: Clock) -> list:
+    def _start(self, runner: Runner, given, clock: Clock) -> list:
         """Start a batch, in smaller pieces once memory has run out."""
         pieces: list = []
         start = 0
-        while start < len(pixels):
-            chunk = pixels[start : start + self.batch_size]
+        while start < len(given):
+            chunk = given[start : start + self.batch_size]
             try:
                 with clock.measure("copying"):
                     loaded = runner.load(chunk)

@@ -76,8 +76,9 @@ class TorchRunner(Runner):
     @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
         network = get_network(pooled.source, pooled.weights_key, device, precision)
-        self._network = PooledModule(pooled, network, precision)
-        self._network.normalise.to(device)
+        module = PooledModule(pooled, network, precision)
+        module.normalise.to(device)
+        self._network: nn.Module = module
         self._device, self._precision = torch.device(device), precision
         self.ahead = 0 if self._device.type == "cpu" else 1
 

@@ -22,6 +22,7 @@ from .._exceptions import (
 )
 from .._features import PretrainedCNNFeatures
 from .._images.input import read_input, set_input_tags
+from .._images.windows import IMAGES
 from .._report import FitTask, Report, hand_over, last_report
 from .._validation import (
     CallbackSupportMixin,
@@ -539,7 +540,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             return stop()
 
         raises, errors = self.on_error == "raise", training_set.images.errors
-        report = Report(self, len(training_set.labels.targets))
+        report = Report(self, len(training_set.labels.targets), IMAGES)
         while True:
             training_set = training_set.without(errors, raises, needs_all_classes)
             for error in errors:

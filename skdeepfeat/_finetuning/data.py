@@ -73,7 +73,7 @@ def read_pixels(
     ):
         stack.add(batch)
     if not all(stack.in_range):
-        warn_of_range()
+        warn_of_range(images.wording, stack.in_range.count(False))
     return stack.as_images()
 
 

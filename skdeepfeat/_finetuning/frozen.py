@@ -12,7 +12,7 @@ import torch
 
 from .._engines.tf32 import arithmetic
 from .._exceptions import FeatureWarning, ImageError, warn_user
-from .._store.rows import NOT_FINITE
+from .._images.windows import IMAGES
 from .data import Data
 from .parts import Parts
 from .scratch import scratch_array
@@ -103,7 +103,7 @@ class FrozenFeatures:
         once more.
         """
         if all_images:
-            return self.data.errors(~self._computed.finite.numpy(), NOT_FINITE)
+            return self.data.errors(~self._computed.finite.numpy(), IMAGES.not_finite)
         suspects = self.data.out_of_range()
         if len(suspects) == 0:
             return []

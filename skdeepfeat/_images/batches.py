@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,8 +21,10 @@ from .._exceptions import ImageError
 from .._processes import after_fork
 from .budget import Budget
 from .cells import Cell
+from .formats import switches
 from .reasons import row_errors
 from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
+from .windows import Images, Window
 
 # Pixels that all threads decode at once; a larger image is decoded alone.
 decoded = Budget(2**27)
@@ -60,6 +62,11 @@ class Batch:
     in_range: list[bool]
     sources: list[str]
     shares: dict[str, float]
+
+    @property
+    def input(self) -> np.ndarray:
+        """What enters the network."""
+        return self.pixels
 
 
 @dataclass(frozen=True)
@@ -209,3 +216,40 @@ def _shares(results) -> dict[str, float]:
     seconds = [sum(clock.seconds[part] for _, _, clock in results) for part in parts]
     total = sum(seconds) or 1.0
     return {part: s / total for part, s in zip(parts, seconds, strict=True)}
+
+
+@dataclass(frozen=True)
+class ImageReading:
+    """How images are read, and become the input of a network.
+
+    Parameters
+    ----------
+    value_range : tuple of float or None
+        Values of black and white; None depends on the dtype.
+    decode : {"exact", "fast"}
+    n_threads : int
+        How many images are decoded at once.
+    """
+
+    value_range: tuple[float, float] | None
+    decode: str
+    n_threads: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Named values that determine pixels, apart from image and network."""
+        fields = {"value_range": self.value_range, "decode": self.decode}
+        return {**fields, "decoders": switches()}
+
+    def windows(self, images: Images, recall) -> Iterator[Window]:
+        """All images in order, in windows, hashed."""
+        # Whether arrays have a range of values other than that of 8-bit images.
+        rescaled = self.value_range not in (None, (0, 255))
+        return images.windows(recall, self.n_threads, rescaled)
+
+    def batches(
+        self, images: Readable, rows, spec: InputSpec, batch_size: int, meanwhile: bool
+    ) -> Iterator[Batch]:
+        """Batches of these rows, in order; the next ones are decoded `meanwhile`."""
+        how = (self.value_range, self.decode, batch_size, self.n_threads)
+        return read_batches(images, rows, spec, *how, meanwhile)

@@ -6,6 +6,7 @@ images of more bits keep their precision: PIL resizes each channel as floats.
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,8 @@ class InputSpec:
         `resize` to `image_size`.
     """
 
+    takes: ClassVar[str] = "pixels"
+
     image_size: int
     resize: int | None
     interpolation: str = "bilinear"
@@ -48,6 +51,11 @@ class InputSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     mode: str = "crop"
     crop_pct: float | None = None
+
+    @property
+    def relative_number(self) -> float:
+        """How many inputs take as much work as one image of 224 pixels."""
+        return (224 / self.image_size) ** 2
 
     def scaled(self, image_size: int | None) -> "InputSpec":
         """The recipe for another input size, with resize and crop in proportion."""

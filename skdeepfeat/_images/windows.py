@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from .._digests import digest
-from .._exceptions import ImageError
+from .._exceptions import ImageError, ImageWarning, Wording
 from .._processes import Lock
 from .cells import Cell, Hashed
 from .reasons import row_errors
@@ -13,6 +13,22 @@ from .references import Reference
 from .sequences import BYTES_HELD, ROWS_HELD, Cells, Held, Unreadable
 
 FETCHES = 8  # files read at once, at least, since servers may be slow
+
+
+IMAGES = Wording(
+    "image",
+    ImageError,
+    ImageWarning,
+    not_finite=(
+        "its features are not finite: its pixel values are too large for the network, "
+        "or some weights are NaN or infinite. Check value_range, or use "
+        "precision='float32'"
+    ),
+    out_of_range=(
+        "Some pixel values are outside the range from black to white of their dtype. "
+        "If they are on another scale, pass for example value_range=(0, 255)."
+    ),
+)
 
 
 # Rows -------------------------------------------------------------------------------
@@ -28,6 +44,8 @@ class Images:
     protocols : collection of str, default=()
         Schemes of URLs that may be opened.
     """
+
+    wording = IMAGES
 
     def __init__(self, cells: "Cells", protocols: Collection[str] = ()):
         self._cells, self._protocols = cells, protocols

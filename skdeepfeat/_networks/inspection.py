@@ -4,5 +4,14 @@ from .building import seeded_values
 from .discovery import check_node
 from .head import find_head
 from .identity import as_code_stands, describe
+from .token_modules import describe_text_module, find_text_layers
 
-__all__ = ["as_code_stands", "check_node", "describe", "find_head", "seeded_values"]
+__all__ = [
+    "as_code_stands",
+    "check_node",
+    "describe",
+    "describe_text_module",
+    "find_head",
+    "find_text_layers",
+    "seeded_values",
+]

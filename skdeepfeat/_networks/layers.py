@@ -4,11 +4,14 @@ torch is needed only for what is not in the registry: nodes without an alias, an
 networks of the user's own.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
+from .._backbones.listing import check_kind
 from .._backbones.records import Backbone, Layer
 from .._backbones.registry import is_listed, resolve_backbone
+from .._backbones.text_registry import resolve_text_backbone
+from .._backbones.weights import WeightsSource
 from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
@@ -34,15 +37,36 @@ SHOWN = (  # of each layer, where the list is printed
 )
 
 
-def list_layers(backbone="mini", *, nodes=False):
+def _image_layers(backbone, nodes: bool) -> tuple:
+    """The layers of a network of images, or the names of its nodes."""
+    record = resolve_backbone(backbone)
+    if not nodes:
+        return aliased_layers(record)
+    from .structure import structure_of
+
+    return structure_of(record, record.input.image_size).nodes
+
+
+def _text_layers(backbone, nodes: bool) -> tuple:
+    """The layers of a network of texts, or the names of their nodes."""
+    layers = resolve_text_backbone(backbone).layers
+    return tuple(dict.fromkeys(x.node for x in layers)) if nodes else layers
+
+
+LAYERS = {"image": _image_layers, "text": _text_layers}
+
+
+def list_layers(backbone="mini", *, nodes=False, kind="image"):
     """Layers that features can be read from, without loading any weights.
 
     Parameters
     ----------
-    backbone : str or Backbone, default="mini"
+    backbone : str, path, Backbone or TextBackbone, default="mini"
         The network.
     nodes : bool, default=False
         List the names of all nodes of the traced network instead.
+    kind : {"image", "text"}, default="image"
+        What the network takes, for a name, a folder or a file.
 
     Returns
     -------
@@ -65,12 +89,9 @@ def list_layers(backbone="mini", *, nodes=False):
     penultimate  flatten          2048               2,048           99.95%
     logits       fc               1000               1,000          100.00%
     """
-    record = resolve_backbone(backbone)
-    if not nodes:
-        return Listing(aliased_layers(record), SHOWN)
-    from .structure import structure_of
-
-    return list(structure_of(record, record.input.image_size).nodes)
+    kind = check_kind(getattr(backbone, "kind", kind), "list_layers")
+    found = LAYERS[kind](backbone, nodes)
+    return list(found) if nodes else Listing(found, SHOWN)
 
 
 def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
@@ -134,3 +155,28 @@ def width_of(backbone: Backbone, spec: InputSpec, layer: Layer, pooling: str) ->
         shape = find_shape(backbone, layer.node, spec.image_size)
         layer = replace(layer, shape=shape)
     return pooled_width(layer.layout, layer.shape, pooling)
+
+
+@dataclass(frozen=True)
+class ImageNetwork:
+    """A network of images, as a plan needs to know it.
+
+    Parameters
+    ----------
+    source : WeightsSource
+        The network's record, its weights, and its input.
+    """
+
+    source: WeightsSource
+
+    def aliased(self) -> tuple[Layer, ...]:
+        """The layers that have an alias, in order of depth."""
+        return aliased_layers(self.source.backbone)
+
+    def find(self, name) -> Layer:
+        """The layer with this alias, index or node."""
+        return resolve_layer(self.source.backbone, name, self.source.input.image_size)
+
+    def width(self, layer: Layer, pooling: str) -> int:
+        """Number of features of a layer after pooling, at this input size."""
+        return width_of(self.source.backbone, self.source.input, layer, pooling)

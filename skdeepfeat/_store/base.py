@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from .._backbones.records import Layer
-from .._exceptions import ImageError
+from .._exceptions import RowError
 
 ROW_OVERHEAD = 300  # bytes that one row takes in addition to its features
 
@@ -20,12 +20,12 @@ class Found(NamedTuple):
     ----------
     missing : list of int
         Positions of the rows that are not stored.
-    out_of_range : bool
-        Whether a row was made from pixel values outside their stated range.
+    out_of_range : list of int
+        Positions of stored rows whose input was outside its stated range.
     """
 
     missing: list[int]
-    out_of_range: bool
+    out_of_range: list[int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class ColumnRows:
     keys : sequence of bytes
     rows : ndarray of shape (len(keys), width)
     in_range : sequence of bool
-        Whether the pixel values of each image were within their stated range.
+        Whether the input of each row was within its stated range, such as the values
+        of pixels.
     asked : bool
         Whether the column was requested; prefetched rows are dropped first.
     """
@@ -61,17 +62,17 @@ class Computed:
         Positions in X.
     features : dict of (Layer, str) to ndarray of shape (len(rows), width), float32
         By layer and pooling.
-    errors : list of ImageError
+    errors : list of RowError
         Of the rows of this batch that could not be read.
     in_range : list of bool
-        Of each row, whether all pixel values were within their stated range.
+        Of each row, whether its input was within its stated range.
     sources : list of str
         What a person calls each row.
     """
 
     rows: list[int]
     features: dict[tuple[Layer, str], np.ndarray]
-    errors: list[ImageError]
+    errors: list[RowError]
     in_range: list[bool]
     sources: list[str]
 

@@ -296,4 +296,6 @@ def _copy_rows(db, fingerprint, keys, out, places) -> tuple[dict, list]:
 def _found(keys: Sequence[bytes], in_range: dict[bytes, bool]) -> Found:
     """What was found of these keys, from whether each row was in range."""
     missing = [i for i, key in enumerate(keys) if key not in in_range]
-    return Found(missing, not all(in_range.values()))
+    return Found(
+        missing, [i for i, key in enumerate(keys) if not in_range.get(key, True)]
+    )

@@ -40,13 +40,14 @@ class MemoryTable:
         """Copy rows to the output; see :class:`Table`."""
         with self._changed:
             found = [self._get((fingerprint, key)) for key in keys]
-        missing, out_of_range = [], False
+        missing, out_of_range = [], []
         for position, (kept, place) in enumerate(zip(found, places, strict=True)):
             if kept is None:
                 missing.append(position)
                 continue
             row, in_range = kept
-            out_of_range |= not in_range
+            if not in_range:
+                out_of_range.append(position)
             if out is not None:
                 out[place] = row
         return Found(missing, out_of_range)

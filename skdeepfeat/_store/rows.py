@@ -1,18 +1,66 @@
 """The rows of one call: identified by content, then read from the store or computed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from .._clock import Clock
 from .._digests import learn_digest
-from .._exceptions import ImageError, StoreWarning, warn_user
-from .._images.windows import Images, Window
+from .._exceptions import RowError, StoreWarning, Wording, warn_user
 from .base import ColumnRows, Computed, Table
 from .columns import Columns
 from .waiting import new_call
 
 CLAIMED_AT_ONCE = 32  # rows; few, so that workers share the missing ones
+
+
+class Window(Protocol):
+    """Some rows of X; their content is held until they are computed.
+
+    Attributes
+    ----------
+    keys : dict of int to bytes or RowError
+        Digest of the content of each row.
+    files : list of (str, str, bytes)
+        Name, state and digest of each file that was hashed.
+    """
+
+    keys: dict[int, Any]
+    files: list[tuple[str, str, bytes]]
+
+    def error_of(self, row: int, error: Any) -> RowError:
+        """The error of a row that is equal to another row with this error."""
+
+    def forget(self) -> None:
+        """Drop the content that is held."""
+
+
+class Source(Protocol):
+    """The rows of X, of any kind of input."""
+
+    @property
+    def wording(self) -> Wording:
+        """What messages say about the rows."""
+
+    def __len__(self) -> int: ...
+
+
+class Reading(Protocol):
+    """How the rows of X are read, and become the input of a network."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Named values that determine the input, apart from row and network."""
+
+    def windows(self, rows: Any, recall: Callable) -> Iterator[Any]:
+        """All rows in order, in windows, hashed; `recall` takes names of files."""
+
+    def batches(
+        self, window: Any, rows: Any, spec: Any, batch_size: int, meanwhile: bool
+    ) -> Iterator[Any]:
+        """Batches of these rows of a window, which may be made `meanwhile`."""
+        ...
 
 
 class Rows:
@@ -23,13 +71,13 @@ class Rows:
 
     Parameters
     ----------
-    images : Images
+    source : Source
         The rows of X.
     table : Table
         Table that stores the features.
     columns : Columns
         The requested and stored columns. Other layers are added if that saves a pass.
-    out : ndarray of shape (n_images, width) or None
+    out : ndarray of shape (n_rows, width) or None
         Output array; None if features are only stored.
     report : Report
         Collects failed rows, and whether values are out of range.
@@ -39,14 +87,14 @@ class Rows:
 
     def __init__(
         self,
-        images: Images,
+        source: Source,
         table: Table,
         columns: Columns,
         out,
         report,
         clock: Clock,
     ):
-        self._images, self._table, self.columns = images, table, columns
+        self._source, self._table, self.columns = source, table, columns
         self._out, self._report, self._clock = out, report, clock
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
@@ -67,9 +115,9 @@ class Rows:
         """Number of rows of X that are done."""
         return self._n_begun - len(self.missing)
 
-    def windows(self, n_threads: int, rescaled: bool) -> Iterator[Window]:
+    def windows(self, reading: Reading) -> Iterator[Window]:
         """The windows of X, hashed; duplicates are filled in after each window."""
-        windows = self._images.windows(self._recall, n_threads, rescaled)
+        windows = reading.windows(self._source, self._recall)
         for window in self._clock.each(windows, "hashing"):
             self._find(window)
             self._n_begun += len(window.keys)
@@ -86,7 +134,7 @@ class Rows:
         """Find the distinct rows of a window by their content."""
         self._key_of, self._same_as = {}, []
         for row, key in window.keys.items():
-            if isinstance(key, ImageError):
+            if isinstance(key, RowError):
                 self._report.fail(key)
                 continue
             first = self._first_of.get(key, row)
@@ -124,7 +172,7 @@ class Rows:
             out = None if self._out is None else self._out[:, place]
             found = self._table.read(column.fingerprint, keys, out, rows)
             lacking.update(found.missing)
-            self._report.out_of_range |= found.out_of_range
+            self._report.out_of_range |= {rows[i] for i in found.out_of_range}
         idle = len(lacking) == self._n_seen  # nothing was computed or stored meanwhile
         self._n_idle = self._n_idle + 1 if idle else 0
         self._n_seen, self._refused = len(lacking), {}
@@ -168,7 +216,7 @@ class Rows:
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
         asked = [computed.features[c.pooled] for c in self.columns.requested]
-        errors = [*computed.errors, *not_finite(computed, asked)]
+        errors = [*computed.errors, *not_finite(computed, asked, self._source.wording)]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
@@ -179,7 +227,8 @@ class Rows:
         self.n_computed += len(keys)
         for row in {*computed.rows, *failed}:
             del self.missing[row]
-        self._report.out_of_range |= not all(computed.in_range)
+        judged = zip(computed.rows, computed.in_range, strict=True)
+        self._report.out_of_range |= {row for row, within in judged if not within}
         if self._out is not None:
             rows = np.array(computed.rows, int)[sound]
             for place, features in zip(self.columns.slices, asked, strict=True):
@@ -202,13 +251,13 @@ class Rows:
 
     def _warn_of_bound(self) -> None:
         """Warn that the store is full, and how large it would have to be."""
-        needed = len(self._images) * self.columns.row_bytes
+        needed = len(self._source) * self.columns.row_bytes
         larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
         warn_user(
             f"The store has reached its limit of {self._table.max_bytes:,} bytes, so "
             "rows are removed and computed again when they are requested. The "
-            f"{len(self._images)} images of this call need {needed:,} bytes with all "
-            f"layers that are stored. Use {larger}.",
+            f"{len(self._source)} {self._source.wording.noun}s of this call need "
+            f"{needed:,} bytes with all layers that are stored. Use {larger}.",
             StoreWarning,
         )
 
@@ -229,16 +278,12 @@ class Rows:
         self._table.count_hits(max(0, n_hits), asked)
 
 
-NOT_FINITE = (
-    "its features are not finite: its pixel values are too large for the network, or "
-    "some weights are NaN or infinite. Check value_range, or use precision='float32'"
-)
-
-
-def not_finite(computed: Computed, features: Sequence[np.ndarray]) -> list[ImageError]:
+def not_finite(
+    computed: Computed, features: Sequence[np.ndarray], wording: Wording
+) -> list[RowError]:
     """The errors of rows in a batch whose features are NaN or infinite."""
     sound = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in features])
     return [
-        ImageError(computed.rows[place], computed.sources[place], NOT_FINITE)
-        for place in np.flatnonzero(~sound)
+        wording.error(computed.rows[i], computed.sources[i], wording.not_finite)
+        for i in np.flatnonzero(~sound)
     ]

@@ -18,7 +18,7 @@ from .memory import MemoryTable
 NOT_LASTING = (
     "The features of this network are kept in memory, not in the folder, because a "
     "later process could not recognise the network: {obstacle}. To keep them in the "
-    "folder, name the network with Backbone.from_module(net, ..., version='1'), and "
+    "folder, name the network with from_module(net, ..., version='1'), and "
     "change the version whenever you change its code."
 )
 MEMORY_BYTES = 2**30

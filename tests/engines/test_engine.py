@@ -19,6 +19,7 @@ from skdeepfeat._engines.devices import (
 )
 from skdeepfeat._engines.running import RUNNERS, Engine
 from skdeepfeat._engines.torch import TorchRunner
+from skdeepfeat._images.batches import ImageReading
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import InputSpec
 
@@ -26,12 +27,16 @@ from skdeepfeat._images.recipe import InputSpec
 @pytest.mark.parametrize("place", ENGINES, ids="-".join)
 def test_batch_size(place):
     ability = ENGINES[place]
-    assert resolve_batch_size("auto", *place, 224) == ability.batch_size
-    assert resolve_batch_size("auto", *place, 112) == 4 * ability.batch_size
-    assert resolve_batch_size("auto", *place, 5000) == 1
-    assert resolve_batch_size(3, *place, 224) == 3
-    assert resolve_batch_size(100_000, *place, 224) == ability.largest
-    assert resolve_batch_size(100_000, *place, 8) == ability.most_images
+
+    def batch_size(requested, side):
+        return resolve_batch_size(requested, *place, InputSpec(side, None))
+
+    assert batch_size("auto", 224) == ability.batch_size
+    assert batch_size("auto", 112) == 4 * ability.batch_size
+    assert batch_size("auto", 5000) == 1
+    assert batch_size(3, 224) == 3
+    assert batch_size(100_000, 224) == ability.largest
+    assert batch_size(100_000, 8) == ability.most_images
 
 
 def test_device():
@@ -102,7 +107,9 @@ def make_engine(monkeypatch):
     """Makes an engine of fake runners, one for each device."""
 
     def make(devices=("fake:0",), batch_size=4, runner=FakeRunner, name="fake"):
-        monkeypatch.setitem(RUNNERS, "fake", f"{__name__}:{runner.__name__}")
+        monkeypatch.setitem(
+            RUNNERS, ("fake", "pixels"), f"{__name__}:{runner.__name__}"
+        )
         spec = InputSpec(8, None)
         pooled = SimpleNamespace(
             source=SimpleNamespace(input=spec),
@@ -121,7 +128,7 @@ def run(engine, X=IMAGES):
     """All that an engine computes."""
     images = read_images(X)
     rows = range(len(images))
-    return list(engine.run(images, rows, None, "exact", 1, Clock()))
+    return list(engine.run(images, rows, ImageReading(None, "exact", 1), Clock()))
 
 
 def check_rows(computed, unreadable=()):

@@ -723,7 +723,7 @@ OWN = "01851ee003368be275580c97487c32e4fb20f3d4348842eb053d3b2864f339bb16"
 
 
 def test_every_published_file_has_a_checksum():
-    for name in registry.list_backbones():
+    for name in registry.list_image_backbones():
         for weights in resolve_backbone(name).weights:
             assert weights.sha256 or weights.sha256_prefix
 

@@ -15,16 +15,17 @@ class FakeTable:
         self.labels, self.hits, self.misses = {}, 0, 0
 
     def read(self, fingerprint, keys, out, places):
-        missing, found = [], []
+        missing, out_of_range = [], []
         for position, (key, place) in enumerate(zip(keys, places, strict=True)):
             if (fingerprint, key) not in self.rows:
                 missing.append(position)
                 continue
             row, in_range = self.rows[fingerprint, key]
-            found.append(in_range)
+            if not in_range:
+                out_of_range.append(position)
             if out is not None:
                 out[place] = row
-        return Found(missing, not all(found))
+        return Found(missing, out_of_range)
 
     def has_any(self, fingerprints, keys):
         return any((f, key) in self.rows for f in fingerprints for key in keys)

@@ -820,7 +820,7 @@ def test_warnings_in_a_pool_of_threads_point_at_code_of_this_package(photos):
             pool.submit(features().transform, X).result()
 
         (filename,) = warned_of_range(transform, rows)
-    assert Path(filename).name == "_features.py"
+    assert Path(filename).name == "_walk.py"
     with ThreadPoolExecutor(1) as pool:
 
         def nested(X):
@@ -934,7 +934,7 @@ def test_any_order_of_depths_costs_two_passes_at_most(photos, tmp_path, order, o
 def table(monkeypatch):
     """The only table that estimators open."""
     made = FakeTable()
-    monkeypatch.setattr("skdeepfeat._features.open_table", lambda *arguments: made)
+    monkeypatch.setattr("skdeepfeat._walk.open_table", lambda *arguments: made)
     return made
 
 

@@ -1,0 +1,275 @@
+"""Transformer encoders from folders: their layers, tokens and rows."""
+
+import json
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from encoders import ARCHITECTURES, DEPTH, WIDTH, random_texts, save_encoder
+
+from skdeepfeat import (
+    FeatureStore,
+    PretrainedTextFeatures,
+    TextWarning,
+    WeightsError,
+    list_layers,
+)
+from skdeepfeat._networks.token_networks import TokenNetwork
+
+transformers = pytest.importorskip("transformers")
+
+LAYERS = ["embeddings", *(f"block{i}" for i in range(1, DEPTH + 1))]
+ALL = (*LAYERS, "penultimate")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Architecture → folder of a tiny encoder, made once."""
+    made = {}
+
+    def save(architecture="Bert"):
+        if architecture not in made:
+            folder = tmp_path_factory.mktemp("encoders") / architecture
+            made[architecture] = str(save_encoder(folder, architecture))
+        return made[architecture]
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def bert(saved):
+    return saved()
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Number of texts that pass through a network, in a list of one."""
+    forward, seen = TokenNetwork.forward, [0]
+
+    def counted(self, tokens, mask, wanted):
+        seen[0] += int(mask.any(1).sum())
+        return forward(self, tokens, mask, wanted)
+
+    monkeypatch.setattr(TokenNetwork, "forward", counted)
+    return seen
+
+
+def states_of_transformers(folder, texts):
+    """The states (length, width) of each text and depth, as transformers gives them.
+
+    A text at a time, so that nothing is padded.
+    """
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in texts:
+        given = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
+        given = {key: given[key] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            out = model(**given, output_hidden_states=True)
+        yield [*(s[0] for s in out.hidden_states), out.last_hidden_state[0]]
+
+
+@pytest.mark.filterwarnings("ignore::skdeepfeat.TextWarning")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_depths_equal_those_of_transformers(saved, architecture):
+    folder, texts = saved(architecture), random_texts(40, longest=90)
+    states = list(states_of_transformers(folder, texts))
+    means = [np.stack([s[i].mean(0) for s in states]) for i in range(len(ALL))]
+    assert np.ptp(means[1]) > 1  # the weights are large enough to tell
+    rows = PretrainedTextFeatures(folder, layer=ALL).transform(texts)
+    # The last block comes after the final normalisation in hidden_states of some.
+    known = [i for i, name in enumerate(ALL) if name != LAYERS[-1]]
+    for i in known if architecture == "ModernBert" else range(len(ALL)):
+        found = rows[:, i * WIDTH : (i + 1) * WIDTH]
+        np.testing.assert_allclose(found, means[i], rtol=0, atol=1e-5)
+
+
+def test_each_pooling_leaves_the_padding_out(bert):
+    texts = random_texts(20)
+    last = [states[-1] for states in states_of_transformers(bert, texts)]
+    expected = {
+        "max": [s.amax(0) for s in last],
+        "cls": [s[0] for s in last],
+        "meanmax": [torch.cat([s.mean(0), s.amax(0)]) for s in last],
+    }
+    for pooling, rows in expected.items():
+        found = PretrainedTextFeatures(bert, pooling=pooling).transform(texts)
+        np.testing.assert_allclose(found, np.stack(rows), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 7])
+def test_a_row_does_not_depend_on_its_neighbours(bert, batch_size):
+    texts = random_texts(70)
+    features = PretrainedTextFeatures(
+        bert, layer=ALL, batch_size=batch_size, cache=None
+    )
+    rows = features.transform(texts)
+    order = np.random.default_rng(1).permutation(70)
+    shuffled = features.transform([texts[i] for i in order])
+    np.testing.assert_array_equal(shuffled, rows[order])
+    np.testing.assert_array_equal(features.transform(texts[:2]), rows[:2])
+    alone = np.vstack([features.transform([text]) for text in texts[:9]])
+    np.testing.assert_allclose(alone, rows[:9], rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_after_the_deepest_layer_is_computed(bert, monkeypatch):
+    computed = []
+    layer = transformers.models.bert.modeling_bert.BertLayer
+    forward = layer.forward
+    monkeypatch.setattr(
+        layer,
+        "forward",
+        lambda self, *a, **k: computed.append(self) or forward(self, *a, **k),
+    )
+    features = PretrainedTextFeatures(bert, layer="block2", prefetch_layers=[])
+    features.transform(["win cash"])
+    assert len(computed) == 2
+    features.set_params(layer="embeddings").transform(["call now"])
+    assert len(computed) == 2
+
+
+def test_one_pass_for_all_depths_in_any_order_of_a_search(bert, passes):
+    texts = list(dict.fromkeys(random_texts(30)))
+    features = PretrainedTextFeatures(bert, cache=FeatureStore(name="depths"))
+    for layer in ("block4", "block2", "embeddings", ("block1", "block3")):
+        features.set_params(layer=layer).fit_transform(texts)
+    assert passes == [len(texts)]
+
+
+def test_a_store_serves_other_processes_without_a_network(bert, tmp_path):
+    texts = random_texts(12)
+    features = PretrainedTextFeatures(bert, cache=tmp_path / "store")
+    rows = features.transform(texts)
+    code = f"""
+import json, sys
+from skdeepfeat import PretrainedTextFeatures
+features = PretrainedTextFeatures({bert!r}, cache={str(tmp_path / "store")!r})
+rows = features.transform({texts!r})
+assert not {{"torch", "transformers"}} & set(sys.modules)
+print(json.dumps([features.stats_["n_computed"], rows.tolist()]))
+"""
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    n_computed, found = json.loads(out)
+    assert n_computed == 0
+    np.testing.assert_array_equal(np.array(found, np.float32), rows)
+
+
+def test_long_texts_are_cut_with_one_warning_that_says_how_many(bert, tmp_path):
+    texts = ["win cash", "call now " * 40, "home " * 70, "home " * 70]
+    features = PretrainedTextFeatures(bert, cache=tmp_path / "store")
+    for _ in range(2):  # computed, then stored
+        with pytest.warns(TextWarning, match="cut: 2 in this call") as warned:
+            rows = features.transform(texts[:3])
+        assert len(warned) == 1
+    np.testing.assert_array_equal(
+        rows[2], features.transform(["home " * 62])[0]
+    )  # the tokens at the start and the end count too
+    with pytest.warns(TextWarning, match="cut: 3"):
+        features.set_params(max_length=4).transform([*texts[1:3], "win cash now"])
+
+
+def test_random_weights_come_from_the_seed_alone(bert):
+    state = torch.random.get_rng_state()
+    features = PretrainedTextFeatures(bert, weights=None, random_state=3, cache=None)
+    rows = features.transform(["win cash"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    other = features.set_params(random_state=4).transform(["win cash"])
+    assert np.abs(rows - other).max() > 1e-3
+
+
+def test_threads_share_one_network(bert):
+    texts = random_texts(8)
+    expected = PretrainedTextFeatures(bert, layer=ALL, cache=None).transform(texts)
+
+    def transform(layer):
+        features = PretrainedTextFeatures(bert, layer=layer, cache=None)
+        return features.transform(texts)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = np.hstack(list(pool.map(transform, ALL)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_estimator_pickles_without_its_network(bert):
+    features = PretrainedTextFeatures(bert).fit(["win cash"])
+    features.transform(["win cash"])
+    content = pickle.dumps(features)
+    assert len(content) < 4096
+    rows = pickle.loads(content).transform(["win cash"])
+    np.testing.assert_array_equal(rows, features.transform(["win cash"]))
+
+
+def test_layers_are_listed_without_transformers(bert):
+    code = (
+        "import sys\nfrom skdeepfeat import list_layers\n"
+        f"print(list_layers({bert!r}, kind='text'))\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert "block4" in out and "64 × 32" in out
+    layers = list_layers(bert, kind="text")
+    assert [layer.alias for layer in layers] == list(ALL)
+    assert layers[-1].node == "block4"  # which are the same features
+
+
+def test_an_unknown_layer_says_which_there_are(bert):
+    with pytest.raises(ValueError, match=r"Did you mean 'block4'.*or 0 to 5"):
+        PretrainedTextFeatures(bert, layer="block5").fit(["a"])
+    with pytest.raises(ValueError, match="Unknown layer 9"):
+        PretrainedTextFeatures(bert, layer=9).fit(["a"])
+
+
+def test_a_folder_without_safe_weights_is_refused(tmp_path):
+    folder = save_encoder(tmp_path / "unsafe")
+    state = {}
+    for path in folder.glob("*.safetensors"):
+        torch.save(state, path.with_suffix(".bin"))
+        path.unlink()
+    with pytest.raises(WeightsError, match=r"no .safetensors file"):
+        PretrainedTextFeatures(folder).fit(["a"])
+
+
+def test_a_folder_that_is_no_encoder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    with pytest.raises(WeightsError, match="not the configuration of a transformer"):
+        PretrainedTextFeatures(tmp_path).fit(["a"])
+
+
+def test_weights_that_lack_a_layer_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_encoder(tmp_path / "part")
+    (path,) = folder.glob("*.safetensors")
+    state = {k: v for k, v in load_file(path).items() if "layer.2." not in k}
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match="are missing"):
+        PretrainedTextFeatures(folder).transform(["a"])
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    folder = save_encoder(tmp_path / "code")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    PretrainedTextFeatures(folder).transform(["win cash"])  # BERT needs no such code
+    config["model_type"] = "own"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match="trust_remote_code"):
+        PretrainedTextFeatures(folder, cache=None).transform(["win cash"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_changed_weights_and_tokenizers_are_noticed(tmp_path):
+    folder = save_encoder(tmp_path / "encoder")
+    features = PretrainedTextFeatures(folder).fit(["win cash"])
+    rows = features.transform(["win cash"])
+    save_encoder(folder, seed=1)
+    with pytest.raises(WeightsError, match="changed since"):
+        features.transform(["win cash"])
+    other = PretrainedTextFeatures(folder).transform(["win cash"])
+    assert np.abs(other - rows).max() > 1e-3
