@@ -3,7 +3,6 @@
 import secrets
 import shutil
 from functools import partial
-from itertools import chain
 from numbers import Integral
 from pathlib import Path
 
@@ -21,13 +20,7 @@ from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedCache
 from ._choice import choose_layer, score_layers, warn_without_signal
 from ._clock import Clock
-from ._engines.devices import (
-    names_of_gpus,
-    resolve_devices,
-    resolve_threads,
-    unconvertible,
-)
-from ._engines.running import Engine
+from ._engines.devices import resolve_devices, resolve_threads, unconvertible
 from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import width_of
@@ -40,6 +33,7 @@ from ._plan import (
     requested_layers,
 )
 from ._report import FitTask, Report, last_report, progress_bar
+from ._spreading import place_to_compute
 from ._store.rows import Rows
 from ._store.stores import FeatureStore, clear_tables, open_table
 from ._validation import (
@@ -491,16 +485,15 @@ class PretrainedCNNFeatures(
         images = read_input(self, X, reset=reset, allow_nan=self.on_error == "nan")
         out = (make_output or self._allocate)(len(images), plan.columns.width)
         report, clock = Report(self, len(images)), Clock()
-        table = open_table(self.cache, plan.obstacle)
-        rows = Rows(images, table, plan.columns, out, report, clock)
-        with progress_bar(len(images), self.verbose) as show, rows:
+        table, place = open_table(self.cache, plan.obstacle), place_to_compute(plan)
+        rows = Rows(place.take(images), table, plan.columns, out, report, clock)
+        with progress_bar(len(images), self.verbose) as show, rows, place:
             for window in rows.windows(resolve_threads(self.n_jobs), plan.rescaled):
                 while rows.read():
-                    with table.use_gpus(lambda: names_of_gpus(plan.devices)):
-                        for computed in self._compute(plan, window, rows, clock):
-                            rows.write(computed)
-                            show(rows.n_done)
-                            batch_done()
+                    for computed in place.compute(window, rows, table, clock):
+                        rows.write(computed)
+                        show(rows.n_done)
+                        batch_done()
                 show(rows.n_done)
         rows.finish()
         report.finish(out)
@@ -513,29 +506,6 @@ class PretrainedCNNFeatures(
         """An empty array for the output."""
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
-
-    def _compute(self, plan, window, rows, clock):
-        """Features of the missing rows that no other call is computing, in batches."""
-        claimed = rows.claim()
-        first = next(claimed, None)
-        if first is None:
-            return  # other calls compute all of them, so no network is built
-        with clock.measure("building"):
-            engine = Engine(
-                plan.pooled_for(rows.columns),
-                plan.devices,
-                self.precision,
-                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
-                plan.engine,
-            )
-        yield from engine.run(
-            window,
-            chain([first], claimed),
-            plan.value_range,
-            self.decode,
-            self.n_jobs,
-            clock,
-        )
 
     def _as_output(self, out):
         """The array itself, or a tensor on the device."""

@@ -42,6 +42,8 @@ class Plan:
         The library that runs the network, "torch" or "openvino".
     columns : Columns
         The requested columns, and those stored with them.
+    precision, decode, batch_size, n_jobs
+        As the estimator has them.
     """
 
     pooled: PooledLayers
@@ -50,6 +52,10 @@ class Plan:
     device_class: str
     engine: str
     columns: Columns
+    precision: str
+    decode: str
+    batch_size: int | str
+    n_jobs: int | None
 
     @property
     def obstacle(self) -> str:
@@ -84,7 +90,9 @@ def make_plan(estimator, source: WeightsSource, layer) -> Plan:
         digest_fields("pass", 1, about),
         *_columns(source, computation, requested, prefetched, others),
     )
-    return Plan(pooled, value_range, devices, kind, engine, columns)
+    names = ("precision", "decode", "batch_size", "n_jobs")
+    settings = {name: getattr(estimator, name) for name in names}
+    return Plan(pooled, value_range, devices, kind, engine, columns, **settings)
 
 
 def _computation(estimator, pooled: PooledLayers, value_range, kind, engine) -> bytes:

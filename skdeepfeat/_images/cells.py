@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .._digests import learn_digest, recall_digest
+from .._digests import digest, is_remembered, learn_digest, recall_digest
 from .._exceptions import ImageError
 from .decoding import Pixels
 from .kinds import ALLOWED, CellKind, is_missing, kind_of, unwrap
@@ -81,6 +81,20 @@ class Cell:
             if known is None:
                 learn_digest(name, state, key)
             return Hashed(read, key, (name, state, key))
+
+    def named(self) -> "Hashed":
+        """The cell with its key or, if that is not known yet, a key of its name.
+
+        No file is read.
+        """
+        if not isinstance(self.held, Reference):
+            return self.hashed()
+        name = self.held.name
+        with contextlib.suppress(Exception):  # it need not be visible here
+            state = self.held.state() if is_remembered(name) else None
+            if state and (known := recall_digest(name, state)):
+                return Hashed(self, known, (name, state, known))
+        return Hashed(self, digest("unread", name))
 
     def read(self) -> "Cell":
         """The same cell with its content, if only a reference is held."""

@@ -65,6 +65,9 @@ class CellKind:
     open: Callable[..., Pixels]
     take: Callable[[Any, Collection[str]], Any] = lambda cell, protocols: cell
 
+    def __reduce__(self):
+        return kind_named, (self.name,)
+
 
 def is_missing(cell) -> bool:
     """Whether a cell is None, masked, nan or a data frame's own missing value."""
@@ -222,6 +225,11 @@ WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
         lambda c: c.file,
     ),
 )
+
+
+def kind_named(name: str) -> CellKind:
+    """The kind of this name."""
+    return next(kind for kind in CELL_KINDS if kind.name == name)
 
 
 def unwrap(cell):

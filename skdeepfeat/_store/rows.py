@@ -165,6 +165,28 @@ class Rows:
                 return  # another call has computed them meanwhile: start again
             yield from (row for i, row in enumerate(some) if i in granted)
 
+    def identify(self, keys: dict[int, bytes], files, computed) -> None:
+        """Note the content of rows that workers have read.
+
+        Parameters
+        ----------
+        keys : dict of int to bytes
+            Row → key of its content.
+        files : sequence of tuple (str, str, bytes)
+            Name, state and digest of their files.
+        computed : collection of int
+            Rows that were computed; the others are equal to one of these.
+        """
+        for row in sorted(keys, key=lambda row: row not in computed):
+            key, unread = keys[row], self._key_of[row]
+            first = self._first_of.setdefault(key, row)
+            if row not in computed:
+                self._same_as.append((row, first))
+                self._first_of[unread] = first
+                del self.missing[row]
+            self._key_of[row] = key
+        self._table.write_files(files)
+
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
         asked = [computed.features[c.pooled] for c in self.columns.requested]
@@ -222,9 +244,9 @@ class Rows:
 
     def finish(self) -> None:
         """Count the rows that were found in the store."""
-        failed = self._report.failed
-        n_failed = len(failed.keys() & set(self._first_of.values()))
-        n_hits = len(self._first_of) - self.n_computed - n_failed
+        distinct = set(self._first_of.values())
+        n_failed = len(self._report.failed.keys() & distinct)
+        n_hits = len(distinct) - self.n_computed - n_failed
         asked = [column.fingerprint for column in self.columns.requested]
         self._table.count_hits(max(0, n_hits), asked)
 
