@@ -15,6 +15,7 @@ from ._exceptions import (
     RecipeWarning,
     StoreWarning,
     WeightsError,
+    WorkerError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetuning.classifier import FineTunedClassifier
@@ -41,6 +42,7 @@ __all__ = [
     "StoreWarning",
     "TrainingHistoryDisplay",
     "WeightsError",
+    "WorkerError",
     "clear_caches",
     "list_backbones",
     "list_layers",

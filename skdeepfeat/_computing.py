@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from ._clock import Clock
-from ._engines.devices import names_of_gpus
+from ._engines.devices import names_of_gpus, resolve_devices
 from ._engines.running import Engine
 from ._images.batches import Readable
 from ._images.windows import Images, Window
@@ -23,9 +23,12 @@ class Place(Protocol):
         """The rows of X as this place identifies them."""
 
     def compute(
-        self, window: Window, rows: Rows, table: Table, clock: Clock
+        self, window: Any, rows: Rows, table: Table, clock: Clock
     ) -> Iterator[Computed]:
-        """Features of the missing rows that no other call is computing."""
+        """Features of the missing rows that no other call is computing.
+
+        The window is one of the images that `take` returned.
+        """
 
     def __enter__(self): ...
 
@@ -52,7 +55,7 @@ class Here(nullcontext):
         self, window: Window, rows: Rows, table: Table, clock: Clock
     ) -> Iterator[Computed]:
         """Features of the missing rows that no other call is computing, in batches."""
-        with table.use_gpus(lambda: names_of_gpus(self._plan.devices)):
+        with table.use_gpus(lambda: names_of_gpus(resolve_devices(self._plan.device))):
             claimed = rows.claim()
             first = next(claimed, None)
             if first is None:
@@ -75,7 +78,7 @@ def run(
         batch_size = 1 if single else plan.batch_size
         engine = Engine(
             plan.pooled_for(columns),
-            plan.devices,
+            resolve_devices(plan.device),
             plan.precision,
             batch_size,
             plan.engine,

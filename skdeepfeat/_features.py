@@ -20,6 +20,7 @@ from ._backbones.weights import WeightsSource, resolve_source
 from ._caches import SharedCache
 from ._choice import choose_layer, score_layers, warn_without_signal
 from ._clock import Clock
+from ._cluster.spreading import place_to_compute
 from ._engines.devices import resolve_devices, resolve_threads, unconvertible
 from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._images.input import read_input, set_input_tags
@@ -33,7 +34,6 @@ from ._plan import (
     requested_layers,
 )
 from ._report import FitTask, Report, last_report, progress_bar
-from ._spreading import place_to_compute
 from ._store.rows import Rows
 from ._store.stores import FeatureStore, clear_tables, open_table
 from ._validation import (

@@ -6,14 +6,15 @@ never returns a row that was computed differently.
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 from ._backbones.records import Layer
 from ._backbones.weights import WeightsSource
 from ._digests import changed_fields, digest_fields
 from ._engines.base import PooledLayers
-from ._engines.devices import device_class, resolve_devices, resolve_engine
+from ._engines.devices import resolve_batch_size, resolve_class, resolve_engine
 from ._images.formats import switches
 from ._networks.layers import aliased_layers, resolve_layer, width_of
 from ._store.columns import Column, Columns
@@ -34,24 +35,22 @@ class Plan:
         The layers and poolings that the engine computes, before any are added.
     value_range : tuple of float or None
         Values of black and white; None depends on the dtype.
-    devices : tuple of str
-        The devices that compute.
     device_class : str
         "cpu" or "cuda".
     engine : str
         The library that runs the network, "torch" or "openvino".
     columns : Columns
         The requested columns, and those stored with them.
-    precision, decode, batch_size, n_jobs
-        As the estimator has them.
+    device, precision, decode, batch_size, n_jobs
+        As the estimator has them. A GPU that `device` names need not exist here.
     """
 
     pooled: PooledLayers
     value_range: tuple[float, float] | None
-    devices: tuple[str, ...]
     device_class: str
     engine: str
     columns: Columns
+    device: Any
     precision: str
     decode: str
     batch_size: int | str
@@ -67,6 +66,12 @@ class Plan:
         """Whether arrays have a range of values other than that of 8-bit images."""
         return self.value_range not in (None, (0, 255))
 
+    @property
+    def batch_rows(self) -> int:
+        """How many rows are computed at once."""
+        size = self.pooled.source.input.image_size
+        return resolve_batch_size(self.batch_size, self.engine, self.device_class, size)
+
     def pooled_for(self, columns: Columns) -> PooledLayers:
         """The layers and poolings that the engine computes for these columns."""
         layers = [column.pooled for column in columns.stored]
@@ -80,8 +85,7 @@ def make_plan(estimator, source: WeightsSource, layer) -> Plan:
     pooled_of = _pooler(estimator, source)
     requested = list(map(pooled_of, layers))
     prefetched, others = _prefetched(estimator, source, layers, pooled_of)
-    devices = resolve_devices(estimator.device)
-    kind = device_class(devices)
+    kind = resolve_class(estimator.device)
     pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
     engine = resolve_engine(estimator.engine, kind, estimator.precision, pooled)
     computation = _computation(estimator, pooled, value_range, kind, engine)
@@ -90,21 +94,28 @@ def make_plan(estimator, source: WeightsSource, layer) -> Plan:
         digest_fields("pass", 1, about),
         *_columns(source, computation, requested, prefetched, others),
     )
-    names = ("precision", "decode", "batch_size", "n_jobs")
+    names = ("device", "precision", "decode", "batch_size", "n_jobs")
     settings = {name: getattr(estimator, name) for name in names}
-    return Plan(pooled, value_range, devices, kind, engine, columns, **settings)
+    return Plan(pooled, value_range, kind, engine, columns, **settings)
 
 
-def _computation(estimator, pooled: PooledLayers, value_range, kind, engine) -> bytes:
+def computation_here(plan: Plan) -> bytes:
+    """Digest of what this process computes by a plan that another one may have made."""
+    weights_key = plan.pooled.source.key()
+    pooled = replace(plan.pooled, weights_key=weights_key)
+    return _computation(plan, pooled, plan.value_range, plan.device_class, plan.engine)
+
+
+def _computation(settings, pooled: PooledLayers, value_range, kind, engine) -> bytes:
     """Digest of everything that determines features, apart from image and layer."""
     made_with = {
         "network": pooled.source.identity.digest,
         "weights": pooled.weights_key,
         "input": changed_fields(pooled.source.input),
         "value_range": value_range,
-        "decode": estimator.decode,
+        "decode": settings.decode,
         "decoders": switches(),
-        "precision": estimator.precision,
+        "precision": settings.precision,
         "device": kind,
         "engine": engine,
     }

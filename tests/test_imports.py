@@ -22,6 +22,8 @@ ROOMS = [
     {"_strategy", "_displays", "_datasets"},
     {"_finetuning", "_ranking"},
     {"_features"},
+    {"_cluster"},
+    {"_computing"},
     {"_plan", "_choice"},
     {"_report"},
     {"_engines"},

@@ -13,6 +13,7 @@ from .decoding import Pixels
 from .kinds import ALLOWED, CellKind, is_missing, kind_of, unwrap
 from .reasons import row_errors
 from .references import File, Reference
+from .samples import Samples
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,21 @@ class Cell:
         with row_errors(row, source):
             return cls(row, kind, kind.take(value, protocols), source)
 
+    def sent(self) -> "Cell":
+        """The cell as another process is sent it; raises ImageError if none can be."""
+        with row_errors(self.row, self.source):
+            held = self.kind.send(self.held)
+            kind = self.kind if held is self.held else kind_of(held)
+            assert kind is not None
+            return replace(self, kind=kind, held=held)
+
     @property
     def n_bytes(self) -> int:
         """Roughly how much memory is held."""
         if isinstance(self.held, Reference):
             return 0
+        if isinstance(self.held, Samples):
+            return self.held.values.nbytes
         if isinstance(self.held, Image.Image):
             return self.held.width * self.held.height * len(self.held.getbands())
         return getattr(self.held, "nbytes", None) or len(self.held)

@@ -1,10 +1,17 @@
 """Rows of X whose files are not read here, because workers read them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+from .._digests import learn_digest
 from .._exceptions import ImageError
 from .cells import Cell, Hashed
+from .references import File, Reference
 from .windows import Images, Window
+
+OTHER_FILE = (
+    "the worker on host {!r} read another file than the one at this path here: it was "
+    "changed meanwhile, or the hosts have different disks"
+)
 
 
 class UnreadWindow(Window):
@@ -29,6 +36,57 @@ class UnreadWindow(Window):
         except ImageError as error:
             return error
 
+    def recognise(self, rows: Collection[int], recall) -> dict[int, bytes]:
+        """Keys of rows whose files have been hashed meanwhile; see :class:`Window`."""
+        cells = {row: self._hashed[row].cell for row in rows if self.is_unread(row)}
+        recall([cell.held.name for cell in cells.values()])
+        return {row: cell.named().key for row, cell in cells.items()}
+
+    def is_unread(self, row: int) -> bool:
+        """Whether a worker, and not this process, reads a row."""
+        return isinstance(self._hashed[row].cell.held, Reference)
+
+    def send(self, row: int) -> Cell:
+        """A row as workers are sent it; raises ImageError."""
+        return self._hashed[row].cell.sent()
+
+    def located(self, error: ImageError, host: str) -> ImageError:
+        """The error of a row, with the host on which its file could not be read."""
+        if not self.is_unread(error.row):
+            return error
+        reason = f"{error.reason} (on host {host!r})"
+        return ImageError(error.row, error.source, reason)
+
+    def accept(self, row: int, state: str, key: bytes, host: str) -> list:
+        """The file of a row that a worker has read in some state, to be remembered.
+
+        It is not if it cannot be seen from here. Raises ImageError if the file here is
+        another one.
+        """
+        cell = self._hashed[row].cell
+        here = _state_here(cell.held, state)
+        if here is None:
+            return []
+        if _size_and_time(here) != _size_and_time(state):
+            raise ImageError(row, cell.source, OTHER_FILE.format(host))
+        learn_digest(cell.held.name, here, key)
+        return [(cell.held.name, here, key)]
+
+
+def _state_here(held: Reference, there: str) -> str | None:
+    """The state of a file as this machine sees it; None if it does not."""
+    if not isinstance(held, File):
+        return there  # a URL is the same everywhere
+    try:
+        return held.state()
+    except (OSError, ValueError):
+        return None
+
+
+def _size_and_time(state: str) -> list[str]:
+    """What is the same on all machines that see a file."""
+    return state.split()[1:3]
+
 
 class UnreadImages(Images):
     """The rows of X, in windows whose files are not read.
@@ -46,7 +104,9 @@ class UnreadImages(Images):
     def __len__(self):
         return len(self._images)
 
-    def windows(self, recall, n_threads: int, rescaled: bool, make_window=None):
+    def windows(
+        self, recall, n_threads: int, rescaled: bool, make_window=None
+    ) -> Iterator[Window]:
         """All rows in order; see :meth:`Images.windows`."""
 
         def make(rescaled: bool) -> Window:

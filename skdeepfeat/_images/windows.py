@@ -161,9 +161,13 @@ class Window:
         except ImageError as error:
             return error
 
-    def hashed(self, row: int) -> Hashed:
-        """A row that could be hashed."""
-        return self._hashed[row]
+    def file_of(self, row: int) -> tuple[str, str, bytes] | None:
+        """Name, state and digest of the file in a row that could be hashed."""
+        return self._hashed[row].file
+
+    def recognise(self, rows: Collection[int], recall) -> dict[int, bytes]:
+        """Keys of rows whose files have been hashed meanwhile, by another process."""
+        return {}
 
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError.

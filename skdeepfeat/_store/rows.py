@@ -71,6 +71,7 @@ class Rows:
         """The windows of X, hashed; duplicates are filled in after each window."""
         windows = self._images.windows(self._recall, n_threads, rescaled)
         for window in self._clock.each(windows, "hashing"):
+            self._window = window
             self._find(window)
             self._n_begun += len(window.keys)
             yield window
@@ -116,6 +117,7 @@ class Rows:
         self._table.release(self._call)  # a waiting call must not block others
         refused = self._refused
         self._table.wait(self.columns.scope, list(refused.values()), list(refused))
+        self._key_of |= self._window.recognise(refused, self._recall)
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
         for column, place in zip(
@@ -175,7 +177,7 @@ class Rows:
         files : sequence of tuple (str, str, bytes)
             Name, state and digest of their files.
         computed : collection of int
-            Rows that were computed; the others are equal to one of these.
+            Rows that were computed or failed; others are equal to one of these.
         """
         for row in sorted(keys, key=lambda row: row not in computed):
             key, unread = keys[row], self._key_of[row]
