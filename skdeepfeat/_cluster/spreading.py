@@ -68,14 +68,14 @@ class Cluster(ExitStack):
     ----------
     plan : Plan
     backend : Backend
-    n_jobs : int
-        Of joblib's context. 1, the default of some backends, means all.
+    n_jobs : int or None
+        Of joblib's context. None and 1, the defaults of backends, mean all workers.
     """
 
-    def __init__(self, plan: Plan, backend: Backend, n_jobs: int):
+    def __init__(self, plan: Plan, backend: Backend, n_jobs: int | None):
         super().__init__()
         self._plan, self._backend = plan, backend
-        self._n_jobs = -1 if n_jobs == 1 else n_jobs
+        self._n_jobs = -1 if n_jobs in (None, 1) else n_jobs
         self._unit = plan.batch_rows
         self._row_bytes = plan.columns.row_bytes
         self._row_seconds = 0.0  # that a worker takes for a row; 0 if unknown
@@ -209,5 +209,5 @@ class Cluster(ExitStack):
             except ImageError as error:
                 errors.append(error)
         done = {*reply.computed.rows, *(error.row for error in errors)}
-        rows.identify(keys, files, done)
-        return replace(reply.computed, errors=errors)
+        rows.identify(keys, done)
+        return replace(reply.computed, errors=errors, files=files)

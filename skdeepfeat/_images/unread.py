@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from .._digests import learn_digest
 from .._exceptions import ImageError
 from .cells import Cell, Hashed
 from .references import File, Reference
@@ -27,7 +26,12 @@ class UnreadWindow(Window):
 
     def __init__(self, rescaled: bool, rows_held: int):
         super().__init__(rescaled)
-        self.rows_held = rows_held
+        self._most = rows_held
+
+    @property
+    def rows_held(self) -> int:
+        """How many rows it takes."""
+        return self._most
 
     def _hash(self, cell: Cell) -> Hashed | ImageError:
         """The cell with its key, or with one of its name."""
@@ -38,9 +42,11 @@ class UnreadWindow(Window):
 
     def recognise(self, rows: Collection[int], recall) -> dict[int, bytes]:
         """Keys of rows whose files have been hashed meanwhile; see :class:`Window`."""
-        cells = {row: self._hashed[row].cell for row in rows if self.is_unread(row)}
+        hashed = {row: self._hashed[row] for row in rows if self.is_unread(row)}
+        cells = {row: one.cell for row, one in hashed.items() if one.file is None}
         recall([cell.held.name for cell in cells.values()])
-        return {row: cell.named().key for row, cell in cells.items()}
+        found = {row: cell.named() for row, cell in cells.items()}
+        return {row: one.key for row, one in found.items() if one.file}
 
     def is_unread(self, row: int) -> bool:
         """Whether a worker, and not this process, reads a row."""
@@ -69,7 +75,6 @@ class UnreadWindow(Window):
             return []
         if _size_and_time(here) != _size_and_time(state):
             raise ImageError(row, cell.source, OTHER_FILE.format(host))
-        learn_digest(cell.held.name, here, key)
         return [(cell.held.name, here, key)]
 
 

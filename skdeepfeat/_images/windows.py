@@ -121,7 +121,10 @@ class Window:
         self._errors: dict[int, ImageError] = {}  # of rows that could not be read
         self._rescaled, self._n_bytes = rescaled, 0
 
-    rows_held = ROWS_HELD
+    @property
+    def rows_held(self) -> int:
+        """How many rows it takes."""
+        return ROWS_HELD
 
     @property
     def has_room(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -67,6 +67,8 @@ class Computed:
         Of each row, whether all pixel values were within their stated range.
     sources : list of str
         What a person calls each row.
+    files : list of tuple (str, str, bytes)
+        Name, state and digest of files that have been hashed elsewhere.
     """
 
     rows: list[int]
@@ -74,6 +76,7 @@ class Computed:
     errors: list[ImageError]
     in_range: list[bool]
     sources: list[str]
+    files: list[tuple[str, str, bytes]] = field(default_factory=list)
 
 
 class Table(Protocol):

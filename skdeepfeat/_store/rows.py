@@ -165,17 +165,18 @@ class Rows:
             }
             if self._saves_a_pass([keys[i] for i in granted]):
                 return  # another call has computed them meanwhile: start again
-            yield from (row for i, row in enumerate(some) if i in granted)
+            mine = [row for i, row in enumerate(some) if i in granted]
+            known = self._window.recognise(mine, self._recall)
+            self._key_of |= known
+            yield from (row for row in mine if row not in known)
 
-    def identify(self, keys: dict[int, bytes], files, computed) -> None:
+    def identify(self, keys: dict[int, bytes], computed) -> None:
         """Note the content of rows that workers have read.
 
         Parameters
         ----------
         keys : dict of int to bytes
             Row → key of its content.
-        files : sequence of tuple (str, str, bytes)
-            Name, state and digest of their files.
         computed : collection of int
             Rows that were computed or failed; others are equal to one of these.
         """
@@ -187,7 +188,6 @@ class Rows:
                 self._first_of[unread] = first
                 del self.missing[row]
             self._key_of[row] = key
-        self._table.write_files(files)
 
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
@@ -200,6 +200,7 @@ class Rows:
             stored = list(self._stored(computed, keys, sound))
             if self._table.write(self._call, self.columns.scope, keys, stored):
                 self._warn_of_bound()
+            self._note_files(computed.files)
         self.n_computed += len(keys)
         for row in {*computed.rows, *failed}:
             del self.missing[row]
@@ -210,6 +211,12 @@ class Rows:
                 self._out[rows, place] = features[sound]
         for error in errors:
             self._report.fail(error)
+
+    def _note_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
+        """Remember files once their rows are stored, for which other calls wait."""
+        for file in files:
+            learn_digest(*file)
+        self._table.write_files(files)
 
     def _stored(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """The rows of a batch to store: those without NaN or infinite features."""

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,4 +76,5 @@ def features(tmp_path):
 def alone(files):
     """Features of the files, computed in this process, which has not seen them."""
     images = [Image.open(path) for path in files]
-    return PretrainedCNNFeatures("tiny", cache=None).transform(images)
+    with joblib.parallel_config(backend="loky"):
+        return PretrainedCNNFeatures("tiny", cache=None).transform(images)
