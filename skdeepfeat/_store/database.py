@@ -30,7 +30,7 @@ from pathlib import Path
 
 from .._exceptions import StoreWarning, warn_user
 from .._processes import FORK_SECONDS, RLock, leave_to_parent
-from .file_systems import mount_of
+from .file_systems import locks_hold, mount_of
 from .statements import writing
 from .waiting import locked
 
@@ -59,7 +59,7 @@ TROUBLES = {
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 UNSAFE = (
-    "A feature store cannot be in {folder!r}, which is on {where}: machines do not see "
+    "A feature store cannot be in {folder!r}, which is on {where}: machines may not see "
     "each other's locks there, and would damage it. Use a folder on a local disk. Only "
     "the process that calls needs it; workers of a cluster do not. "
     "FeatureStore.merge joins the stores of several machines, and a finished store may "
@@ -129,6 +129,8 @@ class Database:
         if where := mount.without_locks:
             raise ValueError(UNSAFE.format(folder=str(self.folder), where=where))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if mount.is_shared and not locks_hold(self.folder):
+            raise ValueError(UNSAFE.format(folder=str(self.folder), where=mount.kind))
         self._mention_others()
         db = _connection_to(str(self.file), timeout=BUSY_SECONDS)
         try:

@@ -1,5 +1,6 @@
 """Disks that machines share are recognised; a store there is safe, or refused."""
 
+import errno
 import shutil
 import sqlite3
 
@@ -21,6 +22,8 @@ LINES = {
     "sshfs": "fuse.sshfs me@server:/data rw,user_id=0",
     "s3": "fuse.s3fs s3fs rw",
     "bindfs": "fuse.bindfs bindfs rw",
+    "glusterfs": "fuse.glusterfs server:/data rw",
+    "unknown": "fuse.newfs something rw",
     "ntfs": "fuseblk /dev/sda1 rw",
     "ext4": "ext4 /dev/sda1 rw",
 }
@@ -65,7 +68,7 @@ def test_without_a_list_of_mounts_a_disk_is_local(monkeypatch, tmp_path):
     assert not mount_of(tmp_path).is_shared
 
 
-@pytest.mark.parametrize("kind", ["nfs", "smb", "lustre", "bindfs"])
+@pytest.mark.parametrize("kind", ["nfs", "smb", "lustre", "bindfs", "glusterfs"])
 def test_a_shared_disk_has_no_write_ahead_log(mounted, kind, photos):
     store = FeatureStore(mounted(kind) / "store")
     features = PretrainedCNNFeatures("tiny", cache=store)
@@ -83,7 +86,9 @@ def test_a_local_disk_has_a_write_ahead_log(mounted, kind, photos):
     assert journal_of(store) == "wal"
 
 
-@pytest.mark.parametrize("kind", ["nolock", "nobrl", "localflock", "sshfs", "s3"])
+@pytest.mark.parametrize(
+    "kind", ["nolock", "nobrl", "localflock", "sshfs", "s3", "unknown"]
+)
 def test_a_disk_without_locks_between_machines_is_refused(mounted, kind, photos):
     store = FeatureStore(mounted(kind) / "store")
     with pytest.raises(ValueError, match=r"Use a folder on a local disk.*merge"):
@@ -119,3 +124,21 @@ def test_a_store_of_a_local_disk_is_changed_where_it_is_copied(
     with sqlite3.connect(f"{store.path}/{FILE}") as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+def test_a_shared_disk_whose_locks_do_nothing_is_refused(mounted, photos, monkeypatch):
+    store = FeatureStore(mounted("nfs") / "store")
+    monkeypatch.setattr(file_systems.fcntl, "fcntl", lambda *arguments: 0)
+    with pytest.raises(ValueError, match="which is on nfs4: machines may not see"):
+        PretrainedCNNFeatures("tiny", cache=store).transform(photos)
+    assert not list(store.open().folder.iterdir())
+
+
+def test_a_shared_disk_without_locks_is_refused(mounted, photos, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    store = FeatureStore(mounted("lustre") / "store")
+    monkeypatch.setattr(file_systems.fcntl, "fcntl", no_locks)
+    with pytest.raises(ValueError, match="which is on lustre"):
+        PretrainedCNNFeatures("tiny", cache=store).transform(photos)
