@@ -10,7 +10,7 @@ Two processes write rows to one store there; each has a host name of its own, th
 wrong, and no file may be damaged. At the end the time of writing is compared with that
 of a local disk.
 
-Usage: python tests/benchmarks/kill_on_network.py FOLDER [number of kills, 100 by default]
+Usage: python tests/benchmarks/kill_on_network.py FOLDER [kills, 100 by default]
 """
 
 import os
