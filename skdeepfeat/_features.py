@@ -175,7 +175,8 @@ class PretrainedCNNFeatures(
         "seconds", "images_per_second", and "shares", the fractions of the time spent
         on "hashing", "store", "building" (the network, if it is not in memory yet),
         "reading" and "decoding" (only the time spent waiting for them, as both run
-        while the network computes), "copying" (to the device) and "network".
+        while the network computes), "copying" (to the device) and "network"; on a
+        cluster, "workers" (the time spent waiting for them) instead of most of these.
     weights_digest_ : str
         Hexadecimal digest of the weights and of their preprocessing in `fit`; does not
         depend on the layer. A fitted estimator refuses other weights.
@@ -208,6 +209,9 @@ class PretrainedCNNFeatures(
 
     Pickles and clones contain the parameters but never the weights. All estimators in a
     process share the networks.
+
+    Inside ``joblib.parallel_config(backend="dask")``, or "ray" or "spark", the workers
+    of the cluster compute the rows that are not stored, and read their files.
 
     With ``layer="auto"``, `fit` computes all aliased layers before the head in one
     pass. On the standardised features of each, a ridge regression predicts every image

@@ -58,9 +58,9 @@ class FeatureStore:
     Parameters
     ----------
     path : str, path or None, default=None
-        Folder on a local disk, which is created on first use. It persists, and all
-        processes on this machine can share it. None stores the features in memory until
-        the process ends.
+        Folder, which is created on first use. It persists, and all processes on this
+        machine can share it; on a network disk with locks, also other machines. None
+        stores the features in memory until the process ends.
     name : str, default="memory"
         Name of the store in memory; only used if `path` is None. ``cache="memory"``
         refers to the store with the default name.
