@@ -182,7 +182,9 @@ class Rows:
         """
         for row in sorted(keys, key=lambda row: row not in computed):
             key, unread = keys[row], self._key_of[row]
-            first = self._first_of.setdefault(key, row)
+            first = self._first_of.get(key, row)
+            first = row if first in self._report.failed else first
+            self._first_of[key] = first
             if row not in computed:
                 self._same_as.append((row, first))
                 self._first_of[unread] = first

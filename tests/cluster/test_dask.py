@@ -218,3 +218,13 @@ def test_a_search_after_warm_runs_no_network_in_workers(client, features, files,
     with joblib.parallel_config(backend="dask"):
         search.fit(files, y)
     assert sum(log.counts.values()) == n_computed == len(files)
+
+
+def test_urls_are_read_and_remembered(on_dask, features, files, alone, log):
+    pytest.importorskip("fsspec")
+    urls = [f"local://{path}" for path in files]
+    features.set_params(protocols=("local",))
+    np.testing.assert_allclose(features.transform(urls), alone, rtol=1e-6)
+    features.transform(urls)
+    assert features.stats_["n_computed"] == 0
+    assert set(log.counts.values()) == {1}
