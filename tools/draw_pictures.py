@@ -374,10 +374,10 @@ def who_does_what():
     for i in range(3):
         y = 10 + 66 * i
         parts += [
-            box(226, y, 116, 54, "worker", "reads, computes", stroke=PRIMARY),
-            arrow(name, (136, 88 + 8 * i), (222, y + 20)),
-            arrow(name, (222, y + 36), (136, 104 + 8 * i), dashed=True),
-            arrow(name, (390, 96 + 8 * i), (346, y + 27)),
+            box(220, y, 126, 54, "worker", "reads, computes", stroke=PRIMARY),
+            arrow(name, (136, 76 + 22 * i), (216, y + 20)),
+            arrow(name, (216, y + 36), (136, 87 + 22 * i), dashed=True),
+            arrow(name, (390, 81 + 22 * i), (350, y + 27)),
         ]
     parts += [
         box(10, 64, 122, 78, "caller", "your program,", "the store", stroke=ACCENT),

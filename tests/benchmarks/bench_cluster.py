@@ -7,6 +7,7 @@ Usage: OMP_NUM_THREADS=2 python tests/benchmarks/bench_cluster.py speed|memory [
 """
 
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from PIL import Image
 
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures
 
-PHOTOS = {"mini": 3000, "resnet50": 500}
+TURNS, PHOTOS = 3, {"mini": 2000, "resnet50": 160}
 WEIGHTS = {"mini": "default", "resnet50": None}
 
 
@@ -40,22 +41,32 @@ def seconds_of(features, paths, backend):
     return time.perf_counter() - began
 
 
-def speed(folder):
+def processor_seconds(client):
+    """Seconds of processor time that the caller and all workers have used."""
+    return time.process_time() + sum(client.run(time.process_time).values())
+
+
+def speed(folder, client):
     for name, n in PHOTOS.items():
         few, many = (write_photos(folder, k, seed) for seed, k in ((0, 64), (1, n)))
-        found = {"loky": [], "dask": []}
-        for turn in range(2):  # in turns, since the machine is not idle
-            for backend in found:
+        rates = {"loky": [], "dask": []}
+        for turn in range(TURNS):  # in turns, since the machine may not be idle
+            for backend, found in rates.items():
                 store = FeatureStore(Path(folder) / f"{name}-{backend}-{turn}")
                 features = PretrainedCNNFeatures(
                     name, weights=WEIGHTS[name], cache=store
                 )
                 start_up = seconds_of(features, few, backend)
-                rate = n / seconds_of(features, many, backend)
-                found[backend].append(rate)
-                print(f"{name} {backend}: {rate:.1f}/s, start-up {start_up:.1f} s")
-        ratio = np.divide(found["dask"], found["loky"])
-        print(f"{name}: cluster / process = {ratio.round(3)}", flush=True)
+                before = processor_seconds(client)
+                found.append(n / seconds_of(features, many, backend))
+                used = (processor_seconds(client) - before) / n
+                print(
+                    f"{name} {backend}: {found[-1]:.1f}/s, {1000 * used:.2f} ms of "
+                    f"processor time each, start-up {start_up:.1f} s",
+                    flush=True,
+                )
+        ratios = np.divide(rates["dask"], rates["loky"])
+        print(f"{name}: cluster / process = {ratios.round(3)}", flush=True)
 
 
 def memory(folder, n_rows):
@@ -72,14 +83,26 @@ def memory(folder, n_rows):
     )
 
 
-def main(what, n_rows=2000):
+def serve():
+    """Run the scheduler and its workers, and print the address."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(**options) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()  # until the caller ends
+
+
+def main(what, n_rows=2000):
+    if what == "serve":
+        return serve()
+    program = [sys.executable, __file__, "serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         tempfile.TemporaryDirectory() as folder,
-        LocalCluster(**options) as cluster,
-        Client(cluster),
+        subprocess.Popen(program, **pipes) as cluster,
+        Client(cluster.stdout.readline().strip()) as client,
     ):
-        speed(folder) if what == "speed" else memory(folder, int(n_rows))
+        speed(folder, client) if what == "speed" else memory(folder, int(n_rows))
+        cluster.stdin.close()
 
 
 if __name__ == "__main__":

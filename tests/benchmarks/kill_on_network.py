@@ -57,7 +57,7 @@ def write_for_ever(folder, seed):
     """Run by the processes: a line says that the first rows are written."""
     table, rng = FeatureStore(folder).open(), random.Random(int(seed))
     while True:
-        start = rng.randrange(200) * AT_ONCE
+        start = rng.randrange(100_000) * AT_ONCE
         write(table, range(start, start + AT_ONCE))
         print("written", flush=True)
 
