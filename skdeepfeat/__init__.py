@@ -19,6 +19,7 @@ from ._exceptions import (
     TextError,
     TextWarning,
     WeightsError,
+    WorkerError,
 )
 from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetuning.classifier import FineTunedClassifier
@@ -50,6 +51,7 @@ __all__ = [
     "TextWarning",
     "TrainingHistoryDisplay",
     "WeightsError",
+    "WorkerError",
     "clear_caches",
     "list_backbones",
     "list_layers",

@@ -132,6 +132,11 @@ def recall_digest(name: str, state: str) -> bytes | None:
     return known[:DIGEST_SIZE] if remembered == state else None
 
 
+def is_remembered(name: str) -> bool:
+    """Whether a digest of the file or URL of this name is known, in any state."""
+    return bool(_recall((blake3, name))[0])
+
+
 def learn_digest(name: str, state: str, known: bytes) -> None:
     """Remember the digest of the file or URL of this name in this state."""
     _remember((blake3, name), state, known)

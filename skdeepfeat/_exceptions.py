@@ -11,7 +11,8 @@
     ├── MemoryError
     │   └── OutputTooLarge    "flatten" would need more than its limit
     └── RuntimeError
-        └── ConversionError   an engine cannot convert a network; torch runs it then
+        ├── ConversionError   an engine cannot convert a network; torch runs it then
+        └── WorkerError       a worker of a cluster cannot compute what the call plans
     UserWarning
     └── FeatureWarning
         ├── EngineWarning     torch runs a network that another engine cannot
@@ -109,6 +110,10 @@ class OutputTooLarge(MemoryError):
 
 class ConversionError(RuntimeError):
     """An engine cannot convert a network from torch; the message says why."""
+
+
+class WorkerError(RuntimeError):
+    """A worker of a cluster cannot compute what the call plans; names its host."""
 
 
 class FeatureWarning(UserWarning):

@@ -5,7 +5,7 @@ from numbers import Integral
 from ._backbones.records import Backbone
 from ._backbones.weights import resolve_source
 from ._caches import SharedCache
-from ._engines.devices import resolve_threads, unconvertible
+from ._engines.devices import unconvertible
 from ._images.batches import ImageReading
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import ImageNetwork
@@ -135,7 +135,8 @@ class PretrainedCNNFeatures(PretrainedFeatures):
         "seconds", "images_per_second", and "shares", the fractions of the time spent
         on "hashing", "store", "building" (the network, if it is not in memory yet),
         "reading" and "decoding" (only the time spent waiting for them, as both run
-        while the network computes), "copying" (to the device) and "network".
+        while the network computes), "copying" (to the device) and "network"; on a
+        cluster, "workers" (the time spent waiting for them) instead of most of these.
     weights_digest_ : str
         Hexadecimal digest of the weights and of their preprocessing in `fit`; does not
         depend on the layer. A fitted estimator refuses other weights.
@@ -172,6 +173,9 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     Pickles and clones contain the parameters but never the weights. All estimators in a
     process share the networks.
+
+    Inside ``joblib.parallel_config(backend="dask")``, or "ray" or "spark", the workers
+    of the cluster compute the rows that are not stored, and read their files.
 
     With ``layer="auto"``, `fit` computes all aliased layers before the head in one
     pass. On the standardised features of each, a ridge regression predicts every image
@@ -285,7 +289,7 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     def _reading(self, network) -> ImageReading:
         value_range = check_value_range(self.value_range)
-        return ImageReading(value_range, self.decode, resolve_threads(self.n_jobs))
+        return ImageReading(value_range, self.decode, self.n_jobs)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -6,15 +6,15 @@ never returns a row that was computed differently.
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Protocol
+from typing import Any, Protocol
 
 from ._backbones.records import Layer
 from ._backbones.weights import WeightsSource
 from ._digests import changed_fields, digest_fields
 from ._engines.base import PooledLayers
-from ._engines.devices import device_class, resolve_devices, resolve_engine
+from ._engines.devices import resolve_batch_size, resolve_class, resolve_engine
 from ._store.columns import Column, Columns
 from ._store.rows import Reading
 
@@ -57,27 +57,35 @@ class Plan:
         The layers and poolings that the engine computes, before any are added.
     reading : Reading
         How rows of X become the input of the network.
-    devices : tuple of str
-        The devices that compute.
     device_class : str
         "cpu" or "cuda".
     engine : str
         The library that runs the network, "torch" or "openvino".
     columns : Columns
         The requested columns, and those stored with them.
+    device, precision, batch_size
+        As the estimator has them. A GPU that `device` names need not exist here.
     """
 
     pooled: PooledLayers
     reading: Reading
-    devices: tuple[str, ...]
     device_class: str
     engine: str
     columns: Columns
+    device: Any
+    precision: str
+    batch_size: int | str
 
     @property
     def obstacle(self) -> str:
         """Why the features must not be stored in a folder, or "" if they may be."""
         return self.pooled.source.identity.obstacle
+
+    @property
+    def batch_rows(self) -> int:
+        """How many rows are computed at once."""
+        spec = self.pooled.source.input
+        return resolve_batch_size(self.batch_size, self.engine, self.device_class, spec)
 
     def pooled_for(self, columns: Columns) -> PooledLayers:
         """The layers and poolings that the engine computes for these columns."""
@@ -92,8 +100,7 @@ def make_plan(estimator, network: Network, reading: Reading, layer) -> Plan:
     pooled_of = _pooler(estimator, network)
     requested = list(map(pooled_of, layers))
     prefetched, others = _prefetched(estimator, network, layers, pooled_of)
-    devices = resolve_devices(estimator.device)
-    kind = device_class(devices)
+    kind = resolve_class(estimator.device)
     pooled = PooledLayers.of(source, source.key(), (*requested, *prefetched))
     engine = resolve_engine(estimator.engine, kind, estimator.precision, pooled)
     computation = _computation(estimator, pooled, reading, kind, engine)
@@ -102,17 +109,25 @@ def make_plan(estimator, network: Network, reading: Reading, layer) -> Plan:
         digest_fields("pass", 1, about),
         *_columns(network, computation, requested, prefetched, others),
     )
-    return Plan(pooled, reading, devices, kind, engine, columns)
+    settings = estimator.device, estimator.precision, estimator.batch_size
+    return Plan(pooled, reading, kind, engine, columns, *settings)
 
 
-def _computation(estimator, pooled: PooledLayers, reading, kind, engine) -> bytes:
+def computation_here(plan: Plan) -> bytes:
+    """Digest of what this process computes by a plan that another one may have made."""
+    weights_key = plan.pooled.source.key()
+    pooled = replace(plan.pooled, weights_key=weights_key)
+    return _computation(plan, pooled, plan.reading, plan.device_class, plan.engine)
+
+
+def _computation(settings, pooled: PooledLayers, reading, kind, engine) -> bytes:
     """Digest of everything that determines features, apart from row and layer."""
     made_with = {
         "network": pooled.source.identity.digest,
         "weights": pooled.weights_key,
         "input": changed_fields(pooled.source.input),
         **reading.about,
-        "precision": estimator.precision,
+        "precision": settings.precision,
         "device": kind,
         "engine": engine,
     }

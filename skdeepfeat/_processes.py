@@ -409,3 +409,12 @@ def wait_until(is_done: Callable[[], Any], say: Callable[[float], None]) -> None
         time.sleep(pause)
         pause = min(0.1, 1.5 * pause)
         say(time.monotonic() - started)
+
+
+def resolve_threads(n_jobs) -> int:
+    """Number of decoding threads; None means one for each core that joblib allows."""
+    # A worker that may not start processes may still start threads.
+    backend, _ = get_active_backend(prefer="threads")
+    if n_jobs is None:  # a cluster has more cores than this machine
+        return max(1, min(joblib.cpu_count(), backend.effective_n_jobs(-1)))
+    return max(1, backend.effective_n_jobs(n_jobs))

@@ -3,7 +3,6 @@
 import secrets
 import shutil
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
 from ._choice import choose_layer, score_layers, warn_without_signal
 from ._clock import Clock
-from ._engines.devices import names_of_gpus, resolve_devices, unconvertible
-from ._engines.running import Engine
+from ._cluster.spreading import place_to_compute
+from ._engines.devices import resolve_devices, unconvertible
 from ._exceptions import ConversionError, EngineWarning, warn_user
 from ._networks.pooling import check_size
 from ._plan import (
@@ -255,16 +254,19 @@ class PretrainedFeatures(
         source = self._read(X, reset=reset)
         out = (make_output or self._allocate)(len(source), plan.columns.width)
         report, clock = Report(self, len(source), source.wording), Clock()
-        table = open_table(self.cache, plan.obstacle)
-        rows = Rows(source, table, plan.columns, out, report, clock)
-        with progress_bar(len(source), self.verbose, source.wording) as show, rows:
+        table, place = open_table(self.cache, plan.obstacle), place_to_compute(plan)
+        rows = Rows(place.take(source), table, plan.columns, out, report, clock)
+        with (
+            progress_bar(len(source), self.verbose, source.wording) as show,
+            rows,
+            place,
+        ):
             for window in rows.windows(plan.reading):
                 while rows.read():
-                    with table.use_gpus(lambda: names_of_gpus(plan.devices)):
-                        for computed in self._compute(plan, window, rows, clock):
-                            rows.write(computed)
-                            show(rows.n_done)
-                            batch_done()
+                    for computed in place.compute(window, rows, table, clock):
+                        rows.write(computed)
+                        show(rows.n_done)
+                        batch_done()
                 show(rows.n_done)
         rows.finish()
         report.finish(out)
@@ -277,22 +279,6 @@ class PretrainedFeatures(
         """An empty array for the output."""
         check_size(n, width, self.pooling)
         return np.empty((n, width), np.float32)
-
-    def _compute(self, plan, window, rows, clock):
-        """Features of the missing rows that no other call is computing, in batches."""
-        claimed = rows.claim()
-        first = next(claimed, None)
-        if first is None:
-            return  # other calls compute all of them, so no network is built
-        with clock.measure("building"):
-            engine = Engine(
-                plan.pooled_for(rows.columns),
-                plan.devices,
-                self.precision,
-                1 if len(rows.missing) == 1 else self.batch_size,  # for latency
-                plan.engine,
-            )
-        yield from engine.run(window, chain([first], claimed), plan.reading, clock)
 
     def _as_output(self, out):
         """The array itself, or a tensor on the device."""

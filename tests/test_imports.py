@@ -23,6 +23,8 @@ ROOMS = [
     {"_finetuning", "_ranking"},
     {"_features", "_text_features"},
     {"_walk"},
+    {"_cluster"},
+    {"_computing"},
     {"_plan", "_choice"},
     {"_report"},
     {"_engines"},

@@ -17,9 +17,9 @@ from threadpoolctl import ThreadpoolController
 
 import skdeepfeat
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures
-from skdeepfeat._engines.devices import names_of_gpus, resolve_device, resolve_threads
+from skdeepfeat._engines.devices import names_of_gpus, resolve_device
 from skdeepfeat._exceptions import StoreWarning
-from skdeepfeat._processes import FileLock, one_blas_thread
+from skdeepfeat._processes import FileLock, one_blas_thread, resolve_threads
 from skdeepfeat._store.disk import DiskTable
 from skdeepfeat._store.waiting import new_call
 
@@ -716,7 +716,7 @@ def test_workers_without_processes_of_their_own_have_threads():
     assert (
         run("""
         import multiprocessing
-        from skdeepfeat._engines.devices import resolve_threads
+        from skdeepfeat._processes import resolve_threads
         fork = multiprocessing.get_context("fork")
         queue = fork.SimpleQueue()
         worker = fork.Process(

@@ -20,11 +20,11 @@ RUN = ROOT / ".ci" / "run"
 
 def lower_bounds():
     """{name: lowest version} of what the package and its tests depend on."""
-    names = ("openvino", "plot", "remote", "tiff", "timm", "test")
+    names = ("cluster", "openvino", "plot", "remote", "tiff", "timm", "test")
     extras = [EXTRAS[name] for name in names]
     wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     others = (line for line in wanted if not line.startswith("skdeepfeat["))
-    return dict(line.split(">=") for line in others)
+    return dict(re.sub(r"\[.*\]", "", line).split(">=") for line in others)
 
 
 def test_the_lowest_versions_tested_are_the_lower_bounds():

@@ -368,6 +368,26 @@ def table_columns():
     write("columns", "A column of photos beside numbers", 482, 170, *parts)
 
 
+def who_does_what():
+    """The caller with the store, workers with networks, and where photos are."""
+    name, parts = "cluster", []
+    for i in range(3):
+        y = 10 + 66 * i
+        parts += [
+            box(220, y, 126, 54, "worker", "reads, computes", stroke=PRIMARY),
+            arrow(name, (136, 76 + 22 * i), (216, y + 20)),
+            arrow(name, (216, y + 36), (136, 87 + 22 * i), dashed=True),
+            arrow(name, (390, 81 + 22 * i), (350, y + 27)),
+        ]
+    parts += [
+        box(10, 64, 122, 78, "caller", "your program,", "the store", stroke=ACCENT),
+        box(394, 64, 82, 78, "photos", "a disk", "or a URL"),
+        small(176, 28, "paths"),
+        small(176, 196, "rows"),
+    ]
+    write(name, "Who does what on a cluster", 482, 212, *parts)
+
+
 def main():
     FOLDER.mkdir(exist_ok=True)
     result = json.loads((FOLDER / "search.json").read_text())
@@ -381,6 +401,7 @@ def main():
     what_the_store_shares()
     phases()
     table_columns()
+    who_does_what()
 
 
 if __name__ == "__main__":

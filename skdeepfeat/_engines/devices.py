@@ -8,8 +8,6 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from joblib.parallel import get_active_backend
-
 from .base import PooledLayers
 
 # Files of a GPU's driver on Linux, also under Windows.
@@ -68,14 +66,23 @@ CLASSES = {kind for _, kind in ENGINES}  # of devices
 
 def resolve_devices(device) -> tuple[str, ...]:
     """The devices of a list, which must be of one class."""
-    names = list(device) if isinstance(device, (list, tuple)) else [device]
-    found = tuple(resolve_device(name) for name in names)
-    if len({device_class((name,)) for name in found}) != 1:
+    resolve_class(device)
+    return tuple(map(resolve_device, _names_in(device)))
+
+
+def resolve_class(device) -> str:
+    """ "cpu" or "cuda"; stored rows of a GPU are read where there is none."""
+    kinds = {_parse(name)[0] for name in _names_in(device)}
+    if len(kinds) != 1:
         raise ValueError(
             "The 'device' parameter must name at least one device, and those of a list "
             f"must be of one class. Got {device!r} instead."
         )
-    return found
+    return kinds.pop()
+
+
+def _names_in(device) -> list:
+    return list(device) if isinstance(device, (list, tuple)) else [device]
 
 
 def device_class(devices: tuple[str, ...]) -> str:
@@ -85,15 +92,21 @@ def device_class(devices: tuple[str, ...]) -> str:
 
 def resolve_device(device) -> str:
     """The first GPU where "auto" finds one, else the CPU."""
-    if device == "auto":
-        return "cuda:0" if _has_driver() and _n_gpus() else "cpu"
+    kind, index = _parse(device)
+    return "cpu" if kind == "cpu" else _check_gpu(device, index)
+
+
+def _parse(device) -> tuple[str, int]:
+    """The class of a device and its index, whether it exists or not."""
+    if isinstance(device, str) and device == "auto":
+        return ("cuda" if _has_driver() and _n_gpus() else "cpu"), 0
     kind, _, index = device.partition(":") if isinstance(device, str) else ("",) * 3
     if kind not in CLASSES or not (index.isdigit() or index == ""):
         raise ValueError(
             "The 'device' parameter must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'. "
             f"Got {device!r} instead."
         )
-    return device if kind == "cpu" else _check_gpu(device, int(index or 0))
+    return kind, int(index or 0)
 
 
 def _check_gpu(device: str, index: int) -> str:
@@ -211,10 +224,3 @@ def resolve_batch_size(batch_size, engine: str, kind: str, spec) -> int:
         batch_size = int(ability.batch_size * smaller)
     most = min(int(ability.largest * smaller), ability.most_images)
     return max(1, min(batch_size, most))
-
-
-def resolve_threads(n_jobs) -> int:
-    """Number of decoding threads; None means one for each core that joblib allows."""
-    # A worker that may not start processes may still start threads.
-    backend, _ = get_active_backend(prefer="threads")
-    return max(1, backend.effective_n_jobs(-1 if n_jobs is None else n_jobs))

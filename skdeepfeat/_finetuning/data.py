@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .._engines.devices import resolve_threads
 from .._exceptions import ImageError, ImageWarning, warn_user
 from .._images.batches import Batch, read_batches
 from .._images.recipe import InputSpec
 from .._images.windows import Images
-from .._processes import fork_safe
+from .._processes import fork_safe, resolve_threads
 from .._report import warn_of_range
 from .augmentation import margin
 from .labels import HoldOut, Labels

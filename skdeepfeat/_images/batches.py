@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from .._clock import Clock
 from .._exceptions import ImageError
-from .._processes import after_fork
+from .._processes import after_fork, resolve_threads
 from .budget import Budget
 from .cells import Cell
 from .formats import switches
@@ -227,13 +227,23 @@ class ImageReading:
     value_range : tuple of float or None
         Values of black and white; None depends on the dtype.
     decode : {"exact", "fast"}
-    n_threads : int
-        How many images are decoded at once.
+    n_jobs : int or None
+        How many images are decoded at once, as joblib counts.
     """
 
     value_range: tuple[float, float] | None
     decode: str
-    n_threads: int
+    n_jobs: int | None
+    spreads = True  # rows are decoded by the workers of a cluster
+
+    @property
+    def n_threads(self) -> int:
+        """How many images are decoded at once."""
+        return resolve_threads(self.n_jobs)
+
+    def in_worker(self, n_threads: int) -> "ImageReading":
+        """The same in a process that may use so many threads."""
+        return replace(self, n_jobs=self.n_jobs or n_threads)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from PIL import Image
 
-from .._digests import learn_digest, recall_digest
+from .._digests import digest, is_remembered, learn_digest, recall_digest
 from .._exceptions import ImageError
 from .decoding import Pixels
 from .kinds import ALLOWED, CellKind, is_missing, kind_of, unwrap
 from .reasons import row_errors
 from .references import File, Reference
+from .samples import Samples
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,21 @@ class Cell:
         with row_errors(row, source):
             return cls(row, kind, kind.take(value, protocols), source)
 
+    def sent(self) -> "Cell":
+        """The cell as another process is sent it; raises ImageError if none can be."""
+        with row_errors(self.row, self.source):
+            held = self.kind.send(self.held)
+            kind = self.kind if held is self.held else kind_of(held)
+            assert kind is not None
+            return replace(self, kind=kind, held=held)
+
     @property
     def n_bytes(self) -> int:
         """Roughly how much memory is held."""
         if isinstance(self.held, Reference):
             return 0
+        if isinstance(self.held, Samples):
+            return self.held.values.nbytes
         if isinstance(self.held, Image.Image):
             return self.held.width * self.held.height * len(self.held.getbands())
         return getattr(self.held, "nbytes", None) or len(self.held)
@@ -81,6 +92,20 @@ class Cell:
             if known is None:
                 learn_digest(name, state, key)
             return Hashed(read, key, (name, state, key))
+
+    def named(self) -> "Hashed":
+        """The cell with its key or, if that is not known yet, a key of its name.
+
+        No file is read.
+        """
+        if not isinstance(self.held, Reference):
+            return self.hashed()
+        name = self.held.name
+        with contextlib.suppress(Exception):  # it need not be visible here
+            state = self.held.state() if is_remembered(name) else None
+            if state and (known := recall_digest(name, state)):
+                return Hashed(self, known, (name, state, known))
+        return Hashed(self, digest("unread", name))
 
     def read(self) -> "Cell":
         """The same cell with its content, if only a reference is held."""

@@ -81,6 +81,12 @@ def open_pil(image, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
     return Pixels(_as_rgb(settled))
 
 
+def open_samples(samples, value_range=None, enough=None, reserve=_no_limit) -> Pixels:
+    """Pixels of samples that were taken from an image of more than 8 bits."""
+    reserve(samples.values.shape[1::-1])
+    return _open_samples(samples, value_range)
+
+
 def settle(image) -> Image.Image | Samples:
     """The pixels of a PIL image: upright in mode "L" or "RGB", or more than 8 bits."""
     _load(image)

@@ -17,6 +17,7 @@ from .decoding import (
     open_array,
     open_bytes,
     open_pil,
+    open_samples,
     settle,
     white_of_file,
 )
@@ -28,10 +29,15 @@ from .references import (
     shortened,
     without_secrets,
 )
+from .samples import Samples
 
 MASKED = (
     "must not be a masked array, whose mask no network can see; fill it, for instance "
     "with image.filled(0)"
+)
+REDUCED_PIL = (
+    "is a PIL image whose file has more than 8 bits, which cannot be sent to the "
+    "workers of a cluster; pass the path of the file, or its bytes"
 )
 ALLOWED = (
     "a path, a URL, encoded bytes, a binary file, a PIL image, a (h, w) or "
@@ -52,6 +58,8 @@ class CellKind:
         Cell → its name in messages.
     take : callable
         Cell, protocols → what is kept of it: a `Reference`, bytes, or the cell.
+    send : callable
+        What is kept of a cell → what another process is sent instead.
     digest : callable
         Bytes, or the cell → its content key.
     open : callable
@@ -64,6 +72,10 @@ class CellKind:
     digest: Callable[[Any], bytes]
     open: Callable[..., Pixels]
     take: Callable[[Any, Collection[str]], Any] = lambda cell, protocols: cell
+    send: Callable[[Any], Any] = lambda held: held
+
+    def __reduce__(self):
+        return kind_named, (self.name,)
 
 
 def is_missing(cell) -> bool:
@@ -128,9 +140,24 @@ def digest_pil(image) -> bytes:
         key = digest_array(np.asarray(settled))
         # With such a file value_range is refused, so it is another image.
         return key if white_of_file(image) <= 255 else digest("reduced", key)
-    alpha = b"" if settled.alpha is None else settled.alpha
-    about = f"white {settled.white}, inverted {settled.inverted}"
-    return digest("samples", about, settled.values, alpha)
+    return digest_samples(settled)
+
+
+def digest_samples(samples: Samples) -> bytes:
+    """Key of samples of more than 8 bits."""
+    alpha = b"" if samples.alpha is None else samples.alpha
+    about = f"white {samples.white}, inverted {samples.inverted}"
+    return digest("samples", about, samples.values, alpha)
+
+
+def send_pil(image) -> Image.Image | Samples:
+    """The pixels of a PIL image alone, since pickles of PIL lose what its file was."""
+    settled = settle(image)
+    if isinstance(settled, Samples):
+        return settled
+    if white_of_file(image) > 255:
+        raise ValueError(REDUCED_PIL)
+    return Image.fromarray(np.asarray(settled))
 
 
 # The first that matches counts. A new kind of image is one more entry.
@@ -182,6 +209,7 @@ CELL_KINDS = (
         describe=lambda c: f"{c.mode} image of {c.width} x {c.height}",
         digest=digest_pil,
         open=open_pil,
+        send=send_pil,
     ),
     CellKind(
         "array",
@@ -197,6 +225,14 @@ CELL_KINDS = (
         describe=lambda c: f"tensor of shape {tuple(c.shape)}",
         digest=lambda c: digest_array(as_array(c)),
         open=lambda c, *arguments: open_array(as_array(c), *arguments),
+        send=as_array,
+    ),
+    CellKind(  # what workers are sent for a PIL image of more than 8 bits
+        "samples",
+        matches=lambda c: isinstance(c, Samples),
+        describe=lambda c: f"samples of shape {c.values.shape}",
+        digest=digest_samples,
+        open=open_samples,
     ),
 )
 
@@ -222,6 +258,11 @@ WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
         lambda c: c.file,
     ),
 )
+
+
+def kind_named(name: str) -> CellKind:
+    """The kind of this name."""
+    return next(kind for kind in CELL_KINDS if kind.name == name)
 
 
 def unwrap(cell):

@@ -68,6 +68,9 @@ class File:
         self._path = path
         self.name = os.path.abspath(os.fsdecode(path))
 
+    def __reduce__(self):
+        return File, (self.name,)  # another process has another working directory
+
     def state(self) -> str:
         """Text that changes with its content; refuses pipes, which may block."""
         found = os.stat(self._path)

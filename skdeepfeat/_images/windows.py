@@ -1,6 +1,6 @@
 """The rows of one call, read and hashed in windows, so that memory is bounded."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -54,6 +54,11 @@ class Images:
     def __len__(self):
         return len(self._cells)
 
+    @property
+    def at_once(self) -> int:
+        """How many rows are read at once."""
+        return self._cells.at_once
+
     def head(self, n: int) -> "Images":
         """The first n rows alone."""
         cells = self._cells.read(0, min(n, len(self)))
@@ -69,7 +74,13 @@ class Images:
     def read_ahead(self, row: int) -> None:
         """Nothing: rows that are read here are not announced."""
 
-    def windows(self, recall, n_threads: int, rescaled: bool) -> Iterator["Window"]:
+    def windows(
+        self,
+        recall,
+        n_threads: int,
+        rescaled: bool,
+        make_window: Callable[[bool], "Window"] | None = None,
+    ) -> Iterator["Window"]:
         """All rows in order, in windows; each row is read once and hashed.
 
         Parameters
@@ -81,13 +92,15 @@ class Images:
         rescaled : bool
             Whether `value_range` applies to arrays, so that a PIL image with the same
             pixels is another image.
+        make_window : callable, optional
+            Makes an empty window from `rescaled`; by default a :class:`Window`.
         """
         start = 0
         with ThreadPoolExecutor(max(n_threads, FETCHES), "skdeepfeat-read") as pool:
             while start < len(self):
-                window = Window(rescaled)
+                window = (make_window or Window)(rescaled)
                 while start < len(self) and window.has_room:
-                    stop = min(len(self), start + self._cells.at_once)
+                    stop = min(len(self), start + self.at_once)
                     window.add(self._take(start, stop), recall, pool)
                     start = stop
                 yield window
@@ -127,9 +140,14 @@ class Window:
         self._rescaled, self._n_bytes = rescaled, 0
 
     @property
+    def rows_held(self) -> int:
+        """How many rows it takes."""
+        return ROWS_HELD
+
+    @property
     def has_room(self) -> bool:
         """Whether more rows may be added."""
-        return len(self.keys) < ROWS_HELD and self._n_bytes < BYTES_HELD
+        return len(self.keys) < self.rows_held and self._n_bytes < BYTES_HELD
 
     def add(self, cells: Sequence[Cell | ImageError], recall, pool) -> None:
         """Hash more rows."""
@@ -138,7 +156,7 @@ class Window:
         quick = [cell for cell in good if cell.is_hashed]
         rows = {cell.row for cell in quick}
         slow = [cell for cell in good if cell.row not in rows]
-        hashed = [*map(_hashed, quick), *pool.map(_hashed, slow)]
+        hashed = [*map(self._hash, quick), *pool.map(self._hash, slow)]
         found = {_row_of(one): one for one in (*cells, *hashed)}
         for row in sorted(found):
             self._put(row, found[row])
@@ -156,6 +174,21 @@ class Window:
         self._n_bytes += found.cell.n_bytes
         if found.file is not None:
             self.files.append(found.file)
+
+    def _hash(self, cell: Cell) -> Hashed | ImageError:
+        """The cell with its key, or the error of reading it."""
+        try:
+            return cell.hashed()
+        except ImageError as error:
+            return error
+
+    def file_of(self, row: int) -> tuple[str, str, bytes] | None:
+        """Name, state and digest of the file in a row that could be hashed."""
+        return self._hashed[row].file
+
+    def recognise(self, rows: Collection[int], recall) -> dict[int, bytes]:
+        """Keys of rows whose files have been hashed meanwhile, by another process."""
+        return {}
 
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError.
@@ -184,13 +217,6 @@ class Window:
         held = self._hashed[row].cell.held
         if isinstance(held, Reference):
             held.read_ahead()
-
-
-def _hashed(cell: Cell) -> Hashed | ImageError:
-    try:
-        return cell.hashed()
-    except ImageError as error:
-        return error
 
 
 def _row_of(found: Cell | Hashed | ImageError) -> int:

@@ -1,8 +1,8 @@
 """The protocol of a table of feature rows, and what is read from it and written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,19 @@ class Found(NamedTuple):
 
     missing: list[int]
     out_of_range: list[int]
+
+
+class Label(NamedTuple):
+    """What a table knows of a column.
+
+    Parameters
+    ----------
+    fingerprint : bytes
+    label : str
+    """
+
+    fingerprint: bytes
+    label: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,8 @@ class Computed:
         Of each row, whether its input was within its stated range.
     sources : list of str
         What a person calls each row.
+    files : list of tuple (str, str, bytes)
+        Name, state and digest of files that have been hashed elsewhere.
     """
 
     rows: list[int]
@@ -75,6 +90,7 @@ class Computed:
     errors: list[RowError]
     in_range: list[bool]
     sources: list[str]
+    files: list[tuple[str, str, bytes]] = field(default_factory=list)
 
 
 class Table(Protocol):
@@ -161,6 +177,12 @@ class Table(Protocol):
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
         """Store (name, state, digest) of files, unless they are stored already."""
+
+    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
+        """All sound rows, some of one column at a time; those with a label if given."""
+
+    def all_files(self) -> list[tuple[str, str, bytes]]:
+        """(name, state, digest) of all files hashed before."""
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""

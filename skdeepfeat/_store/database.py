@@ -15,8 +15,11 @@ size on disk, MB            101         124     88
 
 All are far faster than any network. SQLite comes with Python and grows with what is
 written, without a size fixed in advance; diskcache, which is built on SQLite too,
-reads some values by unpickling them. The folder must be on a local disk: write-ahead
-logs do not work across a network.
+reads some values by unpickling them.
+
+A write-ahead log does not work across a network. On a disk that machines share, the
+rollback journal takes its place, which is slower to write (see ``_set_up``). Where
+machines do not see each other's locks, a database is only read.
 """
 
 import contextlib
@@ -27,6 +30,7 @@ from pathlib import Path
 
 from .._exceptions import StoreWarning, warn_user
 from .._processes import FORK_SECONDS, RLock, leave_to_parent
+from .file_systems import locks_hold, mount_of
 from .statements import writing
 from .waiting import locked
 
@@ -53,6 +57,14 @@ TROUBLES = {
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
 }
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+UNSAFE = (
+    "A feature store cannot be in {folder!r}, on {where}, where machines may not see "
+    "each other's locks, and would damage it. Use a folder on a local disk. Only "
+    "the process that calls needs it; workers of a cluster do not. "
+    "FeatureStore.merge joins the stores of several machines, and a finished store may "
+    "be copied to {folder!r} to be read."
+)
 
 ASIDE = "damaged.sqlite"
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
@@ -110,15 +122,21 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         """Open for reading and writing, or, where that is forbidden, for reading."""
-        if self.file.exists() and not os.access(self.folder, os.W_OK):
+        mount = mount_of(self.folder)
+        writable = os.access(self.folder, os.W_OK) and not mount.without_locks
+        if self.file.exists() and not writable:
             return _open_to_read(self.file)
+        if where := mount.without_locks:
+            raise ValueError(UNSAFE.format(folder=str(self.folder), where=where))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if mount.is_shared and not locks_hold(self.folder):
+            raise ValueError(UNSAFE.format(folder=str(self.folder), where=mount.kind))
         self._mention_others()
         db = _connection_to(str(self.file), timeout=BUSY_SECONDS)
         try:
             # One at a time: two processes that enter this mode at once both fail.
             with self._alone():
-                _set_up(db)
+                _set_up(db, mount.is_shared)
         except BaseException:
             self._inode = _inode(self.file)
             db.close()
@@ -223,11 +241,19 @@ def _connection_to(name: str, **options) -> sqlite3.Connection:
     )
 
 
-def _set_up(db: sqlite3.Connection) -> None:
+# Settings for a disk of one machine, and for one that several may share, where a
+# transaction waits until it is on the disk of the server.
+SETTINGS = {
+    False: ("journal_mode = WAL", "synchronous = NORMAL"),
+    True: ("journal_mode = DELETE", "synchronous = FULL"),
+}
+
+
+def _set_up(db: sqlite3.Connection, is_shared: bool) -> None:
     """Settings of a connection, and the tables of a new database."""
     db.execute("PRAGMA page_size = 8192")  # rows take some kilobytes
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
+    for setting in SETTINGS[is_shared]:
+        db.execute(f"PRAGMA {setting}")
     db.execute("PRAGMA journal_size_limit = 16777216")
     if not db.execute("PRAGMA table_info(files)").fetchall():
         with writing(db):

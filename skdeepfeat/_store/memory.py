@@ -3,14 +3,14 @@
 import contextlib
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from .._processes import FORK_SECONDS, Condition
-from .base import ROW_OVERHEAD, ColumnRows, Found
+from .base import ROW_OVERHEAD, ColumnRows, Found, Label
 from .waiting import begin_of, computed_by, say_once
 
 
@@ -174,6 +174,24 @@ class MemoryTable:
 
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
         """Nothing; see `read_files`."""
+
+    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
+        """All rows; see :class:`Table`."""
+        with self._changed:
+            labels = dict(self._labels)
+            stored = [
+                (name, kept, rows is self._asked)
+                for rows in (self._spare, self._asked)
+                for name, kept in rows.items()
+            ]
+        for (fingerprint, key), (row, in_range), asked in stored:
+            column = Label(fingerprint, labels[fingerprint])
+            if label in (None, column.label):
+                yield ColumnRows(column, [key], row[None], [in_range], asked)
+
+    def all_files(self) -> list[tuple[str, str, bytes]]:
+        """Nothing; see `read_files`."""
+        return []
 
     def info(self) -> dict[str, Any]:
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""

@@ -29,6 +29,9 @@ class Window(Protocol):
     keys: dict[int, Any]
     files: list[tuple[str, str, bytes]]
 
+    def recognise(self, rows: Any, recall: Callable) -> dict[int, bytes]:
+        """Keys of rows whose files have been hashed meanwhile, by another process."""
+
     def error_of(self, row: int, error: Any) -> RowError:
         """The error of a row that is equal to another row with this error."""
 
@@ -47,7 +50,18 @@ class Source(Protocol):
 
 
 class Reading(Protocol):
-    """How the rows of X are read, and become the input of a network."""
+    """How the rows of X are read, and become the input of a network.
+
+    Attributes
+    ----------
+    spreads : bool
+        Whether a cluster may compute the rows.
+    """
+
+    spreads: bool
+
+    def in_worker(self, n_threads: int) -> "Reading":
+        """The same in a process that may use so many threads."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -119,6 +133,7 @@ class Rows:
         """The windows of X, hashed; duplicates are filled in after each window."""
         windows = reading.windows(self._source, self._recall)
         for window in self._clock.each(windows, "hashing"):
+            self._window = window
             self._find(window)
             self._n_begun += len(window.keys)
             yield window
@@ -164,6 +179,7 @@ class Rows:
         self._table.release(self._call)  # a waiting call must not block others
         refused = self._refused
         self._table.wait(self.columns.scope, list(refused.values()), list(refused))
+        self._key_of |= self._window.recognise(refused, self._recall)
         rows, keys = list(self.missing), [self._key_of[row] for row in self.missing]
         lacking: set[int] = set()
         for column, place in zip(
@@ -211,7 +227,31 @@ class Rows:
             }
             if self._saves_a_pass([keys[i] for i in granted]):
                 return  # another call has computed them meanwhile: start again
-            yield from (row for i, row in enumerate(some) if i in granted)
+            mine = [row for i, row in enumerate(some) if i in granted]
+            known = self._window.recognise(mine, self._recall)
+            self._key_of |= known
+            yield from (row for row in mine if row not in known)
+
+    def identify(self, keys: dict[int, bytes], computed) -> None:
+        """Note the content of rows that workers have read.
+
+        Parameters
+        ----------
+        keys : dict of int to bytes
+            Row → key of its content.
+        computed : collection of int
+            Rows that were computed or failed; others are equal to one of these.
+        """
+        for row in sorted(keys, key=lambda row: row not in computed):
+            key, unread = keys[row], self._key_of[row]
+            first = self._first_of.get(key, row)
+            first = row if first in self._report.failed else first
+            self._first_of[key] = first
+            if row not in computed:
+                self._same_as.append((row, first))
+                self._first_of[unread] = first
+                del self.missing[row]
+            self._key_of[row] = key
 
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
@@ -224,6 +264,7 @@ class Rows:
             stored = list(self._stored(computed, keys, sound))
             if self._table.write(self._call, self.columns.scope, keys, stored):
                 self._warn_of_bound()
+            self._note_files(computed.files)
         self.n_computed += len(keys)
         for row in {*computed.rows, *failed}:
             del self.missing[row]
@@ -235,6 +276,12 @@ class Rows:
                 self._out[rows, place] = features[sound]
         for error in errors:
             self._report.fail(error)
+
+    def _note_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
+        """Remember files once their rows are stored, for which other calls wait."""
+        for file in files:
+            learn_digest(*file)
+        self._table.write_files(files)
 
     def _stored(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """The rows of a batch to store: those without NaN or infinite features."""
@@ -271,9 +318,9 @@ class Rows:
 
     def finish(self) -> None:
         """Count the rows that were found in the store."""
-        failed = self._report.failed
-        n_failed = len(failed.keys() & set(self._first_of.values()))
-        n_hits = len(self._first_of) - self.n_computed - n_failed
+        distinct = set(self._first_of.values())
+        n_failed = len(self._report.failed.keys() & distinct)
+        n_hits = len(distinct) - self.n_computed - n_failed
         asked = [column.fingerprint for column in self.columns.requested]
         self._table.count_hits(max(0, n_hits), asked)
 

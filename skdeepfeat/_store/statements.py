@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from .base import ColumnRows
+from .base import ColumnRows, Label
 
 AT_ONCE = 500  # values in one SQL statement
 
@@ -56,6 +56,21 @@ def select_keys(db, fingerprint: bytes, keys) -> dict[bytes, bool]:
         "WHERE fingerprint = ? AND key IN"
     )
     return dict(select(db, query, (fingerprint,), keys))
+
+
+def select_after(db, number: int, fingerprint: bytes, rowid: int) -> list[tuple]:
+    """(rowid, key, in_range, data) of the next rows of a column; see `select_rows`."""
+    seed = crc32(fingerprint)
+    found = db.execute(
+        "SELECT rowid, key, checksum, in_range, data FROM rows INDEXED BY rows_by_age "
+        "WHERE column = ? AND rowid > ? ORDER BY rowid LIMIT ?",
+        (number, rowid, AT_ONCE),
+    )
+    rows = []
+    for place, key, checksum, in_range, data in found:
+        is_sound = checksum == checksum_of(seed, key, in_range, data)
+        rows.append((place, key, bool(in_range), data if is_sound else None))
+    return rows
 
 
 def put_rows(db, rows: ColumnRows) -> None:
@@ -111,6 +126,12 @@ def _number_of(db, column, asked: bool) -> int:
     )
     query = "SELECT id FROM columns WHERE fingerprint = ?"
     return db.execute(query, (column.fingerprint,)).fetchone()[0]
+
+
+def select_columns(db) -> list[tuple[int, Label, bool]]:
+    """Number, name, and whether it was requested, of all columns."""
+    found = db.execute("SELECT id, fingerprint, label, used FROM columns ORDER BY id")
+    return [(n, Label(sign, label), used > 0) for n, sign, label, used in found]
 
 
 def stamp_columns(db, fingerprints, now: float, accuracy: float) -> None:

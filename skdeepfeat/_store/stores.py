@@ -12,8 +12,10 @@ from .._exceptions import StoreWarning, warn_user
 from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
 from .base import Table
+from .database import FILE
 from .disk import DiskTable
 from .memory import MemoryTable
+from .transfer import export, merge
 
 NOT_LASTING = (
     "The features of this network are kept in memory, not in the folder, because a "
@@ -56,9 +58,9 @@ class FeatureStore:
     Parameters
     ----------
     path : str, path or None, default=None
-        Folder on a local disk, which is created on first use. It persists, and all
-        processes on this machine can share it. None stores the features in memory until
-        the process ends.
+        Folder, which is created on first use. It persists, and all processes on this
+        machine can share it; on a network disk with locks, also other machines. None
+        stores the features in memory until the process ends.
     name : str, default="memory"
         Name of the store in memory; only used if `path` is None. ``cache="memory"``
         refers to the store with the default name.
@@ -143,12 +145,99 @@ class FeatureStore:
         """
         return self.open().info()
 
+    def merge(self, other) -> int:
+        """Copy what another store contains; nothing is computed.
+
+        Rows are identified by the content of the images, so that images which both
+        stores contain are there once. Damaged rows are left out, with a warning.
+
+        Parameters
+        ----------
+        other : FeatureStore, str or path
+            The store to copy from, or its folder; it is not changed.
+
+        Returns
+        -------
+        n_rows : int
+            Number of rows read, one for each image and layer.
+
+        Raises
+        ------
+        ValueError
+            If there is no store in the folder, or if both are the same store.
+
+        Examples
+        --------
+        >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures, load_textures
+        >>> photos = load_textures().data[:4]
+        >>> first, second = FeatureStore(name="first"), FeatureStore(name="second")
+        >>> for store, some in (first, photos[:2]), (second, photos[2:]):
+        ...     _ = PretrainedCNNFeatures(layer="stem", cache=store).warm(some)
+        >>> first.merge(second)
+        2
+        >>> first.info()["layers"]
+        {'mini stem avg': 4}
+        """
+        other = other if isinstance(other, FeatureStore) else FeatureStore(other)
+        if other.path is not None and not (Path(other.path) / FILE).exists():
+            raise ValueError(
+                f"There is no store to merge in {str(other.path)!r}: the file "
+                f"{FILE!r} is missing. Check the path."
+            )
+        mine, its = self.open(), other.open()
+        if mine is its or _is_same_folder(self, other):
+            raise ValueError(f"{other!r} is this store itself; merge another one.")
+        return merge(mine, its)
+
+    def export(self, path, layer=None) -> int:
+        """Write the stored features of one layer to a file, with the paths of images.
+
+        Parameters
+        ----------
+        path : str or path
+            The file to write, which is replaced if it exists. ``"features.parquet"``
+            gets the columns "path", "key" and "features" (needs pyarrow).
+            ``"features.npy"`` gets the features, and ``"features.csv"`` beside it the
+            columns "path" and "key" of the same rows.
+        layer : str or None, default=None
+            Name of the layer in the "layers" of `info`, such as "mini penultimate avg".
+            None means the only one that is stored.
+
+        Returns
+        -------
+        n_rows : int
+            Number of rows written: one for each known path of each image. The path is
+            missing for images that were no files.
+
+        Raises
+        ------
+        ValueError
+            If no such layer is stored, or several kinds of features have this name.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures, load_textures
+        >>> store = FeatureStore(f"{tempfile.mkdtemp()}/store")
+        >>> features = PretrainedCNNFeatures(cache=store).warm(load_textures().data[:4])
+        >>> store.export(f"{store.path}.npy", "mini penultimate avg")
+        4
+        """
+        return export(self.open(), Path(path), layer)
+
     def _repr_html_(self) -> str:
         return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
         """Remove all stored features."""
         self.open().clear()
+
+
+def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:
+    """Whether two stores are in the same folder, under whatever name."""
+    if one.path is None or other.path is None or not os.path.exists(one.path):
+        return False
+    return os.path.samefile(one.path, other.path)
 
 
 def open_table(cache, obstacle: str = "") -> Table:

@@ -56,6 +56,11 @@ class TextReading:
     """
 
     make_tokenizer: Callable[[], Callable[[str], Tokens]]
+    spreads = False  # to send texts costs more than word vectors of them
+
+    def in_worker(self, n_threads: int) -> "TextReading":
+        """The same: texts are read by one thread."""
+        return self
 
     @property
     def about(self) -> dict[str, Any]:

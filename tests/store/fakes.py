@@ -2,7 +2,7 @@
 
 import contextlib
 
-from skdeepfeat._store.base import Found
+from skdeepfeat._store.base import ColumnRows, Found, Label
 
 
 class FakeTable:
@@ -69,6 +69,15 @@ class FakeTable:
 
     def write_files(self, files):
         self.files.update({name: (state, digest) for name, state, digest in files})
+
+    def dump(self, label=None):
+        for (fingerprint, key), (row, fits) in self.rows.items():
+            column = Label(fingerprint, self.labels[fingerprint])
+            if label in (None, column.label):
+                yield ColumnRows(column, [key], row[None], [fits], True)
+
+    def all_files(self):
+        return [(name, *file) for name, file in self.files.items()]
 
     def larger(self, n_bytes):
         return f"FakeTable({n_bytes})"

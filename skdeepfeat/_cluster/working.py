@@ -1,0 +1,201 @@
+"""What a worker of a cluster does: chunks of rows → their features."""
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from joblib import cpu_count, parallel_config
+
+from .._caches import SharedCache
+from .._clock import Clock
+from .._computing import run
+from .._exceptions import ConversionError, RowError, WorkerError, in_one_line
+from .._images.cells import Cell
+from .._images.unread import SentImages
+from .._images.windows import Window
+from .._plan import Plan, computation_here
+from .._store.base import Computed
+from .._store.columns import Columns
+
+PACKAGES = ("skdeepfeat", "torch", "torchvision", "timm", "openvino", "pillow")
+
+SHARED_BYTES = 2**20  # of weights that are sent once to each worker
+
+CANNOT = "The worker on host {!r} cannot compute this: {}."
+COMPUTES_OTHERS = (
+    "it would compute other features than the caller's process, because {}; install "
+    "the same versions there, and give both the same files of weights"
+)
+
+# Plans that this process carries out, by token: networks of the user's own are
+# unpacked, checked and identified once.
+_accepted = SharedCache(4)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A plan for workers.
+
+    Parameters
+    ----------
+    plan : Plan
+        With the class of devices instead of devices of the caller.
+    token : bytes
+        The same for all chunks of a call.
+    computation : bytes
+        Digest of what the caller expects to be computed.
+    versions : dict of str to str
+        Of the packages that compute.
+    """
+
+    plan: Plan
+    token: bytes
+    computation: bytes
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Order":
+        """The order of a call."""
+        plan = replace(plan, device=plan.device_class)
+        return cls(plan, secrets.token_bytes(16), computation_here(plan), _versions())
+
+    def __sizeof__(self):
+        """By this Dask decides which arguments each worker is sent only once.
+
+        A small one is sent with each chunk: if the worker that holds a shared one is
+        killed, all chunks have to be sent again.
+        """
+        arrays = self.plan.pooled.source.backbone.arrays or {}
+        n_bytes = sum(array.nbytes for array in arrays.values())
+        return n_bytes if n_bytes > SHARED_BYTES else 0
+
+    def accepted(self) -> Plan:
+        """The plan, if this process computes the same as the caller."""
+        return _accepted.get(self.token, self._check)
+
+    def _check(self) -> Plan:
+        if computation_here(self.plan) != self.computation:
+            raise ValueError(COMPUTES_OTHERS.format(self._difference()))
+        reading = self.plan.reading.in_worker(_n_threads())
+        return replace(self.plan, reading=reading)
+
+    def _difference(self) -> str:
+        """What differs from the caller's process, in words."""
+        here = _versions()
+        others = [
+            f"{name} is {here.get(name, 'absent')} there and "
+            f"{self.versions.get(name, 'absent')} here"
+            for name in PACKAGES
+            if here.get(name) != self.versions.get(name)
+        ]
+        return ", ".join(others) or "the weights or the decoders of images differ"
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that compute, if they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _n_threads() -> int:
+    """Threads that a worker may use: clusters set this variable for each of them."""
+    threads, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    return int(threads) if threads.isdigit() else cpu_count()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker returns for one chunk.
+
+    Parameters
+    ----------
+    host : str
+    keys : dict of int to bytes
+        Row → key of its content, of rows that could be read.
+    states : dict of int to str
+        Row → state of its file, if it has one.
+    computed : Computed
+        Of distinct rows, and the errors of all.
+    seconds : float
+        How long it took, without building the network.
+    """
+
+    host: str
+    keys: dict[int, bytes]
+    states: dict[int, str]
+    computed: Computed
+    seconds: float
+
+
+def carry_out(
+    order: Order, columns: Columns, cells: Sequence[Cell]
+) -> Reply | Exception:
+    """Compute some rows in a worker; what goes wrong is returned, not raised.
+
+    So an exception that the caller catches is one of the cluster.
+    """
+    host = socket.gethostname()
+    try:
+        with parallel_config(backend="threading"):
+            return _compute(order.accepted(), columns, SentImages(cells), host)
+    except ConversionError as error:
+        return error
+    except Exception as error:
+        return WorkerError(CANNOT.format(host, in_one_line(error)))
+
+
+def _compute(plan: Plan, columns: Columns, images: SentImages, host: str) -> Reply:
+    """Read, hash and compute the distinct rows of a chunk."""
+    keys: dict[int, bytes] = {}
+    states: dict[int, str] = {}
+    seen: set[bytes] = set()
+    parts: list[Computed] = []
+    clock = Clock()
+    for window in plan.reading.windows(images, lambda names: None):
+        read, errors = _sorted_out(window)
+        keys |= read
+        states |= {row: file[1] for row in read if (file := window.file_of(row))}
+        first = {key: row for row, key in reversed(read.items()) if key not in seen}
+        seen |= first.keys()
+        parts.append(empty(columns, errors))
+        if first:
+            rows = sorted(first.values())
+            parts += run(plan, columns, window, rows, False, clock)
+        window.forget()
+    seconds = clock.total - clock.seconds["building"]
+    return Reply(host, keys, states, _joined(parts), seconds)
+
+
+def _sorted_out(window: Window) -> tuple[dict[int, bytes], list[RowError]]:
+    """Keys of the rows that could be read, and errors of the others."""
+    keys = {row: k for row, k in window.keys.items() if isinstance(k, bytes)}
+    errors: list[RowError] = [
+        k for k in window.keys.values() if isinstance(k, RowError)
+    ]
+    return keys, errors
+
+
+def empty(columns: Columns, errors: list[RowError]) -> Computed:
+    """The errors of some rows, and no features."""
+    features = {c.pooled: np.empty((0, c.width), np.float32) for c in columns.stored}
+    return Computed([], features, errors, [], [])
+
+
+def _joined(parts: list[Computed]) -> Computed:
+    """Several batches as one, which is stored in one transaction."""
+    names = ("rows", "errors", "in_range", "sources")
+    lists = {name: [v for part in parts for v in getattr(part, name)] for name in names}
+    features = {
+        pooled: np.concatenate([part.features[pooled] for part in parts])
+        for pooled in parts[0].features
+    }
+    return Computed(features=features, **lists)
