@@ -85,7 +85,7 @@ def memory(folder, n_rows):
 
 def serve():
     """Run the scheduler and its workers, and print the address."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()  # until the caller ends

@@ -40,7 +40,7 @@ class Watch(distributed.WorkerPlugin):
 
 @pytest.fixture(scope="module")
 def client(folder):
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
         distributed.LocalCluster(**options) as cluster,
         distributed.Client(cluster) as client,
