@@ -1,5 +1,6 @@
 """Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
+from ._activation_maps import activation_maps
 from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone
 from ._backbones.registry import list_backbones, register_backbone
@@ -11,6 +12,7 @@ from ._exceptions import (
     ImageError,
     ImageWarning,
     LayerWarning,
+    MapWarning,
     OutputTooLarge,
     RecipeWarning,
     StoreWarning,
@@ -35,12 +37,14 @@ __all__ = [
     "ImageWarning",
     "LayerDepthDisplay",
     "LayerWarning",
+    "MapWarning",
     "OutputTooLarge",
     "PretrainedCNNFeatures",
     "RecipeWarning",
     "StoreWarning",
     "TrainingHistoryDisplay",
     "WeightsError",
+    "activation_maps",
     "clear_caches",
     "list_backbones",
     "list_layers",

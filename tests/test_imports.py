@@ -20,6 +20,8 @@ MODULES = sorted(
 ROOMS = [
     {"__init__"},
     {"_strategy", "_displays", "_datasets"},
+    {"_activation_maps", "_onnx"},
+    {"_composites"},
     {"_finetuning", "_ranking"},
     {"_features"},
     {"_plan", "_choice"},

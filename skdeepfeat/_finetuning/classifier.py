@@ -34,6 +34,7 @@ from .._validation import (
     complete_state,
     with_callbacks,
 )
+from .detached_head import DetachedHead
 from .labels import HoldOut, Labels
 
 _tuned = Companions()  # classifier → Backbone
@@ -424,6 +425,27 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         kept = {name: getattr(self, name) for name in SHARED}
         backbone = FrozenEstimator(self)
         return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
+
+    def divide(self):
+        """The features that enter the head, and the head as a classifier of rows.
+
+        Other parts of the package call it.
+
+        Returns
+        -------
+        features : PretrainedCNNFeatures
+            Computes what enters the head.
+        head : DetachedHead
+            Predicts as this classifier does, from rows of these features.
+        """
+        check_is_fitted(self)
+        source, _ = self._frozen_source()
+
+        from .tuned_part import head_input
+
+        end, inner = head_input(source)
+        features = self._tuned_features(layer=end.node)
+        return features, DetachedHead(end, inner, self.weights_["head"], self.classes_)
 
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
