@@ -21,6 +21,7 @@ from ._exceptions import (
 from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import list_layers
+from ._onnx.exporting import to_onnx
 from ._ranking import rank_layers
 from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
@@ -53,6 +54,7 @@ __all__ = [
     "rank_layers",
     "recommend_strategy",
     "register_backbone",
+    "to_onnx",
 ]
 _inspector.inspected_by(f"{__name__}._networks.inspection")
 for _name in __all__:

@@ -94,6 +94,13 @@ class Composite:
     head: Any
     exchange: Exchange
 
+    @property
+    def slices(self) -> list[slice]:
+        """Where the features of each step are if all are side by side."""
+        widths = [len(step.get_feature_names_out()) for step in self.features]
+        ends = np.cumsum(widths).tolist()
+        return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
     def images_of(self, X) -> list:
         """What each of the feature steps is given for this X."""
         self.exchange.rows = [None] * len(self.features)
