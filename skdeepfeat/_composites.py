@@ -107,10 +107,10 @@ class Composite:
         last_method(self.head)(X)
         return list(self.exchange.seen)
 
-    def call(self, method: str, X, rows: list[np.ndarray]):
-        """Call a method of the head as if the features of X were `rows`."""
-        self.exchange.rows = list(rows)
-        return getattr(self.head, method)(X)
+    def give(self, rows: np.ndarray) -> None:
+        """Set the features (n, width) of all steps, side by side, that the head takes
+        from now on."""
+        self.exchange.rows = [rows[:, place] for place in self.slices]
 
 
 def divide(estimator) -> Composite:
@@ -173,7 +173,7 @@ def _stand_in(features: PretrainedCNNFeatures, exchange: Exchange, place: int):
 
 def _fitted_steps(estimator) -> list:
     """The fitted steps within an estimator that read images."""
-    found = [part for part in _within(estimator) if isinstance(part, READS_IMAGES)]
+    found = [part for part in parts_of(estimator) if isinstance(part, READS_IMAGES)]
     if not found:
         raise ValueError(
             f"This {type(estimator).__name__} has no step that reads images. Pass a "
@@ -191,7 +191,7 @@ def _is_fitted(step) -> bool:
     return hasattr(step, "weights_digest_") or hasattr(step, "weights_")
 
 
-def _within(value, seen: dict[int, Any] | None = None) -> Iterator[Any]:
+def parts_of(value, seen: dict[int, Any] | None = None) -> Iterator[Any]:
     """An object and all that it holds, each once, without looking into feature steps."""
     seen = {} if seen is None else seen
     if id(value) in seen:
@@ -199,7 +199,7 @@ def _within(value, seen: dict[int, Any] | None = None) -> Iterator[Any]:
     seen[id(value)] = value
     yield value
     for held in _held_by(value):
-        yield from _within(held, seen)
+        yield from parts_of(held, seen)
 
 
 def _held_by(value) -> Iterable[Any]:
@@ -220,7 +220,7 @@ def _held_by(value) -> Iterable[Any]:
 def _run_in_this_process(head) -> None:
     """Keep the parts of a head from starting processes, which the exchange would not
     reach."""
-    for part in _within(head):
+    for part in parts_of(head):
         if isinstance(part, BaseEstimator) and hasattr(part, "n_jobs"):
             part.n_jobs = None
 

@@ -5,7 +5,7 @@ import importlib
 OPSET = 18  # the first with antialiasing in Resize
 OPSETS = {"": OPSET, "ai.onnx.ml": 3}
 IR_VERSION = 10
-NEEDED = ("onnx", "onnxscript", "skl2onnx", "onnxruntime")
+NEEDED = ("onnx", "onnxscript", "onnxruntime", "skl2onnx")
 
 
 def require_extra() -> None:
@@ -17,3 +17,18 @@ def require_extra() -> None:
             raise ImportError(
                 f"to_onnx needs {name}. Type: pip install 'skdeepfeat[onnx]'"
             ) from error
+
+
+def state_versions(model) -> None:
+    """State the versions that the parts of a graph share, so that they can be merged.
+
+    torch states the first one alone. skl2onnx writes for these versions, and then
+    states the lowest ones that may do.
+    """
+    from onnx import helper
+
+    model.ir_version = IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.extend(
+        helper.make_opsetid(domain, version) for domain, version in OPSETS.items()
+    )

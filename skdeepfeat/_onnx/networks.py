@@ -11,7 +11,7 @@ from .._features import PretrainedCNNFeatures
 from .._networks.building import build_network
 from .._networks.sharing import SharedNetwork
 from .._processes import fork_safe
-from .extra import OPSET
+from .extra import OPSET, state_versions
 
 
 class FeatureSteps(nn.Module):
@@ -61,13 +61,13 @@ def export_networks(steps: tuple[PretrainedCNNFeatures, ...], side: int):
             external_data=False,
             verbose=False,
         )
-    return _without_traces(exported.model_proto)
+    state_versions(exported.model_proto)
+    _drop_traces(exported.model_proto.graph)
+    return exported.model_proto
 
 
-def _without_traces(model):
-    """The same graph without the lines of code that each of its steps comes from."""
-    graph = model.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+def _drop_traces(graph) -> None:
+    """Drop the lines of code and the paths that the steps of a graph come from."""
+    for part in (graph, *graph.node, *graph.input, *graph.output):
         del part.metadata_props[:]
     del graph.value_info[:]
-    return model
