@@ -1,0 +1,141 @@
+"""A feature step before pooling: photos → features without each of the windows."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._backbones.layouts import LAYOUTS
+from .._backbones.records import Backbone, Layer
+from .._backbones.weights import WeightsSource
+from .._exceptions import ImageError
+from .._features import PretrainedCNNFeatures
+from .._images.input import read_input
+from .._images.windows import Images
+from .._networks.layers import aliased_layers
+from .._store.columns import Column
+from .pooling import POOLINGS
+from .windows import Windows
+
+
+@dataclass(frozen=True)
+class PooledMaps:
+    """The maps of one layer, and how a feature step pools them.
+
+    Parameters
+    ----------
+    layer : Layer
+    pooling : str
+    side : int
+        Places along each side.
+    """
+
+    layer: Layer
+    pooling: str
+    side: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in the maps of one photo."""
+        return self.layer.features * self.side**2
+
+    @property
+    def width(self) -> int:
+        """Number of features."""
+        return self.layer.features * len(POOLINGS[self.pooling])
+
+    def without(self, flat: np.ndarray, windows: Windows) -> np.ndarray:
+        """Flat maps (n, size) → features (n, 1 + n_windows, width): of all places, and
+        without each of the windows."""
+        maps = flat.reshape(len(flat), self.layer.features, -1)
+        kept = windows.kept(self.side)
+        return np.concatenate([pool(maps, kept) for pool in POOLINGS[self.pooling]], 2)
+
+
+class UnpooledFeatures:
+    """A feature step that returns maps.
+
+    Parameters
+    ----------
+    features : PretrainedCNNFeatures
+        A step of a fitted composite.
+
+    Attributes
+    ----------
+    spec : InputSpec
+        How photos enter its network.
+    maps : list of PooledMaps
+        The maps of each layer.
+    """
+
+    def __init__(self, features: PretrainedCNNFeatures):
+        plan = features._plan()
+        source, columns = plan.pooled.source, plan.columns.requested
+        self.spec = source.input
+        self.maps = [_maps_of(column, source) for column in columns]
+        self.features = copy.copy(features).set_params(
+            layer=tuple(maps.layer.node for maps in self.maps),
+            pooling="flatten",
+            cache=None,
+            prefetch_layers=(),
+            output="numpy",
+            verbose=0,
+        )
+
+    @property
+    def finest(self) -> int:
+        """Places along a side of the finest maps."""
+        return max(maps.side for maps in self.maps)
+
+    def numbers(self, windows: Windows) -> int:
+        """Numbers in memory for one photo."""
+        rows = sum(maps.width for maps in self.maps) * (1 + len(windows))
+        return rows + sum(maps.size for maps in self.maps)
+
+    def read(self, X) -> Images:
+        """The photos that the step is given."""
+        allow_nan = self.features.on_error == "nan"
+        return read_input(self.features, X, reset=False, allow_nan=allow_nan)
+
+    def without(self, images: Images, start: int, stop: int, windows: Windows):
+        """Features (n, 1 + n_windows, width) of some photos, as in `PooledMaps`."""
+        try:
+            flat = self.features.transform(images.part(start, stop))
+        except ImageError as error:
+            raise error.at(error.row + start) from error.__cause__
+        ends = np.cumsum([maps.size for maps in self.maps])
+        parts = np.split(flat.astype(float), ends[:-1], axis=1)
+        rows = [m.without(part, windows) for m, part in zip(self.maps, parts, strict=True)]
+        return np.concatenate(rows, 2, dtype=np.float32)
+
+
+def _maps_of(column: Column, source: WeightsSource) -> PooledMaps:
+    """The maps behind a column; refuses columns that have none."""
+    from .._networks.places import map_behind, shape_at
+
+    if column.pooling == "flatten":
+        raise ValueError(
+            "activation_maps leaves places out of the pooling, and pooling='flatten' "
+            "pools nothing. Use pooling='avg', or another one, and fit again."
+        )
+    backbone, size = source.backbone, source.input.image_size
+    layer, pooling = column.layer, column.pooling
+    if layer.layout == "vector":
+        layer, pooling = map_behind(backbone, layer, size) or layer, "avg"
+    places = LAYOUTS[layer.layout].places(shape_at(backbone, layer, size))
+    side = math.isqrt(math.prod(places))
+    if not places or side < 2 or side**2 != math.prod(places):
+        raise ValueError(_no_places(column.layer, backbone))
+    return PooledMaps(layer, pooling, side)
+
+
+def _no_places(layer: Layer, backbone: Backbone) -> str:
+    """Why a layer has no map, and which one has."""
+    deeper = [x.alias for x in aliased_layers(backbone) if x.layout != "vector"]
+    instead = f" Use layer={deeper[-1]!r}, and fit again." if deeper else ""
+    return (
+        f"Layer {layer.alias or layer.node!r} of backbone {backbone.name!r} has one row "
+        "of features for the whole image, which is no average over places, so that no "
+        f"place can be left out.{instead}"
+    )

@@ -1,0 +1,103 @@
+"""What a fitted head says of rows of features, as one score for each target."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_classifier, is_outlier_detector, is_regressor
+
+from .._exceptions import closest
+
+CLASS_SCORES = ("decision_function", "predict_proba")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The score that is explained for each photo.
+
+    Parameters
+    ----------
+    head : estimator
+    labels : ndarray of shape (n_images,) or None
+        Classes, or outputs of a regressor; None means those that are predicted.
+    """
+
+    head: Any
+    labels: np.ndarray | None
+
+    @classmethod
+    def of(cls, head, target, n_images: int) -> "Targets":
+        """The targets that a parameter names; refuses unknown ones."""
+        if not (is_classifier(head) or is_regressor(head) or is_outlier_detector(head)):
+            raise ValueError(
+                "activation_maps explains a classifier, a regressor or an outlier "
+                f"detector. Got {type(head).__name__}, which is none of them. Pass a "
+                "pipeline that ends in one."
+            )
+        if target is None:
+            return cls(head, None)
+        labels = np.asarray(target)
+        if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != n_images):
+            raise ValueError(
+                "The 'target' parameter must be one class, or one for each of the "
+                f"{n_images} images. Got shape {labels.shape} instead."
+            )
+        targets = cls(head, np.broadcast_to(labels, n_images))
+        targets._check_known()
+        return targets
+
+    def _check_known(self) -> None:
+        """Refuse labels that are no classes."""
+        known = getattr(self.head, "classes_", None)
+        for label in [] if known is None else np.unique(self.labels):
+            if label not in known:
+                raise ValueError(
+                    f"The 'target' parameter has the unknown class {label!r}."
+                    f"{closest(label, known)} The classes are "
+                    f"{', '.join(map(repr, known.tolist()))}."
+                )
+
+    def chosen(self, scores: np.ndarray, predicted: np.ndarray, rows: slice):
+        """The scores (n, k) of the targets of some photos, from (n, k, n_targets)."""
+        labels = predicted if self.labels is None else self.labels[rows]
+        known = getattr(self.head, "classes_", None)
+        if known is None:
+            labels = np.zeros(len(scores), int) if self.labels is None else labels
+            columns = _outputs(labels, self.labels, scores.shape[2])
+        else:
+            columns = np.array([np.flatnonzero(known == label)[0] for label in labels])
+        return scores[np.arange(len(scores)), :, columns], labels
+
+
+def _outputs(labels, given, n_outputs: int):
+    """Numbers of the outputs of a regressor; refuses those it does not have."""
+    named = f"one of its {n_outputs} outputs, 0 to {n_outputs - 1}"
+    if given is None and n_outputs > 1:
+        raise ValueError(f"The 'target' parameter must name {named}. Got None instead.")
+    wrong = [label for label in np.unique(labels) if label not in range(n_outputs)]
+    if wrong:
+        raise ValueError(
+            f"The 'target' parameter must name {named}. Got {wrong[0]!r} instead."
+        )
+    return labels.astype(int)
+
+
+def scores_of(head, X) -> np.ndarray:
+    """Scores (n, n_targets) of classes or outputs; the higher, the likelier."""
+    if is_outlier_detector(head):
+        return np.asarray(head.decision_function(X))[:, None]
+    predicted = np.asarray(head.predict(X))
+    if not is_classifier(head):
+        return predicted.reshape(len(predicted), -1)
+    if predicted.ndim > 1:
+        raise ValueError(
+            f"activation_maps explains one label for each image. {type(head).__name__} "
+            f"predicts {predicted.shape[1]}; fit one classifier for each."
+        )
+    for method in CLASS_SCORES:
+        if hasattr(head, method):
+            scores = np.asarray(getattr(head, method)(X))
+            scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+            if scores.shape[1] == len(head.classes_):  # and not one of each pair
+                return scores
+    return (predicted[:, None] == head.classes_).astype(float)
