@@ -1,6 +1,6 @@
 """Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
-from ._activation_maps import activation_maps
+from ._activation_maps.maps import activation_maps
 from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone
 from ._backbones.registry import list_backbones, register_backbone

@@ -1,4 +1,4 @@
-"""A fitted composite of scikit-learn → its feature steps, and the rest as a head of rows.
+"""A fitted composite of scikit-learn → its feature steps, and a head of rows.
 
 Pipelines, column transformers, searches, calibrated, stacked and other composites keep
 their fitted parts in attributes and lists. These are searched for the steps that read
@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
-from ._validation import count_rows, take_rows
+from ._validation import count_rows
 
 READS_IMAGES = (PretrainedCNNFeatures, FineTunedClassifier)
 
@@ -116,11 +116,11 @@ class Composite:
 def divide(estimator) -> Composite:
     """Divide a fitted estimator; refuses one without a step that reads images."""
     estimator = best_of(estimator)
-    found = _fitted_steps(estimator)
-    exchange, features = Exchange(), []
+    exchange = Exchange()
+    features: list[PretrainedCNNFeatures] = []
     place_of: dict[tuple, int] = {}
     replaced: dict[int, Any] = {}
-    for step in found:
+    for step in _fitted_steps(estimator):
         transformer, after = _opened(step)
         signature = _signature(transformer)
         if signature not in place_of:
@@ -128,7 +128,7 @@ def divide(estimator) -> Composite:
             features.append(transformer)
         stand_in = _stand_in(transformer, exchange, place_of[signature])
         replaced[id(step)] = after(stand_in)
-    exchange.rows, exchange.seen = ([None] * len(features) for _ in range(2))
+    exchange.rows, exchange.seen = [None] * len(features), [None] * len(features)
     head = copy.deepcopy(estimator, replaced)
     _run_in_this_process(head)
     return Composite(tuple(features), head, exchange)
@@ -192,7 +192,7 @@ def _is_fitted(step) -> bool:
 
 
 def parts_of(value, seen: dict[int, Any] | None = None) -> Iterator[Any]:
-    """An object and all that it holds, each once, without looking into feature steps."""
+    """An object and all that it holds, each once; feature steps are not opened."""
     seen = {} if seen is None else seen
     if id(value) in seen:
         return
@@ -223,5 +223,3 @@ def _run_in_this_process(head) -> None:
     for part in parts_of(head):
         if isinstance(part, BaseEstimator) and hasattr(part, "n_jobs"):
             part.n_jobs = None
-
-

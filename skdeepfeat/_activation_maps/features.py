@@ -84,6 +84,20 @@ class UnpooledFeatures:
         )
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Name of the column that it was fitted on, if it has one."""
+        names = getattr(self.features, "feature_names_in_", ())
+        return tuple(names) if self.features.image_shape is None else ()
+
+    @property
+    def view(self) -> tuple:
+        """What determines which part of a photo enters the network."""
+        spec = self.spec
+        if spec.resize is None or spec.mode != "crop":
+            return (spec.mode,)
+        return spec.mode, round(spec.resize / spec.image_size, 2)
+
+    @property
     def finest(self) -> int:
         """Places along a side of the finest maps."""
         return max(maps.side for maps in self.maps)
@@ -106,7 +120,9 @@ class UnpooledFeatures:
             raise error.at(error.row + start) from error.__cause__
         ends = np.cumsum([maps.size for maps in self.maps])
         parts = np.split(flat.astype(float), ends[:-1], axis=1)
-        rows = [m.without(part, windows) for m, part in zip(self.maps, parts, strict=True)]
+        rows = [
+            m.without(part, windows) for m, part in zip(self.maps, parts, strict=True)
+        ]
         return np.concatenate(rows, 2, dtype=np.float32)
 
 
@@ -135,7 +151,7 @@ def _no_places(layer: Layer, backbone: Backbone) -> str:
     deeper = [x.alias for x in aliased_layers(backbone) if x.layout != "vector"]
     instead = f" Use layer={deeper[-1]!r}, and fit again." if deeper else ""
     return (
-        f"Layer {layer.alias or layer.node!r} of backbone {backbone.name!r} has one row "
-        "of features for the whole image, which is no average over places, so that no "
-        f"place can be left out.{instead}"
+        f"Layer {layer.alias or layer.node!r} of backbone {backbone.name!r} has one "
+        "row of features for the whole image, which is no average over places, so that "
+        f"no place can be left out.{instead}"
     )

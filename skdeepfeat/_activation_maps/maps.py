@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._composites import Composite, divide
+from .._composites import divide
 from .._exceptions import MapWarning, warn_user
-from .._images.recipe import InputSpec
 from .._validation import take_rows
 from .features import UnpooledFeatures
-from .scores import Targets, scores_of
+from .scores import Targets, changes_in_steps, scores_of
 from .windows import Windows
 
 METHODS = ("auto", "places")
@@ -41,8 +40,10 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     method : {"auto", "places"}, default="auto"
         What is left out at once. "auto" leaves out windows of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
-        are larger. "places" always leaves out single places of the finest layer, which
-        gives finer maps of a linear head, and often flat ones of trees and neighbours.
+        are larger; for trees and neighbours, whose scores change in steps, it also
+        leaves out windows of two and three times that side, and takes the mean.
+        "places" always leaves out single places of the finest layer, which gives finer
+        maps of a linear head, and often flat ones of trees and neighbours.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     >>> activation_maps(model, textures.data[:3]).shape
     (3, 4, 4)
     """
-    return explain(estimator, X, target, method).maps
+    return Explanation(estimator, X, target, method).explain().maps
 
 
 @dataclass(frozen=True)
@@ -110,42 +111,131 @@ class Explained:
     maps : ndarray of shape (n_images, h, w)
     labels : ndarray of shape (n_images,)
         The class or output that each map explains.
-    scores : ndarray of shape (n_images,)
-        Its score.
-    composite : Composite
-    step : UnpooledFeatures
-        The first of its feature steps.
-    images : Images
-        The photos that it is given.
     """
 
     maps: np.ndarray
     labels: np.ndarray
-    scores: np.ndarray
-    composite: Composite
-    step: UnpooledFeatures
-    images: object
 
 
-def explain(estimator, X, target, method: str) -> Explained:
-    """Compute the maps of photos, some at a time."""
+class Explanation:
+    """What is needed to explain photos, some at a time.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X : sequence of n_images images
+    target, method : object
+        As in :func:`activation_maps`.
+
+    Attributes
+    ----------
+    composite : Composite
+    steps : list of UnpooledFeatures
+        Its feature steps.
+    images : list of Images
+        The photos that each of them is given.
+    """
+
+    def __init__(self, estimator, X, target, method: str):
+        _check_method(method)
+        self.composite = divide(estimator)
+        given = self.composite.images_of(X)
+        self.steps = [UnpooledFeatures(step) for step in self.composite.features]
+        _refuse_several_views(self.steps)
+        self.images = [s.read(one) for s, one in zip(self.steps, given, strict=True)]
+        self._columns = None if all(one is X for one in given) else X
+        finest = max(step.finest for step in self.steps)
+        in_steps = changes_in_steps(self.composite.head)
+        self._windows = Windows.over(finest, method, in_steps)
+        self._targets = Targets.of(self.composite.head, target, self.n_images)
+
+    @property
+    def n_images(self) -> int:
+        """Number of photos."""
+        return len(self.images[0])
+
+    def explain(self) -> Explained:
+        """The maps of all photos."""
+        parts = [self._some(rows) for rows in self._chunks()]
+        found = Explained(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+        _warn_of_flat(found.maps)
+        return found
+
+    def _chunks(self) -> Iterator[slice]:
+        """Photos that are explained together."""
+        numbers = sum(step.numbers(self._windows) for step in self.steps)
+        n = max(1, AT_ONCE // numbers)
+        for start in range(0, self.n_images, n):
+            yield slice(start, min(start + n, self.n_images))
+
+    def _some(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Maps and labels of some photos."""
+        features = self._features(rows)
+        readable = np.isfinite(features).all((1, 2))
+        features[~readable] = 0
+        head, (n, k, _) = self.composite.head, features.shape
+        predicted = np.asarray(head.predict(self._given(features[:, :1], rows)))
+        scores = scores_of(head, self._given(features, rows)).reshape(n, k, -1)
+        chosen, labels = self._targets.chosen(scores, predicted, rows)
+        falls = chosen[:, :1] - chosen[:, 1:]
+        falls[~readable] = np.nan
+        return self._windows.maps(falls), labels
+
+    def _features(self, rows: slice) -> np.ndarray:
+        """Features (n, 1 + n_windows, width) of all steps, side by side."""
+        found = [
+            step.without(images, rows.start, rows.stop, self._windows)
+            for step, images in zip(self.steps, self.images, strict=True)
+        ]
+        return np.concatenate(found, 2)
+
+    def _given(self, features: np.ndarray, rows: slice):
+        """What to call the head with, so that it takes these features (n, k, width).
+
+        Where it reads other columns too, each row of X is repeated.
+        """
+        n, k, width = features.shape
+        flat = features.reshape(n * k, width)
+        self.composite.give(flat)
+        if self._columns is None:
+            return flat
+        return take_rows(self._columns, np.repeat(np.arange(rows.start, rows.stop), k))
+
+
+def _check_method(method) -> None:
+    """Refuse unknown methods."""
     if method not in METHODS:
         raise ValueError(
-            f"The 'method' parameter of activation_maps must be 'auto' or 'places'. Got "
+            "The 'method' parameter of activation_maps must be 'auto' or 'places'. Got "
             f"{method!r} instead."
         )
-    composite = divide(estimator)
-    given = composite.images_of(X)
-    steps = [UnpooledFeatures(features) for features in composite.features]
-    _refuse_several_views(steps)
-    images = [step.read(one) for step, one in zip(steps, given, strict=True)]
-    windows = Windows.over(max(step.finest for step in steps), method)
-    targets = Targets.of(composite.head, target, len(images[0]))
-    alone = all(one is X for one in given)
-    parts = [
-        _explain_some(composite, X if not alone else None, rows, steps, images, windows, targets)
-        for rows in _chunks(len(images[0]), steps, windows)
-    ]
-    maps, labels, scores = (np.concatenate(some) for some in zip(*parts, strict=True))
-    _warn_of_flat(maps)
-    return Explained(maps, labels, scores, composite, steps[0], images[0])
+
+
+def _refuse_several_views(steps: list[UnpooledFeatures]) -> None:
+    """Refuse feature steps that see different photos, or different crops of them."""
+    columns = sorted({name for step in steps for name in step.columns})
+    if len(columns) > 1:
+        raise ValueError(
+            f"This estimator reads photos from the columns {', '.join(columns)}, and a "
+            "map shows one photo. Explain a pipeline of one of these columns."
+        )
+    if len({step.view for step in steps}) > 1:
+        raise ValueError(
+            "The feature steps of this estimator see different crops of a photo, so "
+            "that their maps do not match. Set image_size, or use networks with the "
+            "same preprocessing."
+        )
+
+
+def _warn_of_flat(maps: np.ndarray) -> None:
+    """Warn of maps without any differences."""
+    flat = np.flatnonzero(np.ptp(maps, (1, 2)) == 0)
+    if len(flat):
+        shown = ", ".join(map(str, flat[:6])) + (", ..." if len(flat) > 6 else "")
+        warn_user(
+            f"The maps of {len(flat)} of {len(maps)} photos are flat (rows {shown}): "
+            "leaving places out does not change the score of the head. Use a head with "
+            "a smoother score, such as LogisticRegression, SVC or more trees, or "
+            "method='auto'.",
+            MapWarning,
+        )

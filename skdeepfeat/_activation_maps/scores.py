@@ -6,9 +6,18 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
+from .._composites import parts_of
 from .._exceptions import closest
 
 CLASS_SCORES = ("decision_function", "predict_proba")
+# What trees, boosted trees of several packages, and neighbours have.
+IN_STEPS = ("tree_", "_predictors", "get_booster", "booster_", "n_neighbors")
+
+
+def changes_in_steps(head) -> bool:
+    """Whether trees or neighbours are in a head, which small changes may leave as it
+    is."""
+    return any(hasattr(part, name) for part in parts_of(head) for name in IN_STEPS)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,9 @@ class Targets:
     def _check_known(self) -> None:
         """Refuse labels that are no classes."""
         known = getattr(self.head, "classes_", None)
-        for label in [] if known is None else np.unique(self.labels):
+        if known is None or self.labels is None:
+            return
+        for label in np.unique(self.labels):
             if label not in known:
                 raise ValueError(
                     f"The 'target' parameter has the unknown class {label!r}."

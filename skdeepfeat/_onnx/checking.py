@@ -129,7 +129,9 @@ def check_rows(rows: np.ndarray, composite: Composite, X) -> None:
     for step, place, images in zip(
         composite.features, composite.slices, given, strict=True
     ):
-        wanted = np.asarray(copy.copy(step).set_params(output="numpy").transform(images))
+        wanted = np.asarray(
+            copy.copy(step).set_params(output="numpy").transform(images)
+        )
         gap = difference({"features": rows[:, place]}, {"features": wanted})
         if gap.wrong.any():
             raise ValueError(
@@ -177,7 +179,7 @@ def _refuse(gap: Difference, where: str, composite: Composite, rows) -> None:
 
 
 def _first_that_differs(head, composite: Composite, rows: np.ndarray) -> int:
-    """The first step of a head whose outputs differ; the last one if none does alone."""
+    """The first step of a head whose outputs differ, or else the last one."""
     before_last = prefixes(head)[:-1]
     for place, prefix in enumerate(before_last):
         composite.give(rows)

@@ -15,14 +15,14 @@ from sklearn.svm import SVC, NuSVC
 from .._finetuning.detached_head import DetachedHead
 from .extra import OPSET
 
-# Modules between dense layers → operators; None for what does nothing in prediction.
-ACTIVATIONS = {
-    "Dropout": None,
-    "Identity": None,
-    "ReLU": "Relu",
-    "Hardswish": "HardSwish",
-    "Sigmoid": "Sigmoid",
-    "Tanh": "Tanh",
+# Modules between dense layers → operators; some do nothing in prediction.
+ACTIVATIONS: dict[str, list[str]] = {
+    "Dropout": [],
+    "Identity": [],
+    "ReLU": ["Relu"],
+    "Hardswish": ["HardSwish"],
+    "Sigmoid": ["Sigmoid"],
+    "Tanh": ["Tanh"],
 }
 # Kinds of arrays → their type in ONNX, and in numpy on the way there.
 TENSORS = (
@@ -43,8 +43,8 @@ def layers_of_head(head: DetachedHead) -> list[Dense | str]:
             steps.append(_dense(head.weights, f"inner.{name}"))
         elif kind not in ACTIVATIONS:
             raise NotImplementedError(f"a step of its head is a {kind}")
-        elif ACTIVATIONS[kind]:
-            steps.append(ACTIVATIONS[kind])
+        else:
+            steps += ACTIVATIONS[kind]
     return [*steps, _dense(head.weights, "last"), "Softmax"]
 
 
@@ -71,7 +71,8 @@ def is_linear(model) -> bool:
 
 def layers_of_linear(scores: LinearScores) -> list[Dense | str]:
     """Its one layer; of two classes, the first has the score of the second, negated."""
-    weights, biases = scores.model.coef_.T, np.ravel(scores.model.intercept_)
+    weights = np.atleast_2d(scores.model.coef_).T  # (width, n_classes)
+    biases = np.ravel(scores.model.intercept_)
     if weights.shape[1] == 1:
         weights, biases = np.hstack([-weights, weights]), np.hstack([-biases, biases])
     return [(weights, np.broadcast_to(biases, weights.shape[1:]))]
@@ -135,7 +136,7 @@ class Steps:
     def constant(self, values: np.ndarray) -> str:
         """Add numbers or labels; returns their name."""
         kind, as_type = next(
-            (kind, as_type) for kinds, kind, as_type in TENSORS if values.dtype.kind in kinds
+            known for kinds, *known in TENSORS if values.dtype.kind in kinds
         )
         flat = np.ravel(values).astype(as_type).tolist()
         flat = [one.encode() if isinstance(one, str) else one for one in flat]

@@ -8,6 +8,7 @@ from .extra import require_extra
 
 PRODUCER = "skdeepfeat"
 
+
 def to_onnx(estimator, path=None, *, X=None, resize=False):
     """Export a fitted estimator, from pixels to predictions, as one graph of ONNX.
 

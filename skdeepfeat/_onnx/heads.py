@@ -169,7 +169,9 @@ def _drop_dictionaries(graph) -> None:
 
 def _name_outputs(graph, expected: dict[str, np.ndarray]) -> None:
     """Return what is expected, under these names; leave out what else there is."""
-    found = [(output.name, output.type.tensor_type.elem_type) for output in graph.output]
+    found = [
+        (output.name, output.type.tensor_type.elem_type) for output in graph.output
+    ]
     del graph.output[:]
     flat = helper.make_tensor("flat", TensorProto.INT64, [1], [-1])
     graph.initializer.append(flat)

@@ -58,4 +58,6 @@ def _describe_step(step) -> dict[str, str]:
 
 def _names(composite: Composite) -> list[str]:
     """The names of the features that enter the head."""
-    return [name for step in composite.features for name in step.get_feature_names_out()]
+    return [
+        name for step in composite.features for name in step.get_feature_names_out()
+    ]

@@ -61,9 +61,11 @@ def export_networks(steps: tuple[PretrainedCNNFeatures, ...], side: int):
             external_data=False,
             verbose=False,
         )
-    state_versions(exported.model_proto)
-    _drop_traces(exported.model_proto.graph)
-    return exported.model_proto
+    assert exported is not None
+    model = exported.model_proto
+    state_versions(model)
+    _drop_traces(model.graph)
+    return model
 
 
 def _drop_traces(graph) -> None:

@@ -111,14 +111,18 @@ CROP = """
 
 def resize_graph(spec: InputSpec):
     """The graph "image" (h, w, 3) uint8 → "images" (1, side, side, 3) uint8."""
-    sizes = SIZES["fixed" if spec.resize is None or spec.mode == "squash" else spec.mode]
+    sizes = SIZES[
+        "fixed" if spec.resize is None or spec.mode == "squash" else spec.mode
+    ]
     filter_ = FILTERS[spec.interpolation]
     colour = ", ".join(f"{level}.0" for level in margin_colour(spec))
     steps = [
         READ.format(side=spec.image_size, colour=colour),
         sizes.format(length=spec.resize or spec.image_size),
         PASS.format(axis="w", sizes="h, new_w", given="pixels", filter=filter_),
-        PASS.format(axis="w_h", sizes="new_h, new_w", given="resized_w", filter=filter_),
+        PASS.format(
+            axis="w_h", sizes="new_h, new_w", given="resized_w", filter=filter_
+        ),
         *(CENTRE.format(axis=axis) for axis in "hw"),
         CROP,
     ]
