@@ -5,7 +5,12 @@ from ._backbones import inspector as _inspector
 from ._backbones.records import Backbone
 from ._backbones.registry import list_backbones, register_backbone
 from ._datasets import load_image_folder, load_textures
-from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
+from ._displays import (
+    ActivationMapDisplay,
+    LayerDepthDisplay,
+    TrainingHistoryDisplay,
+)
+from ._embedding import embed_weights
 from ._exceptions import (
     EngineWarning,
     FeatureWarning,
@@ -29,6 +34,7 @@ from ._strategy import recommend_strategy
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "ActivationMapDisplay",
     "Backbone",
     "EngineWarning",
     "FeatureStore",
@@ -47,6 +53,7 @@ __all__ = [
     "WeightsError",
     "activation_maps",
     "clear_caches",
+    "embed_weights",
     "list_backbones",
     "list_layers",
     "load_image_folder",

@@ -120,7 +120,7 @@ def divide(estimator) -> Composite:
     features: list[PretrainedCNNFeatures] = []
     place_of: dict[tuple, int] = {}
     replaced: dict[int, Any] = {}
-    for step in _fitted_steps(estimator):
+    for step in feature_steps(estimator):
         transformer, after = _opened(step)
         signature = _signature(transformer)
         if signature not in place_of:
@@ -171,7 +171,7 @@ def _stand_in(features: PretrainedCNNFeatures, exchange: Exchange, place: int):
     return stand_in
 
 
-def _fitted_steps(estimator) -> list:
+def feature_steps(estimator) -> list:
     """The fitted steps within an estimator that read images."""
     found = [part for part in parts_of(estimator) if isinstance(part, READS_IMAGES)]
     if not found:

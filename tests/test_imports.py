@@ -19,8 +19,9 @@ MODULES = sorted(
 # import only from rooms below it; rooms of one line never import each other.
 ROOMS = [
     {"__init__"},
+    {"_onnx"},
     {"_strategy", "_displays", "_datasets"},
-    {"_activation_maps", "_onnx"},
+    {"_activation_maps", "_embedding"},
     {"_composites"},
     {"_finetuning", "_ranking"},
     {"_features"},

@@ -11,10 +11,12 @@ from .._backbones.records import Backbone, Layer
 from .._backbones.weights import WeightsSource
 from .._exceptions import ImageError
 from .._features import PretrainedCNNFeatures
+from .._images.batches import read_row
 from .._images.input import read_input
 from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column
+from .._validation import check_value_range
 from .pooling import POOLINGS
 from .windows import Windows
 
@@ -111,6 +113,14 @@ class UnpooledFeatures:
         """The photos that the step is given."""
         allow_nan = self.features.on_error == "nan"
         return read_input(self.features, X, reset=False, allow_nan=allow_nan)
+
+    def pixels(self, images: Images, row: int) -> np.ndarray:
+        """A photo (side, side, 3) as it enters the network, from 0 to 1."""
+        value_range = check_value_range(self.features.value_range)
+        found = read_row(images, row, self.spec, value_range, self.features.decode)
+        if isinstance(found, ImageError):
+            return np.ones((self.spec.image_size, self.spec.image_size, 3))
+        return np.clip(found.pixels / 255, 0, 1)
 
     def without(self, images: Images, start: int, stop: int, windows: Windows):
         """Features (n, 1 + n_windows, width) of some photos, as in `PooledMaps`."""

@@ -149,6 +149,13 @@ class Explanation:
         self._windows = Windows.over(finest, method, in_steps)
         self._targets = Targets.of(self.composite.head, target, self.n_images)
 
+    def photos(self) -> np.ndarray:
+        """The photos (n, side, side, 3) as they enter the first network, from 0 to 1;
+        white where they cannot be read."""
+        step, images = self.steps[0], self.images[0]
+        found = [step.pixels(images, row) for row in range(self.n_images)]
+        return np.stack(found)
+
     @property
     def n_images(self) -> int:
         """Number of photos."""

@@ -155,7 +155,8 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
     """
     if engine == "auto":
         able = _is_able("openvino", kind, precision)
-        own = pooled.source.backbone.arrays is not None
+        backbone = pooled.source.backbone
+        own = backbone.arrays is not None and not backbone.embedded
         convert = able and not own and _has_openvino()
         engine = "openvino" if convert else "torch"
     if not _is_able(engine, kind, precision):

@@ -682,6 +682,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             weights=(),
             layers=tuple(layer for layer in layers if layer.node not in classes),
             arrays=weights_of(source, key, Fitted(**self.weights_)),
+            embedded=False,
         )
 
     def __sklearn_is_fitted__(self):

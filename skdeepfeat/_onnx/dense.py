@@ -1,6 +1,7 @@
 """Dense layers as steps of ONNX: heads that skl2onnx does not convert, or not well."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[str, list[str]] = {
     "Tanh": ["Tanh"],
 }
 # Kinds of arrays → their type in ONNX, and in numpy on the way there.
-TENSORS = (
+TENSORS: tuple[tuple[str, int, Any], ...] = (
     ("f", onnx.TensorProto.FLOAT, np.float32),
     ("biu", onnx.TensorProto.INT64, np.int64),
     ("OUS", onnx.TensorProto.STRING, str),
@@ -136,7 +137,7 @@ class Steps:
     def constant(self, values: np.ndarray) -> str:
         """Add numbers or labels; returns their name."""
         kind, as_type = next(
-            known for kinds, *known in TENSORS if values.dtype.kind in kinds
+            (kind, one) for kinds, kind, one in TENSORS if values.dtype.kind in kinds
         )
         flat = np.ravel(values).astype(as_type).tolist()
         flat = [one.encode() if isinstance(one, str) else one for one in flat]
