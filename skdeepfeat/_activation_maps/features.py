@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .._backbones.layouts import LAYOUTS
 from .._backbones.records import Backbone, Layer
 from .._backbones.weights import WeightsSource
-from .._exceptions import ImageError
+from .._exceptions import ImageError, ImageWarning
 from .._features import PretrainedCNNFeatures
 from .._images.batches import read_row
 from .._images.input import read_input
@@ -69,6 +70,8 @@ class UnpooledFeatures:
         How photos enter its network.
     maps : list of PooledMaps
         The maps of each layer.
+    errors : list of tuple (int, str, str)
+        Row, source and reason of the photos that could not be read so far.
     """
 
     def __init__(self, features: PretrainedCNNFeatures):
@@ -76,6 +79,7 @@ class UnpooledFeatures:
         source, columns = plan.pooled.source, plan.columns.requested
         self.spec = source.input
         self.maps = [_maps_of(column, source) for column in columns]
+        self.errors: list[tuple] = []
         self.features = copy.copy(features).set_params(
             layer=tuple(maps.layer.node for maps in self.maps),
             pooling="flatten",
@@ -124,10 +128,9 @@ class UnpooledFeatures:
 
     def without(self, images: Images, start: int, stop: int, windows: Windows):
         """Features (n, 1 + n_windows, width) of some photos, as in `PooledMaps`."""
-        try:
-            flat = self.features.transform(images.part(start, stop))
-        except ImageError as error:
-            raise error.at(error.row + start) from error.__cause__
+        with warnings.catch_warnings():  # of rows that are counted from `start`
+            warnings.simplefilter("ignore", ImageWarning)
+            flat = self._transform(images, start, stop)
         ends = np.cumsum([maps.size for maps in self.maps])
         parts = np.split(flat.astype(float), ends[:-1], axis=1)
         rows = [
@@ -135,10 +138,20 @@ class UnpooledFeatures:
         ]
         return np.concatenate(rows, 2, dtype=np.float32)
 
+    def _transform(self, images: Images, start: int, stop: int) -> np.ndarray:
+        """Flat maps of all layers; keeps the errors of photos that cannot be read."""
+        try:
+            flat = self.features.transform(images.part(start, stop))
+        except ImageError as error:
+            raise error.at(error.row + start) from error.__cause__
+        found = self.features.errors_
+        self.errors += [(row + start, *about) for row, *about in found]
+        return flat
+
 
 def _maps_of(column: Column, source: WeightsSource) -> PooledMaps:
     """The maps behind a column; refuses columns that have none."""
-    from .._networks.places import map_behind, shape_at
+    from .._networks.places import map_behind
 
     if column.pooling == "flatten":
         raise ValueError(
@@ -149,19 +162,29 @@ def _maps_of(column: Column, source: WeightsSource) -> PooledMaps:
     layer, pooling = column.layer, column.pooling
     if layer.layout == "vector":
         layer, pooling = map_behind(backbone, layer, size) or layer, "avg"
-    places = LAYOUTS[layer.layout].places(shape_at(backbone, layer, size))
-    side = math.isqrt(math.prod(places))
-    if not places or side < 2 or side**2 != math.prod(places):
-        raise ValueError(_no_places(column.layer, backbone))
+    side = _side(layer, source)
+    if side < 2:
+        raise ValueError(_no_places(column.layer, source))
     return PooledMaps(layer, pooling, side)
 
 
-def _no_places(layer: Layer, backbone: Backbone) -> str:
-    """Why a layer has no map, and which one has."""
-    deeper = [x.alias for x in aliased_layers(backbone) if x.layout != "vector"]
-    instead = f" Use layer={deeper[-1]!r}, and fit again." if deeper else ""
+def _side(layer: Layer, source: WeightsSource) -> int:
+    """Places along a side of the maps of a layer; 0 if they are no square."""
+    from .._networks.places import shape_at
+
+    shape = shape_at(source.backbone, layer, source.input.image_size)
+    n_places = math.prod(LAYOUTS[layer.layout].places(shape) or (0,))
+    side = math.isqrt(n_places)
+    return side if side**2 == n_places else 0
+
+
+def _no_places(layer: Layer, source: WeightsSource) -> str:
+    """Why a layer has no map, and which is the deepest that has one."""
+    backbone = source.backbone
+    others = [x.alias for x in aliased_layers(backbone) if _side(x, source) > 1]
+    instead = f" Use layer={others[-1]!r}, and fit again." if others else ""
     return (
-        f"Layer {layer.alias or layer.node!r} of backbone {backbone.name!r} has one "
-        "row of features for the whole image, which is no average over places, so that "
-        f"no place can be left out.{instead}"
+        f"Layer {layer.alias or layer.node!r} of backbone {backbone.name!r} is one row "
+        "of features for the whole image, and no average over several places that "
+        f"could be left out.{instead}"
     )

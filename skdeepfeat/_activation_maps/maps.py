@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._composites import divide
-from .._exceptions import MapWarning, warn_user
+from .._exceptions import ImageWarning, MapWarning, warn_user
 from .._validation import take_rows
 from .features import UnpooledFeatures
 from .scores import Targets, changes_in_steps, scores_of
@@ -165,6 +165,7 @@ class Explanation:
         """The maps of all photos."""
         parts = [self._some(rows) for rows in self._chunks()]
         found = Explained(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+        _warn_of_errors(self.steps[0].errors, self.n_images)
         _warn_of_flat(found.maps)
         return found
 
@@ -231,6 +232,17 @@ def _refuse_several_views(steps: list[UnpooledFeatures]) -> None:
             "The feature steps of this estimator see different crops of a photo, so "
             "that their maps do not match. Set image_size, or use networks with the "
             "same preprocessing."
+        )
+
+
+def _warn_of_errors(errors: list[tuple], n_images: int) -> None:
+    """Warn of photos that cannot be read, which have maps of nan."""
+    if errors:
+        row, source, reason = errors[0]
+        warn_user(
+            f"{len(errors)} of {n_images} photos could not be read; their maps are nan. "
+            f"The first is row {row} ({source}): {reason}.",
+            ImageWarning,
         )
 
 

@@ -60,7 +60,7 @@ class Targets:
         known = getattr(self.head, "classes_", None)
         if known is None or self.labels is None:
             return
-        for label in np.unique(self.labels):
+        for label in np.unique(self.labels).tolist():
             if label not in known:
                 raise ValueError(
                     f"The 'target' parameter has the unknown class {label!r}."
@@ -85,7 +85,9 @@ def _outputs(labels, given, n_outputs: int):
     named = f"one of its {n_outputs} outputs, 0 to {n_outputs - 1}"
     if given is None and n_outputs > 1:
         raise ValueError(f"The 'target' parameter must name {named}. Got None instead.")
-    wrong = [label for label in np.unique(labels) if label not in range(n_outputs)]
+    wrong = [
+        label for label in np.unique(labels).tolist() if label not in range(n_outputs)
+    ]
     if wrong:
         raise ValueError(
             f"The 'target' parameter must name {named}. Got {wrong[0]!r} instead."

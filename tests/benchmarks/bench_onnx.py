@@ -14,12 +14,14 @@ import argparse
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import skops.io
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
@@ -35,7 +37,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from skdeepfeat import PretrainedCNNFeatures, load_image_folder, to_onnx
+from skdeepfeat import (
+    PretrainedCNNFeatures,
+    embed_weights,
+    load_image_folder,
+    to_onnx,
+)
 from skdeepfeat._composites import divide
 from skdeepfeat._onnx.checking import difference, expected_outputs, run, runnable
 from skdeepfeat._onnx.examples import examples_of
@@ -133,16 +140,24 @@ LATENCY = (
 
 def compare_formats(train, test) -> None:
     """Print size, start-up and latency of one pipeline in three formats."""
-    import skops.io
-
-    features = PretrainedCNNFeatures(cache=None, engine="torch")
+    features = PretrainedCNNFeatures(cache=None)
     model = make_pipeline(features, StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(train.data, train.target)
-    folder = Path("bench_onnx_files")
-    folder.mkdir(exist_ok=True)
-    (folder / "pickle").write_bytes(pickle.dumps(model))
-    skops.io.dump(model, folder / "skops")
+    with tempfile.TemporaryDirectory() as folder:
+        save_formats(model, Path(folder))
+        measure_formats(Path(folder), test)
+
+
+def save_formats(model, folder: Path) -> None:
+    """Write a pipeline in three formats, the weights inside."""
+    embedded = embed_weights(model)
+    (folder / "pickle").write_bytes(pickle.dumps(embedded))
+    skops.io.dump(embedded, folder / "skops")
     to_onnx(model, folder / "ONNX", resize=True)
+
+
+def measure_formats(folder: Path, test) -> None:
+    """Print size, start-up and latency of the files."""
     for name, code in START.items():
         code = code.format(path=str(folder / name), photo=str(test.data[0]))
         begin = time.perf_counter()
