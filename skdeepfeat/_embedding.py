@@ -32,8 +32,9 @@ def embed_weights(estimator, *, dtype="float32"):
         fitted composite of scikit-learn that contains them.
     dtype : {"float32", "float16"}, default="float32"
         Type of the weights in the copy. "float32" gives the same features, bit for bit.
-        "float16" takes half the space and rounds the weights: features differ by about
-        0.1 %, except those of "mini", whose weights are published in float16.
+        "float16" takes half the space and rounds the weights: features differ by up to
+        1 % of the largest one. Those of "mini", whose weights are published in float16,
+        do not differ at all.
 
     Returns
     -------
@@ -63,8 +64,8 @@ def embed_weights(estimator, *, dtype="float32"):
     """
     if dtype not in DTYPES:
         raise ValueError(
-            "The 'dtype' parameter of embed_weights must be 'float32' or 'float16'. Got "
-            f"{dtype!r} instead."
+            "The 'dtype' parameter of embed_weights must be 'float32' or 'float16'. "
+            f"Got {dtype!r} instead."
         )
     copies = {
         id(step): _embedded(step, DTYPES[dtype]) for step in feature_steps(estimator)

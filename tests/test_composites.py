@@ -75,7 +75,7 @@ def test_columns_beside_photos_keep_their_values():
 
 
 def test_estimators_without_images_are_refused():
-    with pytest.raises(ValueError, match="no step that reads images"):
+    with pytest.raises(ValueError, match=r"no step that reads images"):
         divide(LogisticRegression().fit(np.eye(2), [0, 1]))
     with pytest.raises(NotFittedError):
         divide(pipeline())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._backbones.layouts import LAYOUTS
-from .._backbones.records import Backbone, Layer
+from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
 from .._exceptions import ImageError, ImageWarning
 from .._features import PretrainedCNNFeatures

@@ -30,7 +30,7 @@ def with_arrays(source: WeightsSource, nodes, dtype) -> Backbone:
         input=source.input,
         weights=(),
         embedded=backbone.arrays is None or backbone.embedded,
-        layers=tuple(_readable(source, structure, module, names)),
+        layers=tuple(_readable(source, structure, module, names, nodes)),
         arrays={name: _rounded(tensors[name].numpy(), dtype) for name in sorted(names)},
     )
 
@@ -50,14 +50,14 @@ def _needed(structure: Structure, module: nn.Module, nodes) -> set[str]:
     return {*bound.state_dict(), *dict(bound.named_buffers())}
 
 
-def _readable(source: WeightsSource, structure, module, names: set[str]) -> list[Layer]:
-    """The aliased layers that can be computed with these tensors, at this size."""
+def _readable(source: WeightsSource, structure, module, names, nodes) -> list[Layer]:
+    """The aliased layers that are kept, with their shapes at this size."""
     backbone, size = source.backbone, source.input.image_size
-    layers = [
-        layer
-        for layer in aliased_layers(backbone)
-        if not structure.traceable or _needed(structure, module, (layer.node,)) <= names
-    ]
+    layers = list(aliased_layers(backbone))
+    if nodes is None:
+        layers = [layer for layer in layers if layer.alias != "logits"]
+    elif structure.traceable:
+        layers = [x for x in layers if _needed(structure, module, (x.node,)) <= names]
     return [replace(x, shape=shape_at(backbone, x, size)) for x in layers]
 
 

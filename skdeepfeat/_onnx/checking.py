@@ -10,8 +10,16 @@ from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
 from sklearn.pipeline import Pipeline
 
 from .._composites import Composite
+from .._exceptions import in_one_line
 from .dense import is_linear
-from .heads import advice, convert_steps, named, prefixes, with_linear_scores
+from .heads import (
+    SHOWN,
+    advice,
+    convert_steps,
+    named,
+    prefixes,
+    with_linear_scores,
+)
 
 TOLERANCE = 1e-4  # of probabilities; of other numbers, as a share of the largest
 N_BETWEEN = 512  # rows between those of the images
@@ -148,16 +156,21 @@ def check_head(model, composite: Composite, rows: np.ndarray, expected) -> None:
     Rows between those of the images are compared too, since images may all be far from
     where the prediction changes. There, a few may differ by the rounding of numbers.
     """
-    predict = runnable(model)
     between = _between(rows)
-    gap = difference(predict(rows=rows), expected)
+    try:
+        predict = runnable(model)
+        gap = difference(predict(rows=rows), expected)
+    except Exception as error:  # whatever onnxruntime raises
+        reason = f"onnxruntime cannot run it: {in_one_line(error)[:SHOWN]}"
+        raise _fault(reason, composite, rows) from error
     composite.give(between)
     wanted = expected_outputs(composite.head, between)
     gap_between = difference(predict(rows=between), wanted)
     if gap.wrong.any():
-        _refuse(gap, "images", composite, rows)
+        raise _fault(f"for {len(rows)} images, {gap}", composite, rows)
     if gap_between.wrong.mean() > FEW:
-        _refuse(gap_between, "rows between those of the images", composite, between)
+        reason = f"for {len(between)} rows between those of the images, {gap_between}"
+        raise _fault(reason, composite, between)
 
 
 def _between(rows: np.ndarray) -> np.ndarray:
@@ -168,21 +181,21 @@ def _between(rows: np.ndarray) -> np.ndarray:
     return share * rows[first] + (1 - share) * rows[second]
 
 
-def _refuse(gap: Difference, where: str, composite: Composite, rows) -> None:
-    """Raise the error of a head that differs."""
+def _fault(reason: str, composite: Composite, rows: np.ndarray) -> ValueError:
+    """The error of a head that differs, which names its step."""
     head = with_linear_scores(composite.head)
     place = _first_that_differs(head, composite, rows)
-    raise ValueError(
-        f"{named(head, place)} is converted to ONNX incorrectly by skl2onnx: for "
-        f"{len(rows)} {where}, {gap}. {advice(head, place)}"
+    return ValueError(
+        f"{named(head, place)} is converted to ONNX incorrectly by skl2onnx: {reason}. "
+        f"{advice(head, place)}"
     )
 
 
 def _first_that_differs(head, composite: Composite, rows: np.ndarray) -> int:
     """The first step of a head whose outputs differ, or else the last one."""
     before_last = prefixes(head)[:-1]
+    composite.give(rows)
     for place, prefix in enumerate(before_last):
-        composite.give(rows)
         wanted = {"features": np.asarray(prefix.transform(rows))}
         outputs = run(convert_steps(prefix, composite.slices), rows=rows)
         found = {"features": next(iter(outputs.values()))}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 
 import numpy as np
 from onnx import TensorProto, compose, helper
@@ -125,11 +126,13 @@ def convert_steps(head, slices):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the warnings that skl2onnx logs about its own options."""
+    """Without what skl2onnx logs and warns about its own code."""
     logger = logging.getLogger("skl2onnx")
     disabled, logger.disabled = logger.disabled, True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.disabled = disabled
 

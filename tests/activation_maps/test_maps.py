@@ -116,7 +116,7 @@ def test_the_target_is_the_predicted_class_unless_named(spots):
     np.testing.assert_array_equal(found, activation_maps(model, X[:4], target=y[:4]))
     red = activation_maps(model, X[:4], target="red")
     np.testing.assert_allclose(red[::2], -found[::2])  # of two classes
-    with pytest.raises(ValueError, match="unknown class 'rde'. Did you mean 'red'"):
+    with pytest.raises(ValueError, match=r"unknown class 'rde'. Did you mean 'red'"):
         activation_maps(model, X[:4], target="rde")
     with pytest.raises(ValueError, match=r"one for each of the 4 images.*\(3,\)"):
         activation_maps(model, X[:4], target=["red"] * 3)
@@ -128,9 +128,9 @@ def test_numbers_are_explained_by_output(spots):
     model = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40])
     maps = activation_maps(model, X[40:], target=(y[40:] == "blue") * 1)
     assert hits(maps, corners[40:]) > 0.8
-    with pytest.raises(ValueError, match="one of its 2 outputs, 0 to 1. Got None"):
+    with pytest.raises(ValueError, match=r"one of its 2 outputs, 0 to 1. Got None"):
         activation_maps(model, X[40:])
-    with pytest.raises(ValueError, match="Got 2 instead"):
+    with pytest.raises(ValueError, match=r"Got 2 instead"):
         activation_maps(model, X[40:], target=2)
     one = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40, 0])
     assert activation_maps(one, X[40:]).shape == maps.shape
@@ -141,7 +141,7 @@ def test_outliers_are_explained_and_clusters_refused(spots):
     model = make_pipeline(features(), IsolationForest(random_state=0)).fit(X[:40])
     assert activation_maps(model, X[:3]).shape == (3, 4, 4)
     model = make_pipeline(features(), KMeans(2, random_state=0)).fit(X[:40])
-    with pytest.raises(ValueError, match="KMeans|Pipeline, which is none"):
+    with pytest.raises(ValueError, match=r"KMeans|Pipeline, which is none"):
         activation_maps(model, X[:3])
 
 
@@ -160,7 +160,7 @@ def test_single_places_of_fine_maps_on_request(spots):
     model = make_pipeline(features(layer="block1"), LogisticRegression()).fit(X, y)
     assert activation_maps(model, X[:2]).shape == (2, 14, 14)
     assert activation_maps(model, X[:2], method="places").shape == (2, 16, 16)
-    with pytest.raises(ValueError, match="'auto' or 'places'. Got 'windows'"):
+    with pytest.raises(ValueError, match=r"'auto' or 'places'. Got 'windows'"):
         activation_maps(model, X[:2], method="windows")
 
 
@@ -177,7 +177,7 @@ def test_photos_beside_columns_keep_the_columns(spots):
     two = make_column_transformer((features(), "photo"), (features(), "back"))
     frame = frame.assign(back=list(X))
     model = make_pipeline(two, LogisticRegression()).fit(frame, y)
-    with pytest.raises(ValueError, match="columns back, photo"):
+    with pytest.raises(ValueError, match=r"columns back, photo"):
         activation_maps(model, frame)
 
 
@@ -204,21 +204,21 @@ def test_tokens_have_places_and_the_class_token_none():
     model = make_pipeline(PretrainedCNNFeatures(**vit, layer="block2"), Ridge())
     assert activation_maps(model.fit(X, y * 1.0), X[:2]).shape == (2, 7, 7)
     model = make_pipeline(PretrainedCNNFeatures(**vit), Ridge()).fit(X, y * 1.0)
-    with pytest.raises(ValueError, match="no average over.*layer='block12'"):
+    with pytest.raises(ValueError, match=r"no average over.*layer='block12'"):
         activation_maps(model, X)
 
 
 def test_a_single_place_cannot_be_left_out(spots):
     X, y, _ = spots
     model = make_pipeline(features(layer="penultimate"), SVC()).fit(X, y)
-    with pytest.raises(ValueError, match="one row of features.*layer='block5'"):
+    with pytest.raises(ValueError, match=r"one row of features.*layer='block5'"):
         activation_maps(model, X)
 
 
 def test_unpooled_features_are_refused(spots):
     X, y, _ = spots
     model = make_pipeline(features(pooling="flatten"), LogisticRegression()).fit(X, y)
-    with pytest.raises(ValueError, match="pooling='flatten' pools nothing"):
+    with pytest.raises(ValueError, match=r"pooling='flatten' pools nothing"):
         activation_maps(model, X)
 
 
@@ -236,9 +236,9 @@ def test_photos_that_cannot_be_read(spots, tmp_path, monkeypatch):
     model = make_pipeline(features(), LogisticRegression()).fit(X, y)
     cells = [Image.fromarray(x) for x in X[:2]] + [b"no photo"]
     monkeypatch.setattr("skdeepfeat._activation_maps.maps.AT_ONCE", 1)
-    with pytest.raises(ImageError, match="^row 2 "):
+    with pytest.raises(ImageError, match=r"^row 2 "):
         activation_maps(model, cells)
     model.set_params(pretrainedcnnfeatures__on_error="nan")
-    with pytest.warns(match="1 of 3 photos.*first is row 2 "):
+    with pytest.warns(match=r"1 of 3 photos.*first is row 2 "):
         maps = activation_maps(model, cells)
     assert np.isfinite(maps[:2]).all() and np.isnan(maps[2]).all()
