@@ -49,10 +49,11 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     -------
     maps : ndarray of shape (n_images, h, w)
         By how much the score of the target falls without each place; negative where it
-        rises. The score is what `decision_function` returns for the class, or without
-        one, `predict_proba`; for a regressor, the predicted number. The maps cover the
-        input of the network, which may be a crop of the photo. A photo that cannot be
-        read has a map of nan, with ``on_error="nan"``.
+        rises. The score is what `decision_function` returns for the class; without
+        one, the logarithm of its odds, or of trees, neighbours and heads without
+        `predict_log_proba`, its probability; for a regressor, the predicted number.
+        The maps cover the input of the network, which may be a crop of the photo. A
+        photo that cannot be read has a map of nan, with ``on_error="nan"``.
 
     Raises
     ------
@@ -240,8 +241,8 @@ def _warn_of_errors(errors: list[tuple], n_images: int) -> None:
     if errors:
         row, source, reason = errors[0]
         warn_user(
-            f"{len(errors)} of {n_images} photos could not be read; their maps are nan. "
-            f"The first is row {row} ({source}): {reason}.",
+            f"{len(errors)} of {n_images} photos could not be read; their maps are "
+            f"nan. The first is row {row} ({source}): {reason}.",
             ImageWarning,
         )
 

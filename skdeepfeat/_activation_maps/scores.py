@@ -1,15 +1,16 @@
 """What a fitted head says of rows of features, as one score for each target."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
 from .._composites import parts_of
 from .._exceptions import closest
 
-CLASS_SCORES = ("decision_function", "predict_proba")
 # What trees, boosted trees of several packages, and neighbours have.
 IN_STEPS = ("tree_", "_predictors", "get_booster", "booster_", "n_neighbors")
 
@@ -107,10 +108,32 @@ def scores_of(head, X) -> np.ndarray:
             f"activation_maps explains one label for each image. {type(head).__name__} "
             f"predicts {predicted.shape[1]}; fit one classifier for each."
         )
-    for method in CLASS_SCORES:
-        if hasattr(head, method):
-            scores = np.asarray(getattr(head, method)(X))
-            scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+    for method, by_class in CLASS_SCORES.items():
+        if hasattr(head, method) and not (method == LOGS and changes_in_steps(head)):
+            scores = by_class(np.asarray(getattr(head, method)(X)))
             if scores.shape[1] == len(head.classes_):  # and not one of each pair
                 return scores
     return (predicted[:, None] == head.classes_).astype(float)
+
+
+def _of_two(scores: np.ndarray) -> np.ndarray:
+    """Scores (n, n_classes), also of two classes."""
+    return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+
+
+def _log_odds(logs: np.ndarray) -> np.ndarray:
+    """Logarithms of odds: they still differ where probabilities are rounded to 1."""
+    logs = np.where(np.isneginf(logs), LEAST_LOG, logs)
+    others = [np.delete(logs, one, axis=1) for one in range(logs.shape[1])]
+    return logs - np.stack([logsumexp(other, axis=1) for other in others], 1)
+
+
+# What gives a score for each class, in order of preference. Trees and neighbours have
+# probabilities of 0, without a logarithm.
+LOGS = "predict_log_proba"
+CLASS_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "decision_function": _of_two,
+    LOGS: _log_odds,
+    "predict_proba": np.asarray,
+}
+LEAST_LOG = -700.0  # of the smallest positive number

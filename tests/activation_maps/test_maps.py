@@ -10,7 +10,9 @@ from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -31,6 +33,8 @@ HEADS = {
     "svc": SVC(),
     "forest": RandomForestClassifier(100, random_state=0),
     "neighbours": KNeighborsClassifier(5, weights="distance"),
+    "bayes": GaussianNB(),  # whose probabilities are rounded to 0 and 1
+    "mlp": MLPClassifier((20,), max_iter=2000, random_state=0),
     "pca": make_pipeline(PCA(4), LogisticRegression()),
 }
 
