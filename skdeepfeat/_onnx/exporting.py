@@ -99,9 +99,11 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
 
     from .checking import expected_outputs
     from .examples import examples_of
+    from .heads import refuse_known
     from .metadata import describe
 
     composite, estimator = divide(estimator), best_of(estimator)
+    refuse_known(composite.head)
     examples = examples_of(composite, X)
     expected = expected_outputs(estimator, examples.X)
     model = _checked_graph(composite, examples, expected)

@@ -51,11 +51,23 @@ def convert_head(composite: Composite, expected: dict[str, np.ndarray]):
         return model
     except Exception as error:  # skl2onnx raises whatever a converter raises
         place = _first_that_fails(head, composite.slices)
-        reason = in_one_line(error)[:SHOWN]
-        raise ValueError(
-            f"{named(head, place)} cannot be converted to ONNX ({reason}). "
-            f"{advice(head, place)}"
-        ) from error
+        raise _not_converted(head, place, in_one_line(error)[:SHOWN]) from error
+
+
+def refuse_known(head) -> None:
+    """Refuse steps that skl2onnx converts into something else."""
+    for place, step in enumerate(head if isinstance(head, Pipeline) else [head]):
+        for part in parts_of(step):
+            if reason := REFUSED.get(type(part).__name__):
+                raise _not_converted(head, place, reason)
+
+
+def _not_converted(head, place: int, reason: str) -> ValueError:
+    """The error of a step that cannot be converted."""
+    return ValueError(
+        f"{named(head, place)} cannot be converted to ONNX ({reason}). "
+        f"{advice(head, place)}"
+    )
 
 
 def advice(head, place: int) -> str:
@@ -105,9 +117,6 @@ def _first_that_fails(head, slices) -> int:
 
 def convert_steps(head, slices):
     """Convert a head or the first steps of one, whatever its end."""
-    for part in parts_of(head):
-        if reason := REFUSED.get(type(part).__name__):
-            raise NotImplementedError(reason)
     own = {GivenRows: (_shape_of(slices), _converter_of(slices))}
     own |= dict.fromkeys(dense.LAYERS, (dense.shape, dense.convert))
     with _quiet():

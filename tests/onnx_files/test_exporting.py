@@ -291,7 +291,7 @@ def test_columns_beside_photos_are_refused():
     )
     model = make_pipeline(beside, RidgeClassifier()).fit(frame, Y)
     with pytest.raises(ValueError, match=r"columntransformer.*pipeline of the photos"):
-        to_onnx(model, X=frame)
+        to_onnx(model)
 
 
 def test_networks_of_different_sizes_are_refused():
