@@ -31,6 +31,7 @@ TENSORS: tuple[tuple[str, int, Any], ...] = (
     ("biu", onnx.TensorProto.INT64, np.int64),
     ("OUS", onnx.TensorProto.STRING, str),
 )
+NUMBERS = "biuf"
 
 Dense = tuple[np.ndarray, np.ndarray]  # weights (width, width after it), and biases
 
@@ -93,7 +94,8 @@ def parse(scope, model, inputs, custom_parsers=None):
     """Declare a classifier: labels, and a score or a probability for each class."""
     operator = scope.declare_local_operator(f"Sklearn{type(model).__name__}", model)
     operator.inputs.extend(inputs)
-    kind = Int64TensorType if model.classes_.dtype.kind in "biu" else StringTensorType
+    numbers = model.classes_.dtype.kind in NUMBERS
+    kind = Int64TensorType if numbers else StringTensorType
     scores = FloatTensorType([None, len(model.classes_)])
     for name, type_ in (("label", kind([None])), ("scores", scores)):
         operator.outputs.append(scope.declare_local_variable(name, type_))
@@ -116,7 +118,10 @@ def convert(scope, operator, container) -> None:
             value = steps.add("Gemm", [value, *map(steps.constant, layer)])
     steps.add("Identity", [value], scores)
     best = steps.add("ArgMax", [value], axis=1, keepdims=0)
-    steps.add("Gather", [steps.constant(model.classes_), best], label)
+    classes = model.classes_
+    if classes.dtype.kind in NUMBERS:  # whole ones, as scikit-learn requires
+        classes = classes.astype(np.int64)
+    steps.add("Gather", [steps.constant(classes), best], label)
 
 
 class Steps:

@@ -114,6 +114,11 @@ def resize_graph(spec: InputSpec):
     sizes = SIZES[
         "fixed" if spec.resize is None or spec.mode == "squash" else spec.mode
     ]
+    if spec.interpolation not in FILTERS:
+        raise ValueError(
+            f"resize=True supports {' and '.join(FILTERS)} interpolation. The backbone "
+            f"needs {spec.interpolation!r}; use resize=False, and resize with Pillow."
+        )
     filter_ = FILTERS[spec.interpolation]
     colour = ", ".join(f"{level}.0" for level in margin_colour(spec))
     steps = [

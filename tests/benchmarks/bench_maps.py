@@ -1,6 +1,6 @@
 """How often the strongest place of a map lies in the object that makes the class.
 
-    python tests/benchmarks/bench_maps.py DATA [--network mini|squeezenet1_0]
+    python tests/benchmarks/bench_maps.py DATA [--network NAME] [--layer NAME]
 
 DATA has `hymenoptera/{train,val}` and `weights/squeezenet1_0-imagenet.pth`. A disc of
 rays or a chessboard is pasted at a random place of each photo, and is its class. For
@@ -106,13 +106,13 @@ def deletion(model, photos, classes, order) -> np.ndarray:
     return np.array(found)
 
 
-def measure(name: str, data: Path) -> None:
+def measure(name: str, data: Path, layers) -> None:
     """Print the hits of all heads, poolings and layers of a network."""
     weights = {"squeezenet1_0": str(data / "weights/squeezenet1_0-imagenet.pth")}
     rng = np.random.default_rng(0)
     train = make_set(load_image_folder(data / "hymenoptera/train").data, rng)
     test = make_set(load_image_folder(data / "hymenoptera/val").data[::4], rng)
-    for layer in LAYERS[name]:
+    for layer in layers or LAYERS[name]:
         for pooling in POOLINGS:
             features = PretrainedCNNFeatures(
                 name,
@@ -163,7 +163,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--network", choices=LAYERS, default="mini")
+    parser.add_argument("--layer", action="append", help="in place of several")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    measure(given.network, given.data)
-    measure_deletion(given.data)
+    measure(given.network, given.data, given.layer)
+    if given.network == "mini":
+        measure_deletion(given.data)

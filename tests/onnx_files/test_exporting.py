@@ -109,7 +109,7 @@ def network_input(images, side=64):
 
 
 @pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
-@pytest.mark.parametrize("y", [Y, TWO * 2], ids=["eight", "two"])
+@pytest.mark.parametrize("y", [Y, TWO * 2.0], ids=["eight", "two"])
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_predict_as_in_scikit_learn(name, y):
     model = fitted(HEADS[name], y)
