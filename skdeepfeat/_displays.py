@@ -451,11 +451,7 @@ def _draw_map(ax, photo, map_, title):
 def _titles(estimator, X, labels, class_names):
     """What each map explains, with its probability or number."""
     if not hasattr(estimator, "classes_"):
-        predicted = np.asarray(estimator.predict(X)).reshape(len(labels), -1)
-        return [
-            f"{row[0]:.3g}" if len(row) == 1 else str(i)
-            for row, i in zip(predicted, labels, strict=True)
-        ]
+        return _numbers(np.asarray(estimator.predict(X)), labels)
     classes = list(estimator.classes_)
     places = [classes.index(label) for label in labels]
     names = [str((class_names or classes)[place]) for place in places]
@@ -463,3 +459,10 @@ def _titles(estimator, X, labels, class_names):
         return names
     likely = estimator.predict_proba(X)[np.arange(len(places)), places]
     return [f"{name} {share:.0%}" for name, share in zip(names, likely, strict=True)]
+
+
+def _numbers(predicted, outputs):
+    """The predicted number of one output for each image."""
+    by_output = predicted.reshape(len(outputs), -1)
+    chosen = by_output[np.arange(len(outputs)), np.asarray(outputs, int)]
+    return [f"{number:.3g}" for number in chosen]

@@ -166,6 +166,9 @@ def test_maps_are_drawn_on_given_axes_with_what_they_explain():
     model, X = fitted_to_squares(Ridge(), np.arange(12.0))
     display = ActivationMapDisplay.from_estimator(model, X[:1])
     assert display.axes_[0].get_title() == f"{model.predict(X[:1])[0]:.3g}"
+    model, X = fitted_to_squares(Ridge(), np.arange(24.0).reshape(12, 2))
+    display = ActivationMapDisplay.from_estimator(model, X[:1], target=1)
+    assert display.axes_[0].get_title() == f"{model.predict(X[:1])[0, 1]:.3g}"
 
 
 def test_photos_that_cannot_be_read_are_white():
