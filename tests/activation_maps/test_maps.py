@@ -5,15 +5,22 @@ import pandas as pd
 import pytest
 from conftest import coloured_images
 from PIL import Image
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
-from sklearn.ensemble import IsolationForest, RandomForestClassifier
+from sklearn.ensemble import (
+    IsolationForest,
+    RandomForestClassifier,
+    StackingClassifier,
+)
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
@@ -81,6 +88,26 @@ def test_the_strongest_place_is_in_the_object(head, pooling, spots):
     assert hits(maps, corners[40:]) >= 0.8  # by chance, 0.4
 
 
+def inner():
+    return make_pipeline(features(), StandardScaler(), LogisticRegression())
+
+
+COMPOSITES = {
+    "search": GridSearchCV(inner(), {"logisticregression__C": [0.1, 1]}, cv=2),
+    "calibrated": CalibratedClassifierCV(inner(), cv=2),
+    "threshold": TunedThresholdClassifierCV(inner(), cv=2),
+    "stack": StackingClassifier([("a", inner()), ("b", inner())], cv=2),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_pipelines_in_other_estimators_have_maps(name, spots):
+    X, y, corners = spots
+    model = clone(COMPOSITES[name]).fit(X[:40], y[:40] == "red")
+    maps = activation_maps(model, X[40:], target=y[40:] == "red")
+    assert hits(maps, corners[40:]) >= 0.8
+
+
 def test_a_fine_tuned_classifier_has_maps(spots):
     X, y, corners = spots
     model = FineTunedClassifier(
@@ -88,7 +115,10 @@ def test_a_fine_tuned_classifier_has_maps(spots):
     )
     model.fit(X[:40], y[:40])
     assert model.score(X[40:], y[40:]) > 0.9
-    assert hits(activation_maps(model, X[40:]), corners[40:]) > 0.8
+    maps = activation_maps(model, X[40:])
+    assert hits(maps, corners[40:]) > 0.8
+    wrapped = Pipeline([("model", model)])
+    np.testing.assert_array_equal(activation_maps(wrapped, X[40:]), maps)
 
 
 def classical_maps(model, X):
