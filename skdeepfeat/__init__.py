@@ -1,18 +1,25 @@
 """Deep features of images for scikit-learn, from pretrained convolutional networks."""
 
+from ._activation_maps.maps import activation_maps
 from ._backbones import inspector as _inspector
 from ._backbones.listing import list_backbones
 from ._backbones.records import Backbone
 from ._backbones.registry import register_backbone
 from ._backbones.text_modules import TextBackbone
 from ._datasets import load_image_folder, load_textures
-from ._displays import LayerDepthDisplay, TrainingHistoryDisplay
+from ._displays import (
+    ActivationMapDisplay,
+    LayerDepthDisplay,
+    TrainingHistoryDisplay,
+)
+from ._embedding import embed_weights
 from ._exceptions import (
     EngineWarning,
     FeatureWarning,
     ImageError,
     ImageWarning,
     LayerWarning,
+    MapWarning,
     OutputTooLarge,
     RecipeWarning,
     StoreWarning,
@@ -24,6 +31,7 @@ from ._exceptions import (
 from ._features import PretrainedCNNFeatures, clear_caches
 from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import list_layers
+from ._onnx.exporting import to_onnx
 from ._ranking import rank_layers
 from ._store.stores import FeatureStore
 from ._strategy import recommend_strategy
@@ -32,6 +40,7 @@ from ._text_features import PretrainedTextFeatures
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "ActivationMapDisplay",
     "Backbone",
     "EngineWarning",
     "FeatureStore",
@@ -41,6 +50,7 @@ __all__ = [
     "ImageWarning",
     "LayerDepthDisplay",
     "LayerWarning",
+    "MapWarning",
     "OutputTooLarge",
     "PretrainedCNNFeatures",
     "PretrainedTextFeatures",
@@ -52,7 +62,9 @@ __all__ = [
     "TrainingHistoryDisplay",
     "WeightsError",
     "WorkerError",
+    "activation_maps",
     "clear_caches",
+    "embed_weights",
     "list_backbones",
     "list_layers",
     "load_image_folder",
@@ -60,6 +72,7 @@ __all__ = [
     "rank_layers",
     "recommend_strategy",
     "register_backbone",
+    "to_onnx",
 ]
 _inspector.inspected_by(f"{__name__}._networks.inspection")
 for _name in __all__:

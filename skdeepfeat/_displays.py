@@ -1,4 +1,4 @@
-"""Figures of training histories and of searches over layers, as displays.
+"""Figures of training histories, searches over layers and maps, as displays.
 
 Matplotlib is imported only when a figure is drawn; the extra [plot] installs it.
 """
@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from operator import attrgetter
 
 import numpy as np
+from PIL import Image
 from sklearn.utils.validation import check_is_fitted
 
+from ._activation_maps.maps import Explanation
 from ._networks.layers import list_layers
 
 
@@ -39,15 +41,15 @@ class Display(ABC):
         """Draw on `ax_`, and store the lines in `lines_`."""
 
 
-def _new_axes():
-    """The axes of a new figure."""
+def _new_axes(n_rows=1, n_columns=1, **options):
+    """The axes of a new figure, in an array if there are several."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             "Displays need matplotlib. Install it with pip install 'skdeepfeat[plot]'."
         ) from error
-    return plt.subplots(layout="constrained")[1]
+    return plt.subplots(n_rows, n_columns, layout="constrained", **options)[1]
 
 
 class TrainingHistoryDisplay(Display):
@@ -314,3 +316,153 @@ def _depth_in_network(search, key):
     backbone = parameters[f"{key.removesuffix('layer')}backbone"]
     place = {layer.alias: layer.index for layer in list_layers(backbone)}
     return lambda layer: place.get(layer, layer if isinstance(layer, int) else -1)
+
+
+MOST_OPAQUE = 0.75  # of a map, where it is strongest
+
+
+class ActivationMapDisplay:
+    """Photos, with the places that predictions rest on in colour over them.
+
+    Use :meth:`from_estimator` to create one.
+
+    Parameters
+    ----------
+    photos : ndarray of shape (n_images, side, side, 3)
+        Photos as they enter the network, with values from 0 to 1.
+    maps : ndarray of shape (n_images, h, w)
+        Returned by :func:`activation_maps`.
+    titles : list of str, default=None
+        Titles of the photos.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib Axes, shape (n_images,)
+        Axes with the photos.
+    figure_ : matplotlib Figure
+        Figure that contains the axes.
+
+    See Also
+    --------
+    activation_maps : Compute the maps alone.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skdeepfeat import ActivationMapDisplay, PretrainedCNNFeatures
+    >>> from skdeepfeat import load_textures
+    >>> textures = load_textures()
+    >>> model = make_pipeline(PretrainedCNNFeatures(), LogisticRegression())
+    >>> model = model.fit(textures.data[::8], textures.target[::8])
+    >>> display = ActivationMapDisplay.from_estimator(model, textures.data[:3])
+    >>> display.axes_.shape
+    (3,)
+    """
+
+    def __init__(self, photos, maps, *, titles=None):
+        self.photos = photos
+        self.maps = maps
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        *,
+        target=None,
+        method="auto",
+        class_names=None,
+        n_columns=4,
+        axes=None,
+    ):
+        """Compute maps and draw them over the photos.
+
+        Parameters
+        ----------
+        estimator, X, target, method : object
+            As in :func:`activation_maps`.
+        class_names : sequence of str, default=None
+            Names of the classes, in the order of `classes_`. None shows the labels.
+        n_columns : int, default=4
+            Number of photos side by side.
+        axes : array of matplotlib Axes, default=None
+            Axes to draw on, at least one for each photo; None creates a new figure.
+
+        Returns
+        -------
+        display : ActivationMapDisplay
+            The display, already drawn. Titles have the class that a map explains, and
+            its probability if `estimator` has `predict_proba`; for a regressor, the
+            predicted number.
+        """
+        explanation = Explanation(estimator, X, target, method)
+        explained = explanation.explain()
+        titles = _titles(estimator, X, explained.labels, class_names)
+        display = cls(explanation.photos(), explained.maps, titles=titles)
+        return display.plot(axes=axes, n_columns=n_columns)
+
+    def plot(self, *, axes=None, n_columns=4):
+        """Draw the figure.
+
+        Parameters
+        ----------
+        axes : array of matplotlib Axes, default=None
+            Axes to draw on, at least one for each photo; None creates a new figure.
+        n_columns : int, default=4
+            Number of photos side by side in a new figure.
+
+        Returns
+        -------
+        display : ActivationMapDisplay
+            The display itself.
+        """
+        n = len(self.photos)
+        if axes is None:
+            n_columns = min(n, n_columns)
+            n_rows = -(-n // n_columns)
+            size = (2.2 * n_columns, 2.4 * n_rows)
+            axes = _new_axes(n_rows, n_columns, figsize=size)
+        axes = np.ravel(axes)
+        self.axes_, self.figure_ = axes[:n], axes[0].figure
+        titles = self.titles or [""] * n
+        for ax, *one in zip(self.axes_, self.photos, self.maps, titles, strict=True):
+            _draw_map(ax, *one)
+        for ax in axes:
+            ax.set_axis_off()
+        return self
+
+
+def _draw_map(ax, photo, map_, title):
+    """Draw a map over a photo: red where it supports the class, blue where it does not.
+
+    Both are as transparent as they are weak.
+    """
+    side = len(photo), len(photo[0])
+    smooth = np.asarray(Image.fromarray(map_.astype(np.float32)).resize(side[::-1]))
+    most = np.nanmax(np.abs(smooth), initial=0) or 1.0
+    alpha = MOST_OPAQUE * np.nan_to_num(np.abs(smooth) / most)
+    ax.imshow(photo)
+    ax.imshow(smooth, cmap="bwr", vmin=-most, vmax=most, alpha=alpha)
+    ax.set_title(title, fontsize="medium")
+
+
+def _titles(estimator, X, labels, class_names):
+    """What each map explains, with its probability or number."""
+    if not hasattr(estimator, "classes_"):
+        return _numbers(np.asarray(estimator.predict(X)), labels)
+    classes = list(estimator.classes_)
+    places = [classes.index(label) for label in labels]
+    names = [str((class_names or classes)[place]) for place in places]
+    if not hasattr(estimator, "predict_proba"):
+        return names
+    likely = estimator.predict_proba(X)[np.arange(len(places)), places]
+    return [f"{name} {share:.0%}" for name, share in zip(names, likely, strict=True)]
+
+
+def _numbers(predicted, outputs):
+    """The predicted number of one output for each image."""
+    by_output = predicted.reshape(len(outputs), -1)
+    chosen = by_output[np.arange(len(outputs)), np.asarray(outputs, int)]
+    return [f"{number:.3g}" for number in chosen]

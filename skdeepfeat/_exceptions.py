@@ -18,6 +18,7 @@
         ├── EngineWarning     torch runs a network that another engine cannot
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
+        ├── MapWarning        maps of activations that are flat
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         ├── StoreWarning      a store is damaged, full, or not writable
         └── TextWarning       rows filled with nan, or texts cut
@@ -130,6 +131,10 @@ class ImageWarning(FeatureWarning):
 
 class LayerWarning(FeatureWarning):
     """No layer predicts y, so ``layer="auto"`` reads the deepest one."""
+
+
+class MapWarning(FeatureWarning):
+    """A map of activations is flat: no place that is left out changes the score."""
 
 
 class RecipeWarning(FeatureWarning):

@@ -9,10 +9,15 @@ import math
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_array
+from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, _check_y, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _check_y,
+    _num_samples,
+    validate_data,
+)
 
 try:  # scikit-learn 1.9 and later; experimental there
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -41,6 +46,8 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
+    "count_rows",
+    "take_rows",
     "with_callbacks",
 ]
 
@@ -198,3 +205,13 @@ def check_weights(sample_weight, n_rows: int) -> np.ndarray:
     return _check_sample_weight(
         sample_weight, np.empty(n_rows), dtype=np.float64, ensure_non_negative=True
     )
+
+
+def count_rows(X) -> int:
+    """Number of rows of whatever scikit-learn accepts."""
+    return _num_samples(X)
+
+
+def take_rows(X, rows: np.ndarray):
+    """These rows of whatever scikit-learn accepts, which may repeat."""
+    return _safe_indexing(X, rows)

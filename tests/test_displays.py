@@ -5,16 +5,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import Perceptron, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from skdeepfeat import (
+    ActivationMapDisplay,
     FineTunedClassifier,
+    ImageWarning,
     LayerDepthDisplay,
     PretrainedCNNFeatures,
     TrainingHistoryDisplay,
+    activation_maps,
     rank_layers,
 )
 
@@ -122,3 +126,57 @@ def test_a_part_of_a_ranking_without_the_choice_is_drawn():
     display = LayerDepthDisplay.from_ranking(rest, ax=axes)
     assert display.ax_ is axes and not axes.texts
     assert axes.get_legend() is None
+
+
+def fitted_to_squares(head, y=None):
+    """A pipeline, and images of two colours."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 100, (12, 16, 16, 3), dtype=np.uint8)
+    X[::2, :8, :8, 0] += 150
+    y = np.arange(12) % 2 if y is None else y
+    features = PretrainedCNNFeatures("tiny", image_size=16, layer="block3")
+    return make_pipeline(features, head).fit(X, y), X
+
+
+def test_maps_are_drawn_over_the_photos():
+    model, X = fitted_to_squares(GaussianNB())
+    display = ActivationMapDisplay.from_estimator(
+        model, X[:5], target=0, class_names=["spot", "none"], n_columns=3
+    )
+    likely = model.predict_proba(X[:5])[:, 0]
+    titles = [ax.get_title() for ax in display.axes_]
+    assert titles == [f"spot {share:.0%}" for share in likely]
+    assert len(display.figure_.axes) == 6 and not display.figure_.axes[5].axison
+    maps = activation_maps(model, X[:5], target=0)
+    np.testing.assert_array_equal(display.maps, maps)
+    photo, over = display.axes_[1].get_images()
+    np.testing.assert_allclose(photo.get_array(), X[1] / 255, atol=1e-6)
+    assert over.get_array().shape == (16, 16)
+    low, high = over.get_clim()
+    assert low == -high and high == pytest.approx(np.abs(over.get_array()).max())
+
+
+def test_maps_are_drawn_on_given_axes_with_what_they_explain():
+    figure, axes = plt.subplots(1, 2)
+    model, X = fitted_to_squares(Perceptron())
+    display = ActivationMapDisplay.from_estimator(model, X[:2], axes=axes)
+    assert display.figure_ is figure
+    predicted = model.predict(X[:2])
+    assert [ax.get_title() for ax in axes] == [str(label) for label in predicted]
+    model, X = fitted_to_squares(Ridge(), np.arange(12.0))
+    display = ActivationMapDisplay.from_estimator(model, X[:1])
+    assert display.axes_[0].get_title() == f"{model.predict(X[:1])[0]:.3g}"
+    model, X = fitted_to_squares(Ridge(), np.arange(24.0).reshape(12, 2))
+    display = ActivationMapDisplay.from_estimator(model, X[:1], target=1)
+    assert display.axes_[0].get_title() == f"{model.predict(X[:1])[0, 1]:.3g}"
+
+
+def test_photos_that_cannot_be_read_are_white():
+    model, X = fitted_to_squares(GaussianNB())
+    model[0].on_error = "nan"
+    cells = [X[0], b"no photo"]
+    display = ActivationMapDisplay(np.ones((1, 4, 4, 3)), np.full((1, 2, 2), np.nan))
+    assert display.plot().axes_[0].get_title() == ""
+    with pytest.warns(ImageWarning, match="1 of 2 photos"):
+        maps = activation_maps(model, cells)
+    assert np.isnan(maps[1]).all()

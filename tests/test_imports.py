@@ -19,7 +19,10 @@ MODULES = sorted(
 # import only from rooms below it; rooms of one line never import each other.
 ROOMS = [
     {"__init__"},
+    {"_onnx"},
     {"_strategy", "_displays", "_datasets"},
+    {"_activation_maps", "_embedding"},
+    {"_composites"},
     {"_finetuning", "_ranking"},
     {"_features", "_text_features"},
     {"_walk"},
@@ -45,6 +48,7 @@ WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
 WITH_TORCH |= {"_finetuning.frozen", "_finetuning.parts", "_finetuning.phases"}
 WITH_TORCH |= {"_finetuning.fitted", "_finetuning.new_head", "_finetuning.tuned_part"}
 WITH_TORCH |= {"_finetuning.monitoring", "_finetuning.training", "_engines.tokens"}
+WITH_TORCH |= {"_onnx.networks"}
 WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {
     "_networks.__init__",
     "_networks.layers",

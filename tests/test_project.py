@@ -20,7 +20,7 @@ RUN = ROOT / ".ci" / "run"
 
 def lower_bounds():
     """{name: lowest version} of what the package and its tests depend on."""
-    names = ("cluster", "openvino", "plot", "remote", "tiff", "timm", "test")
+    names = ("cluster", "onnx", "openvino", "plot", "remote", "tiff", "timm", "test")
     extras = [EXTRAS[name] for name in names]
     wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     others = (line for line in wanted if not line.startswith("skdeepfeat["))

@@ -15,6 +15,7 @@ GENERATED = re.compile("set_.*_request")  # by scikit-learn
 BETWEEN_CLASSES = {
     "FeatureStore.open",
     "FineTunedClassifier.count_blocks",
+    "FineTunedClassifier.divide",
     "FineTunedClassifier.to_backbone",
     "ImageError.at",
     "PretrainedCNNFeatures.score_layers",

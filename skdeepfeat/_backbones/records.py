@@ -227,6 +227,9 @@ class Backbone:
         Version of the network's code. If set, the network is identified by name,
         version and weights, and its code is not inspected: change the version whenever
         you change the code. None identifies the network as described in the notes.
+    embedded : bool, default=False
+        Whether `arrays` are the weights of a network by name, put inside by
+        :func:`embed_weights`.
 
     Attributes
     ----------
@@ -270,6 +273,7 @@ class Backbone:
     arrays: dict[str, np.ndarray] | None = field(default=None, repr=False)
     retired: tuple[Weights, ...] = field(default=(), repr=False)
     version: str | None = None
+    embedded: bool = False
     # Identifies a network that cannot be described; copies share it.
     token: str = field(init=False, repr=False)
     memo: Memo = field(init=False, repr=False)

@@ -113,6 +113,11 @@ def _stated(name: str, field: str) -> Any:
     return _records()[name].get(field)
 
 
+def licence_of(backbone: Backbone) -> str:
+    """The licence of the weights of a network by name, or "" if it is not known."""
+    return (is_listed(backbone) and _stated(backbone.name, "licence")) or ""
+
+
 def _n_parameters(name: str) -> int | None:
     """Number of parameters; None if the network would have to be built."""
     arrays = _registered[name].arrays if name in _registered else None

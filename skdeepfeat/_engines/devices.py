@@ -169,6 +169,11 @@ def _n_gpus() -> int:
 unconvertible: set[bytes] = set()  # what could not be converted in this process
 
 
+def _is_own(backbone) -> bool:
+    """Whether a network is one of the user's, not a published one with its weights."""
+    return backbone.arrays is not None and not backbone.embedded
+
+
 def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers) -> str:
     """What runs the network on this class of devices.
 
@@ -178,8 +183,8 @@ def resolve_engine(engine: str, kind: str, precision: str, pooled: PooledLayers)
     allowed = ENGINES_OF[pooled.source.input.takes]
     if engine == "auto":
         able = "openvino" in allowed and _is_able("openvino", kind, precision)
-        own = pooled.source.backbone.arrays is not None
-        convert = able and not own and _has_openvino()
+        backbone = pooled.source.backbone
+        convert = able and not _is_own(backbone) and _has_openvino()
         engine = "openvino" if convert else allowed[0]
     if engine not in allowed:
         raise ValueError(

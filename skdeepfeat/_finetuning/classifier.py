@@ -35,6 +35,7 @@ from .._validation import (
     complete_state,
     with_callbacks,
 )
+from .detached_head import DetachedHead
 from .labels import HoldOut, Labels
 
 _tuned = Companions()  # classifier → Backbone
@@ -426,6 +427,27 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         backbone = FrozenEstimator(self)
         return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
 
+    def divide(self):
+        """The features that enter the head, and the head as a classifier of rows.
+
+        Other parts of the package call it.
+
+        Returns
+        -------
+        features : PretrainedCNNFeatures
+            Computes what enters the head.
+        head : DetachedHead
+            Predicts as this classifier does, from rows of these features.
+        """
+        check_is_fitted(self)
+        source, _ = self._frozen_source()
+
+        from .tuned_part import head_input
+
+        end, inner = head_input(source)
+        features = self._tuned_features(layer=end.node)
+        return features, DetachedHead(end, inner, self.weights_["head"], self.classes_)
+
     @property
     def errors_(self) -> list[tuple[int, str, str]]:
         """Row, source and reason of the images that the last call could not use."""
@@ -661,6 +683,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             weights=(),
             layers=tuple(layer for layer in layers if layer.node not in classes),
             arrays=weights_of(source, key, Fitted(**self.weights_)),
+            embedded=False,
         )
 
     def __sklearn_is_fitted__(self):

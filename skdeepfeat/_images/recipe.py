@@ -78,7 +78,7 @@ LARGEST_RESIZED = 2**24
 
 def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     """(h, w, 3) pixels of the network's input size, on the scale 0 to 255."""
-    gap, colour = REDUCING_GAP[decode], _margin_colour(spec)
+    gap, colour = REDUCING_GAP[decode], margin_colour(spec)
     if isinstance(pixels.image, Image.Image):
         return np.asarray(_resize_and_crop(pixels.image, spec, gap, colour))
     with np.errstate(over="ignore"):  # features that are not finite are reported later
@@ -91,7 +91,7 @@ def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
     return np.stack(prepared, axis=-1)
 
 
-def _margin_colour(spec: InputSpec) -> tuple[int, ...]:
+def margin_colour(spec: InputSpec) -> tuple[int, ...]:
     """The colour of the square where the resized image does not reach."""
     means = spec.mean if spec.mode == "border" else (0, 0, 0)
     return tuple(round(255 * mean) for mean in means)

@@ -61,8 +61,11 @@ class Images:
 
     def head(self, n: int) -> "Images":
         """The first n rows alone."""
-        cells = self._cells.read(0, min(n, len(self)))
-        return Images(Held(cells), self._protocols)
+        return self.part(0, min(n, len(self)))
+
+    def part(self, start: int, stop: int) -> "Images":
+        """Some rows alone, which are counted from 0 again."""
+        return Images(Held(self._cells.read(start, stop)), self._protocols)
 
     def read(self, row: int) -> Cell:
         """The image of a row with its content; raises ImageError."""

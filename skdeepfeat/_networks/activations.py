@@ -7,7 +7,7 @@ many threads may run it at once.
 
 from torch import fx
 
-from .._backbones.weights import WeightsSource
+from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
 from .layers import aliased_layers
 from .rewriting import fold_batch_norms, overwrite_in_place, round_off, simplify
@@ -44,12 +44,19 @@ def _make(network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...])
 
 def _check_head(bound, absent: frozenset, source: WeightsSource) -> None:
     """Raise an error if a layer needs a head that the weights file does not have."""
-    if absent.intersection(bound.state_dict()):
+    if not absent.intersection(bound.state_dict()):
+        return
+    if isinstance(source, OwnWeights):
         raise WeightsError(
-            f"The weights in {source.name!r} have no classes that fit backbone "
-            f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
-            "Use layer='penultimate' or an earlier one."
+            f"Backbone {source.backbone.name!r} has the weights of some layers only: "
+            f"{', '.join(str(x.alias) for x in aliased_layers(source.backbone))}. Use "
+            "one of these."
         )
+    raise WeightsError(
+        f"The weights in {source.name!r} have no classes that fit backbone "
+        f"{source.backbone.name!r}, so layer='logits' cannot be read from them. "
+        "Use layer='penultimate' or an earlier one."
+    )
 
 
 def _aliased_modules(structure: Structure) -> set[str]:

@@ -57,6 +57,14 @@ def _averaged_map(step: fx.Node, maps: dict[fx.Node, Layer], net) -> Layer | Non
     return averaged if axes == PLACES[averaged.layout] else None
 
 
+def averaged_step(step: fx.Node, net: nn.Module) -> fx.Node | None:
+    """The step whose maps (n, c, h, w) are averaged to the vector of another step."""
+    mean = _behind(step, KEEP_ORDER, net)
+    if not mean.all_input_nodes or _mean_axes(mean, net, 4) != PLACES["chw"]:
+        return None
+    return mean.all_input_nodes[0]
+
+
 def _behind(step: fx.Node, passed: set, net, wanted=()) -> fx.Node:
     """Go back from a step over those to be passed, and stop at one that is wanted."""
     while step not in wanted and (_kind(step, net) in passed or _is_off(step)):

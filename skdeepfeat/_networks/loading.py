@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .._backbones.records import Backbone, imported
-from .._backbones.weights import WeightsSource
+from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
 
 
@@ -21,6 +21,8 @@ def fill_weights(
     own = module.state_dict()
     state = _converted(_renamed(state, source.backbone, own), own, source)
     absent = _drop_foreign_head(state, own, source.backbone.head)
+    if isinstance(source, OwnWeights):  # which may be cut to what its layers need
+        absent |= own.keys() - state.keys()
     _check_shapes(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
         module = module.to_empty(device="cpu")

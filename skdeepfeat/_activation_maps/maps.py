@@ -1,0 +1,261 @@
+"""activation_maps: the places of photos that predictions rest on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._composites import divide
+from .._exceptions import ImageWarning, MapWarning, warn_user
+from .._validation import take_rows
+from .features import UnpooledFeatures
+from .scores import Targets, changes_in_steps, scores_of
+from .windows import Windows
+
+METHODS = ("auto", "places")
+AT_ONCE = 2**24  # numbers in memory
+
+
+def activation_maps(estimator, X, *, target=None, method="auto"):
+    """Maps of the places in photos that predictions rest on.
+
+    The maps of features that the network computes before pooling are computed once for
+    each photo. Places are left out of the pooling, one after another, and the fitted
+    head predicts what is left. Its score falls most without the places that it rests
+    on [1]_ [2]_. This works for every head, because nothing but its predictions is
+    used.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted :class:`FineTunedClassifier`, or a fitted pipeline or another composite
+        of scikit-learn that contains :class:`PretrainedCNNFeatures` and ends in a
+        classifier, a regressor or an outlier detector. Columns beside the photos keep
+        their values.
+    X : sequence of n_images images
+        As `estimator` takes them.
+    target : label, array-like of shape (n_images,) or None, default=None
+        The class to explain, for all photos or for each of them; for a regressor of
+        several outputs, the number of one. None means the class that is predicted.
+    method : {"auto", "places"}, default="auto"
+        What is left out at once. "auto" leaves out windows of a seventh of the side of
+        the network's input, which slide over the photo, or single places where these
+        are larger; for trees and neighbours, whose scores change in steps, it also
+        leaves out windows of two and three times that side, and takes the mean.
+        "places" always leaves out single places of the finest layer, which gives finer
+        maps of a linear head, and often flat ones of trees and neighbours.
+
+    Returns
+    -------
+    maps : ndarray of shape (n_images, h, w)
+        By how much the score of the target falls without each place; negative where it
+        rises. The score is what `decision_function` returns for the class; without
+        one, the logarithm of its odds, or of trees, neighbours and heads without
+        `predict_log_proba`, its probability; for a regressor, the predicted number.
+        The maps cover the input of the network, which may be a crop of the photo. A
+        photo that cannot be read has a map of nan, with ``on_error="nan"``.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no places, such as the class token of a vision transformer, or
+        with ``pooling="flatten"``.
+
+    Warns
+    -----
+    MapWarning
+        If a map is flat, because no window changes the score.
+
+    See Also
+    --------
+    ActivationMapDisplay : Draw the maps over the photos.
+
+    Notes
+    -----
+    The features without a place are exact for all poolings, "max" leaves out places of
+    which a window covers at least half. With a linear head on ``pooling="avg"``, the
+    maps of single places are the class activation maps of [3]_, up to a factor and a
+    shift for each photo. The maps of several layers are one map, with the places of the
+    finest layer.
+
+    A deep layer has coarse maps that hold much about the class; an earlier one has
+    finer maps. Units of a deep layer see beyond their place, so a map shows roughly
+    where the evidence is, and not the outline of an object.
+
+    References
+    ----------
+    .. [1] Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks", 2014.
+    .. [2] Desai, Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional
+       Network via Gradient-free Localization", 2020.
+    .. [3] Zhou et al., "Learning Deep Features for Discriminative Localization", 2016.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skdeepfeat import PretrainedCNNFeatures, activation_maps, load_textures
+    >>> textures = load_textures()
+    >>> model = make_pipeline(PretrainedCNNFeatures(), LogisticRegression())
+    >>> model = model.fit(textures.data[::8], textures.target[::8])
+    >>> activation_maps(model, textures.data[:3]).shape
+    (3, 4, 4)
+    """
+    return Explanation(estimator, X, target, method).explain().maps
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Maps of photos, with what they explain.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n_images, h, w)
+    labels : ndarray of shape (n_images,)
+        The class or output that each map explains.
+    """
+
+    maps: np.ndarray
+    labels: np.ndarray
+
+
+class Explanation:
+    """What is needed to explain photos, some at a time.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X : sequence of n_images images
+    target, method : object
+        As in :func:`activation_maps`.
+
+    Attributes
+    ----------
+    composite : Composite
+    steps : list of UnpooledFeatures
+        Its feature steps.
+    images : list of Images
+        The photos that each of them is given.
+    """
+
+    def __init__(self, estimator, X, target, method: str):
+        _check_method(method)
+        self.composite = divide(estimator)
+        given = self.composite.images_of(X)
+        self.steps = [UnpooledFeatures(step) for step in self.composite.features]
+        _refuse_several_views(self.steps)
+        self.images = [s.read(one) for s, one in zip(self.steps, given, strict=True)]
+        self._columns = None if all(one is X for one in given) else X
+        finest = max(step.finest for step in self.steps)
+        in_steps = changes_in_steps(self.composite.head)
+        self._windows = Windows.over(finest, method, in_steps)
+        self._targets = Targets.of(self.composite.head, target, self.n_images)
+
+    def photos(self) -> np.ndarray:
+        """The photos (n, side, side, 3) as they enter the first network, from 0 to 1;
+        white where they cannot be read."""
+        step, images = self.steps[0], self.images[0]
+        found = [step.pixels(images, row) for row in range(self.n_images)]
+        return np.stack(found)
+
+    @property
+    def n_images(self) -> int:
+        """Number of photos."""
+        return len(self.images[0])
+
+    def explain(self) -> Explained:
+        """The maps of all photos."""
+        parts = [self._some(rows) for rows in self._chunks()]
+        found = Explained(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+        _warn_of_errors(self.steps[0].errors, self.n_images)
+        _warn_of_flat(found.maps)
+        return found
+
+    def _chunks(self) -> Iterator[slice]:
+        """Photos that are explained together."""
+        numbers = sum(step.numbers(self._windows) for step in self.steps)
+        n = max(1, AT_ONCE // numbers)
+        for start in range(0, self.n_images, n):
+            yield slice(start, min(start + n, self.n_images))
+
+    def _some(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Maps and labels of some photos."""
+        features = self._features(rows)
+        readable = np.isfinite(features).all((1, 2))
+        features[~readable] = 0
+        head, (n, k, _) = self.composite.head, features.shape
+        predicted = np.asarray(head.predict(self._given(features[:, :1], rows)))
+        scores = scores_of(head, self._given(features, rows)).reshape(n, k, -1)
+        chosen, labels = self._targets.chosen(scores, predicted, rows)
+        falls = chosen[:, :1] - chosen[:, 1:]
+        falls[~readable] = np.nan
+        return self._windows.maps(falls), labels
+
+    def _features(self, rows: slice) -> np.ndarray:
+        """Features (n, 1 + n_windows, width) of all steps, side by side."""
+        found = [
+            step.without(images, rows.start, rows.stop, self._windows)
+            for step, images in zip(self.steps, self.images, strict=True)
+        ]
+        return np.concatenate(found, 2)
+
+    def _given(self, features: np.ndarray, rows: slice):
+        """What to call the head with, so that it takes these features (n, k, width).
+
+        Where it reads other columns too, each row of X is repeated.
+        """
+        n, k, width = features.shape
+        flat = features.reshape(n * k, width)
+        self.composite.give(flat)
+        if self._columns is None:
+            return flat
+        return take_rows(self._columns, np.repeat(np.arange(rows.start, rows.stop), k))
+
+
+def _check_method(method) -> None:
+    """Refuse unknown methods."""
+    if method not in METHODS:
+        raise ValueError(
+            "The 'method' parameter of activation_maps must be 'auto' or 'places'. Got "
+            f"{method!r} instead."
+        )
+
+
+def _refuse_several_views(steps: list[UnpooledFeatures]) -> None:
+    """Refuse feature steps that see different photos, or different crops of them."""
+    columns = sorted({name for step in steps for name in step.columns})
+    if len(columns) > 1:
+        raise ValueError(
+            f"This estimator reads photos from the columns {', '.join(columns)}, and a "
+            "map shows one photo. Explain a pipeline of one of these columns."
+        )
+    if len({step.view for step in steps}) > 1:
+        raise ValueError(
+            "The feature steps of this estimator see different crops of a photo, so "
+            "that their maps do not match. Set image_size, or use networks with the "
+            "same preprocessing."
+        )
+
+
+def _warn_of_errors(errors: list[tuple], n_images: int) -> None:
+    """Warn of photos that cannot be read, which have maps of nan."""
+    if errors:
+        row, source, reason = errors[0]
+        warn_user(
+            f"{len(errors)} of {n_images} photos could not be read; their maps are "
+            f"nan. The first is row {row} ({source}): {reason}.",
+            ImageWarning,
+        )
+
+
+def _warn_of_flat(maps: np.ndarray) -> None:
+    """Warn of maps without any differences."""
+    flat = np.flatnonzero(np.ptp(maps, (1, 2)) == 0)
+    if len(flat):
+        shown = ", ".join(map(str, flat[:6])) + (", ..." if len(flat) > 6 else "")
+        warn_user(
+            f"The maps of {len(flat)} of {len(maps)} photos are flat (rows {shown}): "
+            "leaving places out does not change the score of the head. Use a head with "
+            "a smoother score, such as LogisticRegression, SVC or more trees, or "
+            "method='auto'.",
+            MapWarning,
+        )

@@ -1,0 +1,278 @@
+"""Maps show the places that a prediction rests on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import coloured_images
+from PIL import Image
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    IsolationForest,
+    RandomForestClassifier,
+    StackingClassifier,
+)
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+
+from skdeepfeat import (
+    FineTunedClassifier,
+    ImageError,
+    MapWarning,
+    PretrainedCNNFeatures,
+    activation_maps,
+    load_image_folder,
+)
+
+SIDE, SPOT = 32, 12
+HEADS = {
+    "logistic": LogisticRegression(),
+    "svc": SVC(),
+    "forest": RandomForestClassifier(100, random_state=0),
+    "neighbours": KNeighborsClassifier(5, weights="distance"),
+    "bayes": GaussianNB(),  # whose probabilities are rounded to 0 and 1
+    "mlp": MLPClassifier((20,), max_iter=2000, random_state=0),
+    "pca": make_pipeline(PCA(4), LogisticRegression()),
+}
+
+
+def spotted(n):
+    """Grey noise with a red or a blue spot: images, classes, corners of the spots."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(100, 150, (n, SIDE, SIDE, 3), dtype=np.uint8)
+    y, corners = np.arange(n) % 2, rng.integers(0, SIDE - SPOT, (n, 2))
+    for image, kind, (top, left) in zip(X, y, corners, strict=True):
+        image[top : top + SPOT, left : left + SPOT] = (
+            (250, 0, 0) if kind else (0, 0, 250)
+        )
+    return X, np.array(["blue", "red"])[y], corners
+
+
+def hits(maps, corners):
+    """Share of maps whose strongest place overlaps the spot."""
+    n = maps.shape[1]
+    best = maps.reshape(len(maps), -1).argmax(1)
+    first = np.stack(np.unravel_index(best, (n, n)), 1) * SIDE / n
+    overlap = (first + SIDE / n > corners) & (first < corners + SPOT)
+    return overlap.all(1).mean()
+
+
+@pytest.fixture(scope="module")
+def spots():
+    return spotted(60)
+
+
+def features(**parameters):
+    settings = {"image_size": SIDE, "layer": "block3"} | parameters
+    return PretrainedCNNFeatures(**settings)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
+def test_the_strongest_place_is_in_the_object(head, pooling, spots):
+    X, y, corners = spots
+    model = make_pipeline(features(pooling=pooling), StandardScaler(), HEADS[head])
+    model.fit(X[:40], y[:40])
+    maps = activation_maps(model, X[40:], target=y[40:])
+    assert maps.shape == (20, 4, 4)
+    assert hits(maps, corners[40:]) >= 0.8  # by chance, 0.4
+
+
+def inner():
+    return make_pipeline(features(), StandardScaler(), LogisticRegression())
+
+
+COMPOSITES = {
+    "search": GridSearchCV(inner(), {"logisticregression__C": [0.1, 1]}, cv=2),
+    "calibrated": CalibratedClassifierCV(inner(), cv=2),
+    "threshold": TunedThresholdClassifierCV(inner(), cv=2),
+    "stack": StackingClassifier([("a", inner()), ("b", inner())], cv=2),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_pipelines_in_other_estimators_have_maps(name, spots):
+    X, y, corners = spots
+    model = clone(COMPOSITES[name]).fit(X[:40], y[:40] == "red")
+    maps = activation_maps(model, X[40:], target=y[40:] == "red")
+    assert hits(maps, corners[40:]) >= 0.8
+
+
+def test_a_fine_tuned_classifier_has_maps(spots):
+    X, y, corners = spots
+    model = FineTunedClassifier(
+        "tiny", image_size=SIDE, epochs=30, augment="none", random_state=0
+    )
+    model.fit(X[:40], y[:40])
+    assert model.score(X[40:], y[40:]) > 0.9
+    maps = activation_maps(model, X[40:])
+    assert hits(maps, corners[40:]) > 0.8
+    wrapped = Pipeline([("model", model)])
+    np.testing.assert_array_equal(activation_maps(wrapped, X[40:]), maps)
+
+
+def classical_maps(model, X):
+    """Weights of a linear head times the maps of the predicted class [Zhou 2016]."""
+    unpooled = PretrainedCNNFeatures(pooling="flatten").transform(X)
+    maps = unpooled.reshape(len(X), 1280, 4, 4)
+    weights = model[-1].coef_[0] / model[1].scale_
+    sign = np.where(model.predict(X) == model.classes_[1], 1, -1)
+    return sign[:, None, None] * np.einsum("nchw,c->nhw", maps, weights)
+
+
+def test_a_linear_head_on_averages_has_the_classical_map(shared_data):
+    photos = load_image_folder(shared_data / "hymenoptera" / "train")
+    model = make_pipeline(
+        PretrainedCNNFeatures(), StandardScaler(), LogisticRegression(max_iter=2000)
+    )
+    model.fit(photos.data[::6], photos.target[::6])
+    X = photos.data[1::30]
+    found, expected = activation_maps(model, X), classical_maps(model, X)
+    assert found.shape == (len(X), 4, 4)
+    for one, classical in zip(found, expected, strict=True):
+        assert np.corrcoef(one.ravel(), classical.ravel())[0, 1] > 0.999
+
+
+def test_the_target_is_the_predicted_class_unless_named(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(), LogisticRegression()).fit(X[:40], y[:40])
+    found = activation_maps(model, X[:4])
+    np.testing.assert_array_equal(found, activation_maps(model, X[:4], target=y[:4]))
+    red = activation_maps(model, X[:4], target="red")
+    np.testing.assert_allclose(red[::2], -found[::2])  # of two classes
+    with pytest.raises(ValueError, match=r"unknown class 'rde'. Did you mean 'red'"):
+        activation_maps(model, X[:4], target="rde")
+    with pytest.raises(ValueError, match=r"one for each of the 4 images.*\(3,\)"):
+        activation_maps(model, X[:4], target=["red"] * 3)
+
+
+def test_numbers_are_explained_by_output(spots):
+    X, y, corners = spots
+    heights = np.stack([y == "red", y == "blue"], 1) * 1.0
+    model = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40])
+    maps = activation_maps(model, X[40:], target=(y[40:] == "blue") * 1)
+    assert hits(maps, corners[40:]) > 0.8
+    with pytest.raises(ValueError, match=r"one of its 2 outputs, 0 to 1. Got None"):
+        activation_maps(model, X[40:])
+    with pytest.raises(ValueError, match=r"Got 2 instead"):
+        activation_maps(model, X[40:], target=2)
+    one = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40, 0])
+    assert activation_maps(one, X[40:]).shape == maps.shape
+
+
+def test_outliers_are_explained_and_clusters_refused(spots):
+    X, _, _ = spots
+    model = make_pipeline(features(), IsolationForest(random_state=0)).fit(X[:40])
+    assert activation_maps(model, X[:3]).shape == (3, 4, 4)
+    model = make_pipeline(features(), KMeans(2, random_state=0)).fit(X[:40])
+    with pytest.raises(ValueError, match=r"KMeans|Pipeline, which is none"):
+        activation_maps(model, X[:3])
+
+
+def test_several_layers_give_one_map_of_the_finest_places(spots):
+    X, y, corners = spots
+    model = make_pipeline(
+        features(layer=("block2", "block3", "block5")), StandardScaler(), SVC()
+    )
+    model.fit(X[:40], y[:40])
+    maps = activation_maps(model, X[40:])
+    assert maps.shape == (20, 8, 8) and hits(maps, corners[40:]) > 0.8
+
+
+def test_single_places_of_fine_maps_on_request(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(layer="block1"), LogisticRegression()).fit(X, y)
+    assert activation_maps(model, X[:2]).shape == (2, 14, 14)
+    assert activation_maps(model, X[:2], method="places").shape == (2, 16, 16)
+    with pytest.raises(ValueError, match=r"'auto' or 'places'. Got 'windows'"):
+        activation_maps(model, X[:2], method="windows")
+
+
+def test_photos_beside_columns_keep_the_columns(spots):
+    X, y, corners = spots
+    numbers = np.random.default_rng(0).normal(size=60)
+    frame = pd.DataFrame({"photo": list(X), "number": numbers})
+    beside = make_column_transformer(
+        (features(), "photo"), (StandardScaler(), ["number"])
+    )
+    model = make_pipeline(beside, LogisticRegression()).fit(frame[:40], y[:40])
+    maps = activation_maps(model, frame[40:])
+    assert hits(maps, corners[40:]) > 0.8
+    two = make_column_transformer((features(), "photo"), (features(), "back"))
+    frame = frame.assign(back=list(X))
+    model = make_pipeline(two, LogisticRegression()).fit(frame, y)
+    with pytest.raises(ValueError, match=r"columns back, photo"):
+        activation_maps(model, frame)
+
+
+def test_a_chunk_at_a_time_gives_the_same_maps(spots, monkeypatch):
+    X, y, _ = spots
+    model = make_pipeline(features(), LogisticRegression()).fit(X, y)
+    whole = activation_maps(model, X[:5])
+    monkeypatch.setattr("skdeepfeat._activation_maps.maps.AT_ONCE", 1)
+    np.testing.assert_allclose(activation_maps(model, X[:5]), whole, atol=1e-5)
+
+
+def test_vectors_behind_an_average_have_its_places():
+    X, y = coloured_images(8, 32)
+    # The map of the second one has no alias.
+    for name, weights in (("resnet18", None), ("efficientnet_lite0", "default")):
+        features = PretrainedCNNFeatures(name, weights=weights, image_size=64)
+        model = make_pipeline(features, LogisticRegression()).fit(X, y)
+        assert activation_maps(model, X[:2]).shape == (2, 2, 2)
+
+
+def test_tokens_have_places_and_the_class_token_none():
+    X, y = coloured_images(6, 32)
+    vit = {"backbone": "vit_b_32", "weights": None}
+    model = make_pipeline(PretrainedCNNFeatures(**vit, layer="block2"), Ridge())
+    assert activation_maps(model.fit(X, y * 1.0), X[:2]).shape == (2, 7, 7)
+    model = make_pipeline(PretrainedCNNFeatures(**vit), Ridge()).fit(X, y * 1.0)
+    with pytest.raises(ValueError, match=r"no average over.*layer='block12'"):
+        activation_maps(model, X)
+
+
+def test_a_single_place_cannot_be_left_out(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(layer="penultimate"), SVC()).fit(X, y)
+    with pytest.raises(ValueError, match=r"one row of features.*layer='block5'"):
+        activation_maps(model, X)
+
+
+def test_unpooled_features_are_refused(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(pooling="flatten"), LogisticRegression()).fit(X, y)
+    with pytest.raises(ValueError, match=r"pooling='flatten' pools nothing"):
+        activation_maps(model, X)
+
+
+def test_flat_maps_warn(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(), DecisionTreeClassifier())
+    model.fit(X, y == "none")
+    with pytest.warns(MapWarning, match=r"2 of 2 photos are flat \(rows 0, 1\)"):
+        maps = activation_maps(model, X[:2], target=False)
+    assert not maps.any()
+
+
+def test_photos_that_cannot_be_read(spots, tmp_path, monkeypatch):
+    X, y, _ = spots
+    model = make_pipeline(features(), LogisticRegression()).fit(X, y)
+    cells = [Image.fromarray(x) for x in X[:2]] + [b"no photo"]
+    monkeypatch.setattr("skdeepfeat._activation_maps.maps.AT_ONCE", 1)
+    with pytest.raises(ImageError, match=r"^row 2 "):
+        activation_maps(model, cells)
+    model.set_params(pretrainedcnnfeatures__on_error="nan")
+    with pytest.warns(match=r"1 of 3 photos.*first is row 2 "):
+        maps = activation_maps(model, cells)
+    assert np.isfinite(maps[:2]).all() and np.isnan(maps[2]).all()

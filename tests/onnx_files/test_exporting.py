@@ -1,0 +1,329 @@
+"""ONNX files predict as the estimators that they come from."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    IsolationForest,
+    RandomForestClassifier,
+    StackingClassifier,
+    VotingClassifier,
+)
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from skdeepfeat import (
+    FineTunedClassifier,
+    PretrainedCNNFeatures,
+    load_image_folder,
+    load_textures,
+    to_onnx,
+)
+
+onnxruntime = pytest.importorskip("onnxruntime")
+for name in ("onnx", "onnxscript", "skl2onnx"):
+    pytest.importorskip(name)
+
+TEXTURES = load_textures()
+X = [Image.fromarray(x).convert("RGB") for x in TEXTURES.data[::4]]
+Y = np.array(TEXTURES.target_names)[TEXTURES.target[::4]]
+TWO = np.isin(Y, np.unique(Y)[:4])
+RECIPE = {"layer": "block2", "image_size": 64}
+HEADS = {
+    "logistic": LogisticRegression(max_iter=1000),
+    "ridge": RidgeClassifier(),
+    "svc": SVC(probability=True, random_state=0),
+    "calibrated": CalibratedClassifierCV(LinearSVC(), cv=3),
+    "forest": RandomForestClassifier(30, random_state=0),
+    "extra trees": ExtraTreesClassifier(30, random_state=0),
+    "neighbours": KNeighborsClassifier(),
+    "boosting": GradientBoostingClassifier(n_estimators=5, random_state=0),
+    "bayes": GaussianNB(),
+    "mlp": MLPClassifier((20,), max_iter=2000, random_state=0),
+    "linear svc": LinearSVC(),
+    "pca": make_pipeline(PCA(10), LogisticRegression()),
+    "stack": StackingClassifier(
+        [("a", GaussianNB()), ("b", LogisticRegression())], cv=2
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once():
+    """Export each network once; heads are what most of these tests are about."""
+    from skdeepfeat._onnx import networks
+
+    export, known, patch = networks.export_networks, {}, pytest.MonkeyPatch()
+
+    def once(steps, side):
+        import onnx
+
+        key = *((step._plan().pooled.digest, step.layer) for step in steps), side
+        if key not in known:
+            known[key] = export(steps, side).SerializeToString()
+        return onnx.load_from_string(known[key])
+
+    patch.setattr(networks, "export_networks", once)
+    yield
+    patch.undo()
+
+
+def fitted(head, y=Y, **recipe):
+    features = PretrainedCNNFeatures(**(RECIPE | recipe))
+    return make_pipeline(features, StandardScaler(), head).fit(X, y)
+
+
+def run(model, **inputs):
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, inputs), strict=True))
+
+
+def network_input(images, side=64):
+    """Resized and cropped as the guide does it."""
+    found = []
+    for image in images:
+        short = min(image.size)
+        w, h = (int(side * length / short) for length in image.size)
+        left, top = round((w - side) / 2), round((h - side) / 2)
+        resized = image.resize((w, h), Image.BICUBIC)
+        found.append(resized.crop((left, top, left + side, top + side)))
+    return np.stack([np.asarray(one) for one in found])
+
+
+@pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
+@pytest.mark.parametrize("y", [Y, TWO * 2.0], ids=["eight", "two"])
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_predict_as_in_scikit_learn(name, y):
+    model = fitted(HEADS[name], y)
+    found = run(to_onnx(model), images=network_input(X))
+    likely = getattr(model, "predict_proba", None)
+    if likely:
+        np.testing.assert_allclose(found["probabilities"], likely(X), atol=1e-4)
+    else:
+        scores = model.decision_function(X)
+        scores = np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+        np.testing.assert_allclose(found["scores"], scores, atol=1e-3)
+    sure = np.ones(len(X), bool)
+    if likely:
+        best = np.sort(likely(X), 1)[:, -2:]
+        sure = best[:, 1] - best[:, 0] > 1e-6
+    np.testing.assert_array_equal(found["label"][sure], model.predict(X)[sure])
+
+
+def test_any_number_of_images_in_a_file(tmp_path):
+    model = fitted(LogisticRegression())
+    to_onnx(model, tmp_path / "model.onnx", X=X[:10])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for n in (1, 2, 5):
+        label, likely = session.run(None, {"images": network_input(X[:n])})
+        assert label.tolist() == model.predict(X[:n]).tolist()
+        assert likely.shape == (n, 8)
+
+
+def test_numbers_features_outliers_and_clusters():
+    images = network_input(X)
+    both = np.stack([np.arange(len(X)), np.arange(len(X)) % 3], 1) * 1.0
+    for y in (both, both[:, 0]):
+        model = fitted(Ridge(), y)
+        value = run(to_onnx(model), images=images)["value"]
+        np.testing.assert_allclose(value, model.predict(X), rtol=1e-3, atol=1e-3)
+    model = fitted(PCA(3))
+    rows = run(to_onnx(model), images=images)["features"]
+    np.testing.assert_allclose(rows, model.transform(X), atol=1e-3)
+    features = PretrainedCNNFeatures(**(RECIPE | {"layer": ("block2", "stem")}))
+    rows = run(to_onnx(features), images=images)["features"]
+    np.testing.assert_allclose(rows, features.transform(X), atol=1e-4)
+    model = fitted(IsolationForest(n_estimators=10, random_state=0))
+    found = run(to_onnx(model), images=images)
+    np.testing.assert_allclose(found["scores"], model.decision_function(X), atol=1e-4)
+    np.testing.assert_array_equal(found["label"], model.predict(X))
+    model = fitted(KMeans(3, random_state=0))
+    found = run(to_onnx(model), images=images)
+    assert list(found) == ["label"]
+    np.testing.assert_array_equal(found["label"], model.predict(X))
+
+
+def test_composites_around_pipelines():
+    search = GridSearchCV(fitted(LogisticRegression()), {}, cv=2).fit(X, Y)
+    found = run(to_onnx(search), images=network_input(X))
+    np.testing.assert_allclose(
+        found["probabilities"], search.predict_proba(X), atol=1e-4
+    )
+    two = StackingClassifier(
+        [("a", fitted(GaussianNB())), ("b", fitted(GaussianNB(), layer="stem"))], cv=2
+    ).fit(X, Y)
+    found = run(to_onnx(two), images=network_input(X))
+    np.testing.assert_allclose(found["probabilities"], two.predict_proba(X), atol=1e-4)
+
+
+def test_fine_tuned_classifiers():
+    for name, weights in (("tiny", "default"), ("smallcnn", None)):
+        model = FineTunedClassifier(
+            name, weights=weights, epochs=1, image_size=None, random_state=0
+        )
+        model.fit(X, Y)  # smallcnn has a head of several layers
+        side = model.to_backbone().input.image_size
+        graph, images = to_onnx(model), [x.resize((side, side)) for x in X]
+        found = run(graph, images=np.stack([np.asarray(one) for one in images]))
+        expected = model.predict_proba(images)
+        np.testing.assert_allclose(found["probabilities"], expected, atol=1e-4)
+
+
+def test_the_graph_resizes_photos_itself():
+    model = fitted(LogisticRegression(max_iter=1000))
+    graph = to_onnx(model, resize=True)
+    about = {entry.key: entry.value for entry in graph.metadata_props}
+    assert about["resize_labels_changed"] == "0 of 48"
+    assert float(about["resize_largest_difference"]) < 0.01
+    rng = np.random.default_rng(0)
+    for h, w in ((64, 64), (90, 200), (50, 40), (301, 97)):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        photo = np.asarray(coarse.resize((w, h), Image.BICUBIC))
+        found = run(graph, image=photo)
+        expected = model.predict_proba([photo])
+        np.testing.assert_allclose(found["probabilities"], expected, atol=0.02)
+
+
+def test_the_file_says_what_it_is():
+    model = fitted(RidgeClassifier())
+    about = {entry.key: entry.value for entry in to_onnx(model).metadata_props}
+    assert about["backbone"] == "mini" and about["licence"] == "Apache-2.0"
+    assert about["weights_digest"] == model[0].weights_digest_
+    assert about["recipe"].startswith("resize the short side to 64 pixels (bicubic)")
+    assert json.loads(about["recipe_numbers"])["image_size"] == 64
+    assert json.loads(about["classes"]) == np.unique(Y).tolist()
+    names = json.loads(about["feature_names"])
+    assert names == model[0].get_feature_names_out().tolist()
+
+
+def test_the_graph_has_no_paths_of_this_machine():
+    graph = to_onnx(fitted(RidgeClassifier())).SerializeToString()
+    assert b".py" not in graph
+
+
+REFUSED = {
+    "HistGradientBoosting": (HistGradientBoostingClassifier(max_iter=3), "converted"),
+    "KNeighbors": (KNeighborsClassifier(weights="distance"), "incorrectly"),
+    "LinearDiscriminant": (LinearDiscriminantAnalysis(), "incorrectly"),
+    "TunedThreshold": (TunedThresholdClassifierCV(LogisticRegression()), "threshold"),
+    "Voting": (
+        VotingClassifier([("a", GaussianNB()), ("b", GaussianNB())], voting="soft"),
+        "flatten_transform=False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_fails_is_named_with_what_to_use_instead(name):
+    head, why = REFUSED[name]
+    with pytest.raises(ValueError, match=why):
+        to_onnx(fitted(head, TWO))
+    with pytest.raises(ValueError, match=rf"Step .*{name}.*In place of {name}"):
+        to_onnx(fitted(head, TWO))
+
+
+def test_a_graph_that_onnxruntime_cannot_run_is_refused():
+    head = StackingClassifier([("a", GaussianNB()), ("b", LinearSVC())], cv=2)
+    with pytest.raises(ValueError, match=r"onnxruntime cannot run it.*of LinearSVC"):
+        to_onnx(fitted(head, TWO))
+
+
+def test_a_part_of_a_step_that_fails_is_named():
+    inner = [("a", GaussianNB()), ("b", HistGradientBoostingClassifier(max_iter=3))]
+    head = StackingClassifier(inner, cv=2)
+    with pytest.raises(
+        ValueError, match=r"stackingclassifier.*In place of HistGradient"
+    ):
+        to_onnx(fitted(head, TWO))
+
+
+def test_a_step_before_the_last_that_differs_is_named(monkeypatch):
+    model = fitted(LogisticRegression())
+    model.steps.insert(2, ("pca", PCA(5).fit(model[:2].transform(X))))
+    model[3].fit(model[:3].transform(X), Y)
+    from onnx import numpy_helper
+
+    from skdeepfeat._onnx import heads
+
+    convert = heads.convert_steps
+
+    def wrong(head, slices):  # as a converter with a fault
+        graph = convert(head, slices)
+        for constant in graph.graph.initializer:
+            if list(constant.dims) == [width, 5]:
+                nothing = numpy_helper.from_array(np.zeros((width, 5), np.float32))
+                nothing.name = constant.name
+                constant.CopyFrom(nothing)
+        return graph
+
+    width = len(model[0].get_feature_names_out())
+    monkeypatch.setattr(heads, "convert_steps", wrong)
+    monkeypatch.setattr("skdeepfeat._onnx.checking.convert_steps", wrong)
+    with pytest.raises(
+        ValueError, match=r"Step 'pca' \(PCA\) is converted.*incorrectly"
+    ):
+        to_onnx(model)
+
+
+def test_columns_beside_photos_are_refused():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"photo": X, "number": np.arange(len(X))})
+    beside = make_column_transformer(
+        (PretrainedCNNFeatures(**RECIPE), "photo"), (StandardScaler(), ["number"])
+    )
+    model = make_pipeline(beside, RidgeClassifier()).fit(frame, Y)
+    with pytest.raises(ValueError, match=r"columntransformer.*pipeline of the photos"):
+        to_onnx(model)
+
+
+def test_networks_of_different_sizes_are_refused():
+    several = [("a", fitted(GaussianNB())), ("b", fitted(GaussianNB(), image_size=96))]
+    model = StackingClassifier(several, cv=2).fit(X, Y)
+    with pytest.raises(ValueError, match=r"resize images differently"):
+        to_onnx(model)
+
+
+def test_images_of_more_bits_are_refused():
+    model = fitted(RidgeClassifier())
+    with pytest.raises(ValueError, match=r"takes 8-bit images"):
+        to_onnx(model, X=np.zeros((2, 64, 64, 3), np.float32))
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime", "skl2onnx"])
+def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"needs {name}.*skdeepfeat\[onnx\]"):
+        to_onnx(PretrainedCNNFeatures())
+
+
+@pytest.mark.slow
+def test_validation_photos(shared_data):
+    train, test = (
+        load_image_folder(shared_data / "hymenoptera" / part)
+        for part in ("train", "val")
+    )
+    model = make_pipeline(PretrainedCNNFeatures(), StandardScaler(), HEADS["logistic"])
+    model.fit(train.data, train.target)
+    graph = to_onnx(model, X=test.data, resize=True)
+    about = {entry.key: entry.value for entry in graph.metadata_props}
+    changed, n = about["resize_labels_changed"].split(" of ")
+    assert int(changed) <= 0.01 * int(n) and n == "153"
+    assert float(about["resize_largest_difference"]) < 0.02
