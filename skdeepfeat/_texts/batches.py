@@ -86,9 +86,8 @@ class TextReading:
             found = tokenize(window.texts[row])
             length = spec.padded_length(len(found.tokens))
             waiting[length][row] = found
-            if len(waiting[length]) == batch_size:
-                some = waiting.pop(length)
-                yield _collect(window, some, spec, length, batch_size)
+            if len(waiting[length]) == spec.number_at_once(length, batch_size):
+                yield _collect(window, waiting.pop(length), spec, length, batch_size)
         for length, some in sorted(waiting.items()):
             yield _collect(window, some, spec, length, batch_size)
 
@@ -96,9 +95,10 @@ class TextReading:
 def _collect(window, some: dict[int, Tokens], spec, length, batch_size) -> TextBatch:
     """One batch of these texts."""
     tokens = [found.tokens for found in some.values()]
+    number = spec.number_at_once(length, batch_size)
     return TextBatch(
         rows=list(some),
-        input=spec.collate(tokens, length, batch_size),
+        input=spec.collate(tokens, length, number),
         errors=[],
         in_range=[found.whole for found in some.values()],
         sources=[name_of(window.texts[row]) for row in some],

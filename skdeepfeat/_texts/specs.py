@@ -9,8 +9,8 @@ import numpy as np
 
 PADDING = -1
 # Longest text → steps of its padded length.
-STEPS = ((128, 16), (256, 32), (math.inf, 64))
-SHORT = 512  # tokens; networks that take longer texts compute fewer at once
+STEPS = ((64, 8), (128, 16), (256, 32), (math.inf, 64))
+SHORT = 128  # tokens; of longer texts, fewer are computed at once
 
 
 # What is concatenated: the mean or the largest value of each feature over the tokens,
@@ -61,6 +61,10 @@ class WordSpec(TextSpec):
     poolings = frozenset(POOLINGS) - {"cls"}  # no word stands for the whole text
     relative_number = 16.0
 
+    def number_at_once(self, length: int, batch_size: int) -> int:
+        """The same for all lengths."""
+        return batch_size
+
     def padded_length(self, n_tokens: int) -> int:
         """The same for all texts."""
         return 0
@@ -74,11 +78,11 @@ class TokenSpec(TextSpec):
     """The numbers of the tokens of a text, padded to a few lengths."""
 
     takes = "tokens"
+    relative_number = 4.0
 
-    @property
-    def relative_number(self) -> float:
-        """How many texts take as much work as one image of 224 pixels."""
-        return 2 * min(1, SHORT / (self.max_length or SHORT))
+    def number_at_once(self, length: int, batch_size: int) -> int:
+        """How many texts of a padded length are computed at once."""
+        return max(1, batch_size * SHORT // max(SHORT, length))
 
     def padded_length(self, n_tokens: int) -> int:
         """The length to which a text is padded, which depends on it alone."""
