@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+from .._digests import is_remembered
 from .._exceptions import ImageError, RowError
 from .cells import Cell, Hashed
 from .references import File, Reference
@@ -39,6 +40,12 @@ class UnreadWindow(Window):
             return cell.named()
         except ImageError as error:
             return error
+
+    def _is_quick(self, cell: Cell) -> bool:
+        """Whether nothing is known of a file, or all of it."""
+        held = cell.held
+        unknown = isinstance(held, Reference) and not is_remembered(held.name)
+        return unknown or cell.is_hashed
 
     def recognise(self, rows: Collection[int], recall) -> dict[int, bytes]:
         """Keys of rows whose files have been hashed meanwhile; see :class:`Window`."""

@@ -156,7 +156,7 @@ class Window:
         """Hash more rows."""
         good = [cell for cell in cells if isinstance(cell, Cell)]
         recall([cell.held.name for cell in good if isinstance(cell.held, Reference)])
-        quick = [cell for cell in good if cell.is_hashed]
+        quick = [cell for cell in good if self._is_quick(cell)]
         rows = {cell.row for cell in quick}
         slow = [cell for cell in good if cell.row not in rows]
         hashed = [*map(self._hash, quick), *pool.map(self._hash, slow)]
@@ -177,6 +177,10 @@ class Window:
         self._n_bytes += found.cell.n_bytes
         if found.file is not None:
             self.files.append(found.file)
+
+    def _is_quick(self, cell: Cell) -> bool:
+        """Whether `_hash` does not wait for a disk or a server."""
+        return cell.is_hashed
 
     def _hash(self, cell: Cell) -> Hashed | ImageError:
         """The cell with its key, or the error of reading it."""

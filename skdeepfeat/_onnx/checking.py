@@ -142,9 +142,9 @@ def check_rows(rows: np.ndarray, composite: Composite, X) -> None:
         )
         gap = difference({"features": rows[:, place]}, {"features": wanted})
         if gap.wrong.any():
+            name = step._network().source.backbone.name
             raise ValueError(
-                f"Backbone {step._network().source.backbone.name!r} is exported incorrectly: "
-                f"its features differ by {gap.largest:.1e} of the largest one. ONNX "
+                f"Backbone {name!r} is exported incorrectly: its features differ by {gap.largest:.1e} of the largest one. ONNX "
                 "computes in single precision: set precision='float32' and fit again, "
                 "or use another backbone."
             )
