@@ -128,8 +128,8 @@ class UnpooledFeatures:
 
     def without(self, images: Images, start: int, stop: int, windows: Windows):
         """Features (n, 1 + n_windows, width) of some photos, as in `PooledMaps`."""
-        with warnings.catch_warnings():  # of rows that are counted from `start`
-            warnings.simplefilter("ignore", ImageWarning)
+        with warnings.catch_warnings():  # which names a row that counts from `start`
+            warnings.filterwarnings("ignore", ".* could not be read", ImageWarning)
             flat = self._transform(images, start, stop)
         ends = np.cumsum([maps.size for maps in self.maps])
         parts = np.split(flat.astype(float), ends[:-1], axis=1)

@@ -28,6 +28,7 @@ from sklearn.tree import DecisionTreeClassifier
 from skdeepfeat import (
     FineTunedClassifier,
     ImageError,
+    ImageWarning,
     MapWarning,
     PretrainedCNNFeatures,
     activation_maps,
@@ -276,3 +277,10 @@ def test_photos_that_cannot_be_read(spots, tmp_path, monkeypatch):
     with pytest.warns(match=r"1 of 3 photos.*first is row 2 "):
         maps = activation_maps(model, cells)
     assert np.isfinite(maps[:2]).all() and np.isnan(maps[2]).all()
+
+
+def test_pixels_out_of_range_warn(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(), LogisticRegression()).fit(X, y)
+    with pytest.warns(ImageWarning):
+        activation_maps(model, X[:2] / 100)
