@@ -144,9 +144,10 @@ def check_rows(rows: np.ndarray, composite: Composite, X) -> None:
         if gap.wrong.any():
             name = step._network().source.backbone.name
             raise ValueError(
-                f"Backbone {name!r} is exported incorrectly: its features differ by {gap.largest:.1e} of the largest one. ONNX "
-                "computes in single precision: set precision='float32' and fit again, "
-                "or use another backbone."
+                f"Backbone {name!r} is exported incorrectly: its features differ by "
+                f"{gap.largest:.1e} of the largest one. ONNX computes in single "
+                "precision: set precision='float32' and fit again, or use another "
+                "backbone."
             )
 
 
