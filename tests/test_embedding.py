@@ -50,6 +50,18 @@ def test_rows_are_the_same_bit_for_bit(name):
     np.testing.assert_array_equal(again.transform(X), expected)
 
 
+def test_the_same_engine_computes(monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("skdeepfeat._engines.devices._has_openvino", lambda: True)
+    features = fitted(layer="block2")
+    embedded = embed_weights(features)
+    expected = features.transform(X)
+    np.testing.assert_array_equal(embedded.transform(X), expected)
+    assert embedded.stats_["engine"] == features.stats_["engine"] == "openvino"
+    own = PretrainedCNNFeatures(tiny_backbone(), cache=None).fit(X)
+    assert not embed_weights(own).backbone.embedded  # converted on request only
+
+
 def test_only_what_the_layers_need_is_kept():
     embedded = embed_weights(fitted(layer="block3"))
     assert [x.alias for x in list_layers(embedded.backbone)] == [

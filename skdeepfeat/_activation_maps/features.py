@@ -1,4 +1,4 @@
-"""A feature step before pooling: photos → features without each of the windows."""
+"""A feature step before pooling: photos → features without each of the squares."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from .._networks.layers import aliased_layers
 from .._store.columns import Column
 from .._validation import check_value_range
 from .pooling import POOLINGS
-from .windows import Windows
+from .squares import Squares
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class PooledMaps:
         """Number of features."""
         return self.layer.features * len(POOLINGS[self.pooling])
 
-    def without(self, flat: np.ndarray, windows: Windows) -> np.ndarray:
-        """Flat maps (n, size) → features (n, 1 + n_windows, width): of all places, and
-        without each of the windows."""
+    def without(self, flat: np.ndarray, squares: Squares) -> np.ndarray:
+        """Flat maps (n, size) → features (n, 1 + n_squares, width): of all places, and
+        without each of the squares."""
         maps = flat.reshape(len(flat), self.layer.features, -1)
-        kept = windows.kept(self.side)
+        kept = squares.kept(self.side)
         return np.concatenate([pool(maps, kept) for pool in POOLINGS[self.pooling]], 2)
 
 
@@ -108,9 +108,9 @@ class UnpooledFeatures:
         """Places along a side of the finest maps."""
         return max(maps.side for maps in self.maps)
 
-    def numbers(self, windows: Windows) -> int:
+    def numbers(self, squares: Squares) -> int:
         """Numbers in memory for one photo."""
-        rows = sum(maps.width for maps in self.maps) * (1 + len(windows))
+        rows = sum(maps.width for maps in self.maps) * (1 + len(squares))
         return rows + sum(maps.size for maps in self.maps)
 
     def read(self, X) -> Images:
@@ -126,15 +126,15 @@ class UnpooledFeatures:
             return np.ones((self.spec.image_size, self.spec.image_size, 3))
         return np.clip(found.pixels / 255, 0, 1)
 
-    def without(self, images: Images, start: int, stop: int, windows: Windows):
-        """Features (n, 1 + n_windows, width) of some photos, as in `PooledMaps`."""
+    def without(self, images: Images, start: int, stop: int, squares: Squares):
+        """Features (n, 1 + n_squares, width) of some photos, as in `PooledMaps`."""
         with warnings.catch_warnings():  # which names a row that counts from `start`
             warnings.filterwarnings("ignore", ".* could not be read", ImageWarning)
             flat = self._transform(images, start, stop)
         ends = np.cumsum([maps.size for maps in self.maps])
         parts = np.split(flat.astype(float), ends[:-1], axis=1)
         rows = [
-            m.without(part, windows) for m, part in zip(self.maps, parts, strict=True)
+            m.without(part, squares) for m, part in zip(self.maps, parts, strict=True)
         ]
         return np.concatenate(rows, 2, dtype=np.float32)
 

@@ -10,7 +10,7 @@ from .._exceptions import ImageWarning, MapWarning, warn_user
 from .._validation import take_rows
 from .features import UnpooledFeatures
 from .scores import Targets, changes_in_steps, scores_of
-from .windows import Windows
+from .squares import Squares
 
 METHODS = ("auto", "places")
 AT_ONCE = 2**24  # numbers in memory
@@ -38,10 +38,10 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
         The class to explain, for all photos or for each of them; for a regressor of
         several outputs, the number of one. None means the class that is predicted.
     method : {"auto", "places"}, default="auto"
-        What is left out at once. "auto" leaves out windows of a seventh of the side of
+        What is left out at once. "auto" leaves out squares of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
         are larger; for trees and neighbours, whose scores change in steps, it also
-        leaves out windows of two and three times that side, and takes the mean.
+        leaves out squares of two and three times that side, and takes the mean.
         "places" always leaves out single places of the finest layer, which gives finer
         maps of a linear head, and often flat ones of trees and neighbours.
 
@@ -64,7 +64,7 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     Warns
     -----
     MapWarning
-        If a map is flat, because no window changes the score.
+        If a map is flat, because no square changes the score.
 
     See Also
     --------
@@ -73,7 +73,7 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     Notes
     -----
     The features without a place are exact for all poolings, "max" leaves out places of
-    which a window covers at least half. With a linear head on ``pooling="avg"``, the
+    which a square covers at least half. With a linear head on ``pooling="avg"``, the
     maps of single places are the class activation maps of [3]_, up to a factor and a
     shift for each photo. The maps of several layers are one map, with the places of the
     finest layer.
@@ -147,7 +147,7 @@ class Explanation:
         self._columns = None if all(one is X for one in given) else X
         finest = max(step.finest for step in self.steps)
         in_steps = changes_in_steps(self.composite.head)
-        self._windows = Windows.over(finest, method, in_steps)
+        self._squares = Squares.over(finest, method, in_steps)
         self._targets = Targets.of(self.composite.head, target, self.n_images)
 
     def photos(self) -> np.ndarray:
@@ -172,7 +172,7 @@ class Explanation:
 
     def _chunks(self) -> Iterator[slice]:
         """Photos that are explained together."""
-        numbers = sum(step.numbers(self._windows) for step in self.steps)
+        numbers = sum(step.numbers(self._squares) for step in self.steps)
         n = max(1, AT_ONCE // numbers)
         for start in range(0, self.n_images, n):
             yield slice(start, min(start + n, self.n_images))
@@ -188,12 +188,12 @@ class Explanation:
         chosen, labels = self._targets.chosen(scores, predicted, rows)
         falls = chosen[:, :1] - chosen[:, 1:]
         falls[~readable] = np.nan
-        return self._windows.maps(falls), labels
+        return self._squares.maps(falls), labels
 
     def _features(self, rows: slice) -> np.ndarray:
-        """Features (n, 1 + n_windows, width) of all steps, side by side."""
+        """Features (n, 1 + n_squares, width) of all steps, side by side."""
         found = [
-            step.without(images, rows.start, rows.stop, self._windows)
+            step.without(images, rows.start, rows.stop, self._squares)
             for step, images in zip(self.steps, self.images, strict=True)
         ]
         return np.concatenate(found, 2)

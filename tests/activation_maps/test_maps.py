@@ -195,8 +195,8 @@ def test_single_places_of_fine_maps_on_request(spots):
     model = make_pipeline(features(layer="block1"), LogisticRegression()).fit(X, y)
     assert activation_maps(model, X[:2]).shape == (2, 14, 14)
     assert activation_maps(model, X[:2], method="places").shape == (2, 16, 16)
-    with pytest.raises(ValueError, match=r"'auto' or 'places'. Got 'windows'"):
-        activation_maps(model, X[:2], method="windows")
+    with pytest.raises(ValueError, match=r"'auto' or 'places'. Got 'squares'"):
+        activation_maps(model, X[:2], method="squares")
 
 
 def test_photos_beside_columns_keep_the_columns(spots):

@@ -4,30 +4,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIDE = 1 / 7  # of a window, as a share of the side of the input
+SIDE = 1 / 7  # of a square, as a share of the side of the input
 FACTORS = (1, 2, 3)  # of it, for heads whose scores change in steps
-MOST = 14  # windows along a side, half a window apart
+MOST = 14  # squares along a side, half a square apart
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Square windows, whose centres are spread evenly over the input.
+class Squares:
+    """Squares whose centres are spread evenly over the input.
 
     Parameters
     ----------
     n_sides : int
-        Number of windows along each side.
+        Number of squares along each side.
     sizes : tuple of float
-        Sides of the windows around each centre, as shares of the side of the input.
+        Sides of the squares around each centre, as shares of the side of the input.
     """
 
     n_sides: int
     sizes: tuple[float, ...]
 
     @classmethod
-    def over(cls, n_places: int, method: str, in_steps: bool) -> "Windows":
-        """The windows over maps with this number of places along a side."""
+    def over(cls, n_places: int, method: str, in_steps: bool) -> "Squares":
+        """The squares over maps with this number of places along a side."""
         if method == "places":
             return cls(n_places, (1 / n_places,))
         side = max(SIDE, 1 / n_places)
@@ -39,12 +39,12 @@ class Windows:
         return len(self.sizes) * self.n_sides**2
 
     def maps(self, falls: np.ndarray) -> np.ndarray:
-        """Maps (n, n_sides, n_sides) of numbers (n, k), one for each window."""
+        """Maps (n, n_sides, n_sides) of numbers (n, k), one for each square."""
         shape = len(falls), len(self.sizes), self.n_sides, self.n_sides
         return falls.reshape(shape).mean(1)
 
     def kept(self, n_places: int) -> np.ndarray:
-        """Shares (1 + n_windows, n_places²) of the places of maps that are kept.
+        """Shares (1 + n_squares, n_places²) of the places of maps that are kept.
 
         The first row keeps all of them.
         """
@@ -53,15 +53,15 @@ class Windows:
         return 1 - np.concatenate([everything, *left_out])
 
     def _left_out(self, n_places: int, size: float) -> np.ndarray:
-        """Shares (n_sides², n_places²) of places that windows of one size cover."""
+        """Shares (n_sides², n_places²) of places that squares of one size cover."""
         covered = self._covered(n_places, size)
         both = covered[:, None, :, None] * covered[None, :, None, :]
         return both.reshape(self.n_sides**2, n_places**2)
 
     def _covered(self, n_places: int, size: float) -> np.ndarray:
-        """Shares (n_sides, n_places) of the places along a side that windows cover.
+        """Shares (n_sides, n_places) of the places along a side that squares cover.
 
-        Windows at the margins are moved inwards, so that all have the same size.
+        Squares at the margins are moved inwards, so that all have the same size.
         """
         centres = (np.arange(self.n_sides) + 0.5) / self.n_sides
         start = np.clip(centres - size / 2, 0, 1 - size)[:, None]
