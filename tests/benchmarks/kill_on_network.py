@@ -132,8 +132,8 @@ def main(folder, n_kills=100):
     local = tempfile.mkdtemp()
     for name, place in (("shared", Path(folder) / "speed"), ("local", Path(local))):
         print(f"10,000 rows on a {name} disk: {seconds_to_write(place):.2f} s")
-        shutil.rmtree(place)
-    shutil.rmtree(store)
+        shutil.rmtree(place, ignore_errors=True)  # it is still open
+    shutil.rmtree(store, ignore_errors=True)
 
 
 if __name__ == "__main__":
