@@ -48,7 +48,9 @@ def test_merged_stores_contain_each_image_once(make, photo_files):
 @pytest.mark.parametrize("other", ["memory", "disk"])
 def test_stores_of_both_kinds_merge(tmp_path, photo_files, mine, other):
     stores = [
-        FeatureStore(name=place) if kind == "memory" else FeatureStore(tmp_path / place)
+        FeatureStore(tmp_path / place)
+        if kind == "disk"
+        else FeatureStore(name=f"{place} of {tmp_path.name}")
         for kind, place in ((mine, "mine"), (other, "other"))
     ]
     for store, files in zip(stores, (photo_files[:3], photo_files[3:]), strict=True):
