@@ -53,8 +53,8 @@ class PretrainedTextFeatures(PretrainedFeatures):
         Number of tokens after which a text is cut, with a warning. None means as many
         as the network reads.
     batch_size : int or "auto", default="auto"
-        Maximum number of texts computed at once. The value is limited by what the
-        device can handle.
+        Maximum number of texts computed at once, of longer ones fewer. The value is
+        limited by what the device can handle.
     device : str or list of str, default="auto"
         The device to compute on: "auto" (a GPU if there is one), "cpu", "cuda" or
         "cuda:<index>"; or a list of GPUs, which take turns computing the batches.

@@ -96,22 +96,26 @@ class SavedTokenizer:
         return fast_tokenizer(Fast.from_str(self.content), max_length)
 
 
-def fast_tokenizer(whole, max_length: int | None) -> Callable[[str], Tokens]:
-    """A function that makes the tokens of a text, and cuts them as `whole` does.
+def fast_tokenizer(fast, max_length: int | None) -> Callable[[str], Tokens]:
+    """A function that makes the tokens of a text, and cuts them as `fast` does.
 
     One text at a time, as the threads of tokenizers do not survive a fork.
     """
-    whole.no_padding()
-    whole.no_truncation()
-    short = type(whole).from_str(whole.to_str())
+    fast = type(fast).from_str(fast.to_str())  # which may be in use elsewhere
+    fast.no_padding()
+    fast.no_truncation()
     if max_length is not None:
-        short.enable_truncation(max_length)
+        around = fast.num_special_tokens_to_add(is_pair=False)
+        if max_length <= around:
+            raise ValueError(
+                f"The 'max_length' parameter must be at least {around + 1}, as the "
+                f"tokenizer puts {around} tokens around a text. Got {max_length}."
+            )
+        fast.enable_truncation(max_length)
 
     def tokenize(text: str) -> Tokens:
-        tokens = whole.encode(text).ids
-        if max_length is None or len(tokens) <= max_length:
-            return Tokens(tokens, True)
-        return Tokens(short.encode(text).ids, False)
+        found = fast.encode(text)
+        return Tokens(found.ids, not found.overflowing)
 
     return tokenize
 

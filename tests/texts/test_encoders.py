@@ -170,6 +170,8 @@ def test_long_texts_are_cut_with_one_warning_that_says_how_many(bert, tmp_path):
     )  # the tokens at the start and the end count too
     with pytest.warns(TextWarning, match="cut: 3"):
         features.set_params(max_length=4).transform([*texts[1:3], "win cash now"])
+    with pytest.raises(ValueError, match="must be at least 3"):
+        features.set_params(max_length=2).transform(["win cash"])
 
 
 def test_random_weights_come_from_the_seed_alone(bert):
