@@ -78,11 +78,31 @@ class RowError(ValueError):
 
 
 class ImageError(RowError):
-    """One row of X cannot be read as an image; see its `row`, `source`, `reason`."""
+    """One row of X cannot be read as an image.
+
+    Parameters
+    ----------
+    row : int
+        Position in X.
+    source : str
+        The path of an image, or the type and shape of what is in the row.
+    reason : str
+        Why it cannot be read, and what to do about it.
+    """
 
 
 class TextError(RowError):
-    """One row of X cannot be read as a text; see its `row`, `source`, `reason`."""
+    """One row of X cannot be read as a text.
+
+    Parameters
+    ----------
+    row : int
+        Position in X.
+    source : str
+        The length of the text, or the type of what is in the row.
+    reason : str
+        Why it cannot be read, and what to do about it.
+    """
 
 
 class WeightsError(ValueError):
