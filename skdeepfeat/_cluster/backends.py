@@ -48,7 +48,7 @@ class Backend(NamedTuple):
 
 # By the name of its class, since no public attribute of a backend says that it is one.
 BACKENDS = {
-    "DaskDistributedBackend": Backend("generator_unordered", 60, _in_dask_task),
+    "DaskDistributedBackend": Backend("generator_unordered", 30, _in_dask_task),
     "RayBackend": Backend("list", 20, _in_ray_task),
     "SparkDistributedBackend": Backend("list", 20, _in_spark_task),
 }

@@ -217,4 +217,4 @@ class Cluster(ExitStack):
                 errors.append(error)
         done = {*reply.computed.rows, *(error.row for error in errors)}
         rows.identify(keys, done)
-        return replace(reply.computed, errors=errors, files=files)
+        return replace(reply.take(), errors=errors, files=files)

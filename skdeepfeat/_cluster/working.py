@@ -135,6 +135,17 @@ class Reply:
     computed: Computed
     seconds: float
 
+    def take(self) -> Computed:
+        """What was computed, of which nothing stays here.
+
+        joblib's futures of Dask refer to themselves and to this reply, so that it would
+        stay in memory until the garbage collector finds it.
+        """
+        taken = replace(self.computed, features=dict(self.computed.features))
+        for held in (self.computed.features, self.keys, self.states):
+            held.clear()
+        return taken
+
 
 def carry_out(
     order: Order, columns: Columns, cells: Sequence[Cell]

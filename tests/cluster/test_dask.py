@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 
 import joblib
 import numpy as np
@@ -229,3 +230,25 @@ def test_urls_are_read_and_remembered(on_dask, features, files, alone, log):
     features.transform(urls)
     assert features.stats_["n_computed"] == 0
     assert set(log.counts.values()) == {1}
+
+
+def test_rows_that_have_arrived_do_not_stay_in_memory(on_dask, features, monkeypatch):
+    import gc
+
+    from skdeepfeat._cluster.spreading import Cluster
+
+    accept, arrays = Cluster._accept, []
+
+    def accepted(self, *arguments):
+        computed = accept(self, *arguments)
+        arrays.extend(map(weakref.ref, computed.features.values()))
+        return computed
+
+    monkeypatch.setattr(Cluster, "_accept", accepted)
+    gc.disable()
+    try:
+        features.transform(files_of(range(100)))
+        assert len(arrays) > 20
+        assert not any(array() is not None for array in arrays)
+    finally:
+        gc.enable()

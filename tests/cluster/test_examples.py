@@ -1,4 +1,4 @@
-"""Each example of partitioned data runs on a real cluster, and again from its store."""
+"""Each example of partitioned data runs on a real cluster."""
 
 import os
 import shutil
@@ -18,6 +18,7 @@ NEEDS = {
     "ray_data": "ray.data",
     "spark_udf": "pyspark",
 }
+RUNS = {"dask_dataframe": 2}  # the second one only reads
 
 pytestmark = pytest.mark.slow  # each starts a cluster
 pytest_plugins = ["cluster_fixtures"]
@@ -35,13 +36,18 @@ def test_an_example_writes_the_features_of_one_process(name, files, alone, tmp_p
     assert len(text.splitlines()) <= 30
     script = tmp_path / f"{name}.py"
     script.write_text(text.replace("/tmp/features.store", str(store)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, check=True, timeout=120
-    )
+    for _ in range(RUNS.get(name, 1)):
+        run(script)
+        assert FeatureStore(store).info()["misses"] == len(paths)
     table = pq.read_table(tmp_path / "features.parquet").to_pylist()
     found = {Path(row["path"]).name: row["features"] for row in table}
     rows = [found[Path(path).name] for path in paths]
-    features = PretrainedCNNFeatures(cache=store)
-    np.testing.assert_allclose(rows, features.transform(paths), rtol=1e-5, atol=1e-6)
-    assert FeatureStore(store).info()["misses"] == len(paths)
+    expected = PretrainedCNNFeatures(cache=None).transform(paths)
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-4)  # another engine
+
+
+def run(script):
+    """Run a script with one thread, in its folder."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script]
+    subprocess.run(command, cwd=script.parent, env=environment, check=True, timeout=120)
