@@ -20,8 +20,8 @@ RUN = ROOT / ".ci" / "run"
 
 def lower_bounds():
     """{name: lowest version} of what the package and its tests depend on."""
-    names = ("cluster", "onnx", "openvino", "plot", "remote", "tiff", "timm")
-    extras = [EXTRAS[name] for name in (*names, "test-without-text")]
+    names = ("cluster", "openvino", "plot", "remote", "tiff", "timm")
+    extras = [EXTRAS[name] for name in (*names, "test-lowest")]
     wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     others = (line for line in wanted if not line.startswith("skdeepfeat["))
     return dict(re.sub(r"\[.*\]", "", line).split(">=") for line in others)

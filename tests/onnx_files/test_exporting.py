@@ -307,6 +307,12 @@ def test_images_of_more_bits_are_refused():
         to_onnx(model, X=np.zeros((2, 64, 64, 3), np.float32))
 
 
+def test_an_old_torch_is_named_with_what_to_type(monkeypatch):
+    monkeypatch.setattr("skdeepfeat._onnx.extra.version", lambda name: "2.8.0+cpu")
+    with pytest.raises(ImportError, match=r"torch 2.9 or later.*2\.8\.0.*\[onnx\]"):
+        to_onnx(PretrainedCNNFeatures())
+
+
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime", "skl2onnx"])
 def test_a_missing_package_is_named_with_its_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
