@@ -305,7 +305,7 @@ def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypat
 
 
 def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
-    monkeypatch.setattr(skdeepfeat._walk, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"])
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -348,7 +348,7 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     """A process that waits for the GPU finds the rows stored, and never uses it."""
-    monkeypatch.setattr(skdeepfeat._walk, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"])
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
@@ -470,7 +470,7 @@ def test_features_from_a_gpu_are_not_used_on_a_cpu(files, monkeypatch, forwards)
     features.transform(files[0])
     features.set_params(device="cpu").transform(files[0])
     assert forwards[0] == N  # "auto" is the CPU here
-    monkeypatch.setattr(skdeepfeat._plan, "device_class", lambda device: "cuda")
+    monkeypatch.setattr(skdeepfeat._plan, "resolve_class", lambda device: "cuda")
     features.transform(files[0])
     assert forwards[0] == 2 * N
 
@@ -492,7 +492,7 @@ def test_memory_stays_flat(files):
 
 
 def test_the_memory_store_stays_within_its_limit_during_a_search(files):
-    store = FeatureStore(name="small", max_bytes=20_000)
+    store = FeatureStore(name="small in a search", max_bytes=20_000)
     searching = search(prefetch_layers="all", heads=HEADS[:1], cache=store)
     with pytest.warns(StoreWarning, match="limit of 20,000 bytes") as caught:
         searching.fit(*files)
