@@ -305,7 +305,9 @@ def test_a_store_that_neither_has_nor_grants_rows_is_left_alone(files, monkeypat
 
 
 def test_a_gpu_is_used_without_a_store_that_can_be_written(files, monkeypatch):
-    monkeypatch.setattr(skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(
+        skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"]
+    )
     features = PretrainedCNNFeatures(tiny_backbone(), cache="/proc/no such/store")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -348,7 +350,9 @@ def test_a_killed_worker_is_replaced(files, tmp_path):
 
 def test_one_process_at_a_time_uses_a_gpu(tmp_path, monkeypatch, files):
     """A process that waits for the GPU finds the rows stored, and never uses it."""
-    monkeypatch.setattr(skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"])
+    monkeypatch.setattr(
+        skdeepfeat._computing, "names_of_gpus", lambda devices: ["gpu-0"]
+    )
     store = FeatureStore(tmp_path / "store")
     features = PretrainedCNNFeatures(tiny_backbone(), cache=store)
     table = store.open()
