@@ -105,10 +105,8 @@ def score_layers(
     scores = {}
     for layer, rows in features.items():
         rows = rows if sound.all() else rows[sound]
-        found, near = (
-            leave_one_out(rows, target.coded),
-            neighbors_r2(rows, target.coded),
-        )
+        found = leave_one_out(rows, target.coded)
+        near = neighbors_r2(rows, target.coded)
         scores[layer] = LayerScore(found.r2, near, **target.read(found.predictions))
     return scores
 
@@ -124,9 +122,8 @@ def choose_layer(scores: Mapping[str, LayerScore]) -> str:
 
 def _has_signal(scores: Mapping[str, LayerScore]) -> bool:
     """Whether any layer predicts y by either way."""
-    return (
-        max(max(score.r2, score.neighbors_r2) for score in scores.values()) > TOLERANCE
-    )
+    found = (r2 for s in scores.values() for r2 in (s.r2, s.neighbors_r2))
+    return max(found) > TOLERANCE
 
 
 def warn_without_signal(scores: Mapping[str, LayerScore], chosen: str) -> None:

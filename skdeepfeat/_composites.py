@@ -147,6 +147,11 @@ def last_method(estimator):
     return next(getattr(estimator, name) for name in names if hasattr(estimator, name))
 
 
+def by_class(scores: np.ndarray) -> np.ndarray:
+    """What `decision_function` returns as (n, n_classes), also for two classes."""
+    return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
+
+
 def _opened(step):
     """The transformer of a step, and what makes a step of a stand-in for it."""
     if isinstance(step, PretrainedCNNFeatures):

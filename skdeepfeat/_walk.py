@@ -1,7 +1,5 @@
 """The walk that estimators of all kinds of input share: X → rows → store → array."""
 
-import secrets
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ._clock import Clock
 from ._cluster.spreading import place_to_compute
 from ._engines.devices import resolve_devices, unconvertible
 from ._exceptions import ConversionError, EngineWarning, warn_user
+from ._files import replacing
 from ._networks.pooling import check_size
 from ._plan import (
     Network,
@@ -169,20 +168,12 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+        with replacing(Path(path)) as incomplete:
 
-        def make_output(*shape):
-            return np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            def make_output(*shape):
+                return np.lib.format.open_memmap(incomplete, "w+", np.float32, shape)
 
-        try:
             self._walk(X, make_output=make_output).flush()
-            if path.exists():  # keep its permissions, as open() does
-                shutil.copymode(path, partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
         return np.load(path, mmap_mode="r")
 
     def warm(self, X):
@@ -198,7 +189,7 @@ class PretrainedFeatures(
 
         Returns
         -------
-        self : PretrainedCNNFeatures
+        self : estimator
             The estimator itself.
 
         Examples

@@ -37,7 +37,7 @@ ROOMS = [
     {"_images", "_texts"},
     {"_validation", "_clock", "_caches", "_listing", "_leave_one_out"},
     {"_digests"},
-    {"_processes", "_exceptions"},
+    {"_processes", "_exceptions", "_files"},
 ]
 FLOOR_OF = {room: -floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 

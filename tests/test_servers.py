@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
@@ -27,17 +28,12 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.fixture
-def service(tmp_path):
-    """The page's own code, run by uvicorn; gives its address and folder."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "service.py").write_text(code)
-    _make_photos(tmp_path / "photos")
+@contextmanager
+def running(app, folder, env=None):
+    """An app in a file of a folder, run by uvicorn; gives its address."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -47,10 +43,22 @@ def service(tmp_path):
                 break
             except urllib.error.URLError:
                 time.sleep(0.1)
-        yield address, tmp_path
+        yield address
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+@pytest.fixture
+def service(tmp_path):
+    """The page's own code, run by uvicorn; gives its address and folder."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "service.py").write_text(code)
+    _make_photos(tmp_path / "photos")
+    with running("service:app", tmp_path) as address:
+        yield address, tmp_path
 
 
 def post(address, content):

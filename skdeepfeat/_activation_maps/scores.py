@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
-from .._composites import parts_of
+from .._composites import by_class, parts_of
 from .._exceptions import closest
 
 # What trees, boosted trees of several packages, and neighbours have.
@@ -108,17 +108,12 @@ def scores_of(head, X) -> np.ndarray:
             f"activation_maps explains one label for each image. {type(head).__name__} "
             f"predicts {predicted.shape[1]}; fit one classifier for each."
         )
-    for method, by_class in CLASS_SCORES.items():
+    for method, read in CLASS_SCORES.items():
         if hasattr(head, method) and not (method == LOGS and changes_in_steps(head)):
-            scores = by_class(np.asarray(getattr(head, method)(X)))
+            scores = read(np.asarray(getattr(head, method)(X)))
             if scores.shape[1] == len(head.classes_):  # and not one of each pair
                 return scores
     return (predicted[:, None] == head.classes_).astype(float)
-
-
-def _of_two(scores: np.ndarray) -> np.ndarray:
-    """Scores (n, n_classes), also of two classes."""
-    return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
 
 
 def _log_odds(logs: np.ndarray) -> np.ndarray:
@@ -132,7 +127,7 @@ def _log_odds(logs: np.ndarray) -> np.ndarray:
 # probabilities of 0, without a logarithm.
 LOGS = "predict_log_proba"
 CLASS_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "decision_function": _of_two,
+    "decision_function": by_class,
     LOGS: _log_odds,
     "predict_proba": np.asarray,
 }

@@ -9,7 +9,6 @@ import bz2
 import contextlib
 import gzip
 import json
-import secrets
 import shutil
 import tempfile
 from array import array
@@ -24,6 +23,7 @@ from blake3 import blake3
 from .._caches import user_cache
 from .._digests import digest, digest_fields, digest_file, state_of_file
 from .._exceptions import WeightsError, in_one_line
+from .._files import replacing
 from .._texts.specs import WordSpec
 from .._texts.words import RULE, cut, words_of
 from .installed import optional
@@ -164,9 +164,9 @@ def _known_digest(path: Path) -> bytes:
     found = digest_file(path)
     with contextlib.suppress(OSError):  # then the next process hashes it again
         note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_suffix(f".{secrets.token_hex(4)}.partial")
-        partial.write_text(json.dumps({"state": state, "digest": found.hex()}))
-        partial.replace(note)
+        with replacing(note) as incomplete:
+            about = {"state": state, "digest": found.hex()}
+            incomplete.write_text(json.dumps(about))
     return found
 
 

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from .._networks.token_networks import get_token_network
 from .._networks.token_pooling import pool_tokens
-from .._processes import fork_safe
 from .base import PooledLayers
 from .torch import TorchRunner
 
@@ -41,10 +39,8 @@ class PooledStates(nn.Module):
 class TokenRunner(TorchRunner):
     """A network of texts that torch computes."""
 
-    @fork_safe
-    def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
+    def _module(self, pooled: PooledLayers, device, precision) -> nn.Module:
+        """What computes a batch, with its weights on the device."""
         source: Any = pooled.source
         network = get_token_network(source, pooled.weights_key, device, precision)
-        self._network: nn.Module = PooledStates(pooled, network.module)
-        self._device, self._precision = torch.device(device), precision
-        self.ahead = 0 if self._device.type == "cpu" else 1
+        return PooledStates(pooled, network.module)

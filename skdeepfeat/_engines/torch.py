@@ -75,12 +75,16 @@ class TorchRunner(Runner):
 
     @fork_safe
     def __init__(self, pooled: PooledLayers, device, precision, batch_size: int):
+        self._network = self._module(pooled, device, precision)
+        self._device, self._precision = torch.device(device), precision
+        self.ahead = 0 if self._device.type == "cpu" else 1
+
+    def _module(self, pooled: PooledLayers, device, precision) -> nn.Module:
+        """What computes a batch, with its weights on the device."""
         network = get_network(pooled.source, pooled.weights_key, device, precision)
         module = PooledModule(pooled, network, precision)
         module.normalise.to(device)
-        self._network: nn.Module = module
-        self._device, self._precision = torch.device(device), precision
-        self.ahead = 0 if self._device.type == "cpu" else 1
+        return module
 
     def load(self, pixels: np.ndarray) -> torch.Tensor:
         """Copy the pixels as they are, 8-bit ones too, while the device computes."""

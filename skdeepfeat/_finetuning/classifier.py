@@ -35,7 +35,7 @@ from .._validation import (
     complete_state,
     with_callbacks,
 )
-from .detached_head import DetachedHead
+from .detached_head import DetachedHead, decision
 from .labels import HoldOut, Labels
 
 _tuned = Companions()  # classifier → Backbone
@@ -404,8 +404,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
             For two classes, the score of the second minus that of the first.
         """
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+        return decision(self._scores(X))
 
     def as_features(self, layer="penultimate", **parameters):
         """A transformer that computes features of the tuned network.

@@ -7,6 +7,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from .._backbones.records import Layer
 
 
+def decision(scores: np.ndarray) -> np.ndarray:
+    """Scores (n, n_classes) as `decision_function` returns them: (n,) for two classes,
+    that of the second minus that of the first."""
+    return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+
 class DetachedHead(ClassifierMixin, BaseEstimator):
     """Predicts as a fine-tuned classifier does, from what enters its head.
 
@@ -49,5 +55,4 @@ class DetachedHead(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X):
         """Scores (n, n_classes), or (n,) for two classes."""
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+        return decision(self._scores(X))

@@ -9,7 +9,7 @@ import onnxruntime
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
 from sklearn.pipeline import Pipeline
 
-from .._composites import Composite
+from .._composites import Composite, by_class
 from .._exceptions import in_one_line
 from .dense import is_linear
 from .heads import (
@@ -57,7 +57,7 @@ def expected_outputs(estimator, X) -> dict[str, np.ndarray]:
     if hasattr(estimator, "predict_proba"):
         return {"label": predicted, "probabilities": estimator.predict_proba(X)}
     if is_linear(last_step(estimator)):
-        return {"label": predicted, "scores": _by_class(estimator.decision_function(X))}
+        return {"label": predicted, "scores": by_class(estimator.decision_function(X))}
     return {"label": predicted}
 
 
@@ -66,11 +66,6 @@ def last_step(estimator):
     while isinstance(estimator, Pipeline):
         estimator = estimator[-1]
     return estimator
-
-
-def _by_class(scores: np.ndarray) -> np.ndarray:
-    """Scores (n, n_classes), also of two classes."""
-    return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Rows of one table → another table, or a file of features with the paths beside."""
 
 import csv
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.format import open_memmap
 
 from .._exceptions import StoreWarning, closest, warn_user
+from .._files import replacing
 from .base import ColumnRows, Table
 from .waiting import new_call
 
@@ -58,7 +58,7 @@ def export(table: Table, path: Path, layer: str | None) -> int:
     layer = _resolve_layer(table.info()["layers"], layer)
     names = _names_of(table, layer)
     n_rows = sum(map(len, names.values()))
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         write(partial, path, n_rows, _blocks(names, n_rows, table.dump(layer)))
     return n_rows
 
@@ -117,7 +117,7 @@ def _blocks(
 def _write_npy(partial: Path, path: Path, n_rows: int, blocks: Blocks) -> None:
     """Features as .npy, and keys and paths as a .csv file beside it."""
     done, out = 0, None
-    with _replacing(path.with_suffix(".csv")) as beside, _text_file(beside) as file:
+    with replacing(path.with_suffix(".csv")) as beside, _text_file(beside) as file:
         lines = csv.writer(file)
         lines.writerow(["path", "key"])
         for paths, keys, rows in blocks:
@@ -176,15 +176,3 @@ def _writer(path: Path) -> Writer:
             f"{str(path)!r} instead."
         )
     return WRITERS[path.suffix]
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of another one once it is complete."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

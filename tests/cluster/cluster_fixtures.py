@@ -1,6 +1,11 @@
 """Small files to spread, and a log of the images that workers compute."""
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
@@ -11,6 +16,27 @@ from PIL import Image
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures
 
 N_FILES = 60
+
+
+@pytest.fixture
+def interrupted():
+    """Makes a context that Ctrl-C must end as soon as a store has rows."""
+    return _interrupted
+
+
+@contextmanager
+def _interrupted(store):
+
+    def interrupt():
+        while store.info()["rows"] == 0:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    thread.join()
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 import os
 import shutil
-import signal
 import socket
-import threading
-import time
 import weakref
 
 import joblib
@@ -136,19 +133,13 @@ def test_a_file_that_only_workers_see_is_not_remembered(
     assert features.stats_["n_computed"] == len(files)
 
 
-def test_an_interrupted_call_keeps_what_has_arrived(on_dask, features, files, log):
+def test_an_interrupted_call_keeps_what_has_arrived(
+    on_dask, features, files, log, interrupted
+):
     log.path("sleep").touch()
 
-    def interrupt():
-        while features.cache.info()["rows"] == 0:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(features.cache):
         features.transform([*files, *files_of(files)])
-    thread.join()
     stored = features.cache.info()["misses"]
     assert 0 < stored < 2 * len(files)
     log.path("sleep").unlink()

@@ -1,9 +1,6 @@
 """Rows are spread over the workers of a real Ray cluster."""
 
 import os
-import signal
-import threading
-import time
 
 import joblib
 import numpy as np
@@ -68,21 +65,13 @@ def test_an_unreadable_file_is_an_error_of_its_row(on_ray, features, files, tmp_
 
 
 def test_an_interrupted_call_keeps_whole_rounds(
-    on_ray, features, files, log, monkeypatch
+    on_ray, features, files, log, interrupted, monkeypatch
 ):
     monkeypatch.setattr("skdeepfeat._cluster.spreading.FIRST_ROWS", 0.2)
     log.path("sleep").touch()
 
-    def interrupt():
-        while features.cache.info()["rows"] == 0:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(features.cache):
         features.transform(files)
-    thread.join()
     stored = features.cache.info()["misses"]
     assert 0 < stored < len(files)
     features.transform(files)

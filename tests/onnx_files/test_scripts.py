@@ -5,9 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from test_docs import _make_photos
-from test_servers import free_port, post
+from test_servers import post, running
 
 from skdeepfeat import PretrainedCNNFeatures, load_image_folder, to_onnx
 
@@ -73,28 +70,12 @@ def test_the_service_classifies_uploads(exported):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     folder, model, paths = exported
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "serve_onnx:app", "--port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment(folder), stderr=subprocess.PIPE
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert process.poll() is None, process.stderr.read().decode()
-            try:
-                urllib.request.urlopen(f"{address}/openapi.json")
-                break
-            except urllib.error.URLError:
-                time.sleep(0.1)
+    with running("serve_onnx:app", folder, environment(folder)) as address:
         status, answer = post(address, Path(paths[0]).read_bytes())
         expected = model.predict_proba(paths[:1])[0]
         assert status == 200 and list(answer) == ["0", "1"]
         np.testing.assert_allclose(list(answer.values()), expected, atol=1e-3)
         assert post(address, b"no photo") == (422, {"detail": "not a photo"})
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("name, most", [("predict_onnx", 15), ("serve_onnx", 20)])
