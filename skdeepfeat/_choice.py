@@ -12,8 +12,8 @@ TOLERANCE = 0.01  # differences of R² that mean nothing
 
 NO_SIGNAL = (
     "No layer predicts y, so layer='auto' reads the deepest one, {chosen!r}. For "
-    "images left out one at a time, the best R² is {best:.3f}, of layer {layer!r}. "
-    "Check that y belongs to X, pass more images, or name a layer. Values of y that "
+    "rows left out one at a time, the best R² is {best:.3f}, of layer {layer!r}. "
+    "Check that y belongs to X, pass more rows, or name a layer. Values of y that "
     "are numbers to predict must be floats; all others are classes."
 )
 
@@ -74,9 +74,13 @@ class Numbers:
 
     def __init__(self, y: np.ndarray):
         y = y.astype(np.float64)
+        peak = np.abs(y).max(axis=0)
+        unit = np.where(peak > 0, peak, 1)  # the squares of large numbers overflow
+        y = y / unit
         deviation = y.std(axis=0)
-        self._scale = np.where(deviation > 0, deviation, 1)
-        self.coded = (y - y.mean(axis=0)) / self._scale
+        scale = np.where(deviation > 0, deviation, 1)
+        self._scale = scale * unit
+        self.coded = (y - y.mean(axis=0)) / scale
 
     def read(self, predictions: np.ndarray) -> dict[str, Any]:
         """The mean error of the columns."""
@@ -98,7 +102,7 @@ def score_layers(
     if sound.sum() < 2:
         raise ValueError(
             f"Found array with {sound.sum()} sample(s) while a minimum of 2 is "
-            "required by layer='auto', which leaves one out. Pass more images, or name "
+            "required by layer='auto', which leaves one out. Pass more rows, or name "
             "a layer such as 'penultimate'."
         )
     target = read_target(y[sound])

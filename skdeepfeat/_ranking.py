@@ -144,6 +144,17 @@ def rank_layers(
     1
     """
     backbones = backbone if isinstance(backbone, (list, tuple)) else [backbone]
+    if not backbones:
+        raise ValueError(
+            "The 'backbone' parameter of rank_layers must be a network or a list of "
+            f"at least one. Got {backbone!r} instead; pass for example "
+            "backbone=['mini', 'resnet18']."
+        )
+    if "layer" in parameters:
+        raise TypeError(
+            "rank_layers has no 'layer' parameter: it ranks all layers of a network. "
+            "Leave it out."
+        )
     versions = weights if isinstance(weights, list) else [weights] * len(backbones)
     if len(versions) != len(backbones):
         raise ValueError(

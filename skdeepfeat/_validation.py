@@ -10,6 +10,7 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.utils import _safe_indexing, check_array
+from sklearn.utils._missing import is_pandas_na
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
@@ -174,6 +175,7 @@ def check_labels(estimator, y) -> np.ndarray:
             f"This {type(estimator).__name__} estimator requires y to be passed, but "
             "the target y is None."
         )
+    _refuse_missing(_as_array(y))
     y = _check_y(y, estimator=estimator)
     check_classification_targets(y)
     return y
@@ -189,7 +191,9 @@ def check_target(estimator, y) -> np.ndarray:
         )
     y = y.toarray() if hasattr(y, "toarray") else y  # sparse labels of several outputs
     # As an array first: scikit-learn makes floats of a frame's nullable integers.
-    y = _check_y(np.asarray(y), multi_output=True, estimator=estimator)
+    y = _as_array(y)
+    _refuse_missing(y)
+    y = _check_y(y, multi_output=True, estimator=estimator)
     y = np.array(y.tolist()) if y.dtype == object else y
     if y.dtype == object:
         kinds = sorted({type(value).__name__ for value in y.flat})
@@ -198,6 +202,35 @@ def check_target(estimator, y) -> np.ndarray:
             "name the classes, for instance with y.astype(str)."
         )
     return y
+
+
+def _as_array(y) -> np.ndarray:
+    """A target as an array; says what to pass where it cannot be one."""
+    try:
+        return np.asarray(y)
+    except (RuntimeError, TypeError) as error:  # of torch
+        raise ValueError(
+            f"y cannot be read as an array ({error}). Pass an array, a list or a "
+            "column; of a tensor, for instance y.detach().cpu().float().numpy()."
+        ) from error
+
+
+def _refuse_missing(y: np.ndarray) -> None:
+    """Refuse missing values other than NaN, which scikit-learn refuses itself."""
+    if y.dtype.kind in "mM":
+        missing = np.isnat(y)
+    elif y.dtype == object:
+        missing = np.array([v is None or is_pandas_na(v) for v in y.flat])
+        missing = missing.reshape(y.shape)
+    else:
+        return
+    if missing.any():
+        rows = missing.reshape(len(y), -1).any(axis=1)
+        raise ValueError(
+            f"y has no value in {rows.sum()} of {len(y)} rows, the first of which is "
+            f"row {rows.argmax()}. Leave these rows out of X and y, or give them a "
+            "class of their own, for instance with y.fillna('unknown')."
+        )
 
 
 def check_weights(sample_weight, n_rows: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -236,7 +237,8 @@ def test_floats_are_numbers_to_predict(data):
     assert features.layer_scores_["block1"] > 0.5
     assert features.layer_ == "block2"
     assert not hasattr(features, "layer_accuracies_")
-    same_scores(choosing().fit(X, 1e6 * values - 3), features)
+    for same in (1e6 * values - 3, 1e200 * values, 1e-300 * values):
+        same_scores(choosing().fit(X, same), features)
 
 
 def test_several_outputs_count_equally(data):
@@ -330,9 +332,29 @@ def test_targets_that_do_not_fit_are_refused_before_the_pass(data, monkeypatch):
         choosing().fit(X, np.where(y == 0, np.nan, y))
     with pytest.raises(ValueError, match="contains infinity"):
         choosing().fit(X, np.where(y == 0, np.inf, y))
-    with pytest.raises(ValueError, match=r"strings or booleans. Got NoneType, str"):
-        choosing().fit(X, [None, "a", "b"] * 16)
+    with pytest.raises(ValueError, match=r"strings or booleans. Got date instead"):
+        choosing().fit(X, [date(2026, 1, 1), date(2026, 1, 2)] * 24)
     assert forwards[0] == 0
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        pd.Series(["b", pd.NA, "a"] * 16, dtype="string"),
+        pd.Series([True, pd.NA, False] * 16, dtype="boolean"),
+        np.array(["b", None, "a"] * 16, dtype=object),
+        np.array(["2026-01-01", "NaT", "2026-01-02"] * 16, dtype="M8[D]"),
+    ],
+)
+def test_missing_values_of_the_target_are_counted(y, data):
+    with pytest.raises(ValueError, match=r"no value in 16 of 48 rows.*row 1\. Leave"):
+        choosing().fit(data[0], y)
+
+
+def test_tensors_that_are_no_arrays_are_refused(data):
+    for tensor in (torch.ones(48, requires_grad=True), torch.ones(48).bfloat16()):
+        with pytest.raises(ValueError, match=r"y cannot be read.*y\.detach\(\)\.cpu"):
+            choosing().fit(data[0], tensor)
 
 
 def test_one_image_is_too_few(data):

@@ -174,5 +174,10 @@ def test_progress(data, capsys):
 
 
 def test_a_layer_cannot_be_named(data):
-    with pytest.raises(TypeError, match=r"multiple values .* 'layer'"):
+    with pytest.raises(TypeError, match=r"no 'layer' parameter: it ranks all layers"):
         rank_layers(*data, backbone="tiny", layer="block1")
+
+
+def test_at_least_one_network_is_ranked(data):
+    with pytest.raises(ValueError, match=r"at least one. Got \[\] instead; pass"):
+        rank_layers(*data, backbone=[])
