@@ -1,4 +1,4 @@
-"""A feature step before pooling: photos → features without each of the squares."""
+"""A feature step before pooling: photos → features with each of the masks."""
 
 import copy
 import math
@@ -18,8 +18,8 @@ from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column
 from .._validation import check_value_range
+from .masks import Masks
 from .pooling import POOLINGS
-from .squares import Squares
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class PooledMaps:
         """Number of features."""
         return self.layer.features * len(POOLINGS[self.pooling])
 
-    def without(self, flat: np.ndarray, squares: Squares) -> np.ndarray:
-        """Flat maps (n, size) → features (n, 1 + n_squares, width): of all places, and
-        without each of the squares."""
+    def masked(self, flat: np.ndarray, masks: Masks) -> np.ndarray:
+        """Flat maps (n, size) → features (n, 1 + n_masks, width): of all places, and
+        of those that each mask keeps."""
         maps = flat.reshape(len(flat), self.layer.features, -1)
-        kept = squares.kept(self.side)
+        kept = np.vstack([np.ones(self.side**2), masks.kept(self.side)])
         return np.concatenate([pool(maps, kept) for pool in POOLINGS[self.pooling]], 2)
 
 
@@ -108,9 +108,9 @@ class UnpooledFeatures:
         """Places along a side of the finest maps."""
         return max(maps.side for maps in self.maps)
 
-    def numbers(self, squares: Squares) -> int:
+    def numbers(self, masks: Masks) -> int:
         """Numbers in memory for one photo."""
-        rows = sum(maps.width for maps in self.maps) * (1 + len(squares))
+        rows = sum(maps.width for maps in self.maps) * (1 + len(masks))
         return rows + sum(maps.size for maps in self.maps)
 
     def read(self, X) -> Images:
@@ -126,16 +126,14 @@ class UnpooledFeatures:
             return np.ones((self.spec.image_size, self.spec.image_size, 3))
         return np.clip(found.pixels / 255, 0, 1)
 
-    def without(self, images: Images, start: int, stop: int, squares: Squares):
-        """Features (n, 1 + n_squares, width) of some photos, as in `PooledMaps`."""
+    def masked(self, images: Images, start: int, stop: int, masks: Masks):
+        """Features (n, 1 + n_masks, width) of some photos, as in `PooledMaps`."""
         with warnings.catch_warnings():  # which names a row that counts from `start`
             warnings.filterwarnings("ignore", ".* could not be read", ImageWarning)
             flat = self._transform(images, start, stop)
         ends = np.cumsum([maps.size for maps in self.maps])
         parts = np.split(flat.astype(float), ends[:-1], axis=1)
-        rows = [
-            m.without(part, squares) for m, part in zip(self.maps, parts, strict=True)
-        ]
+        rows = [m.masked(part, masks) for m, part in zip(self.maps, parts, strict=True)]
         return np.concatenate(rows, 2, dtype=np.float32)
 
     def _transform(self, images: Images, start: int, stop: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from .._composites import divide
 from .._exceptions import ImageWarning, MapWarning, warn_user
 from .._validation import take_rows
 from .features import UnpooledFeatures
+from .masks import masks_over
 from .scores import Targets, changes_in_steps, scores_of
-from .squares import Squares
 
 METHODS = ("auto", "places")
 AT_ONCE = 2**24  # numbers in memory
@@ -40,16 +40,16 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     method : {"auto", "places"}, default="auto"
         What is left out at once. "auto" leaves out squares of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
-        are larger; for trees and neighbours, whose scores change in steps, it also
-        leaves out squares of two and three times that side, and takes the mean.
+        are larger. For trees and neighbours, whose scores change in steps, it leaves
+        out 200 random halves of the photo [4]_, which are always the same ones.
         "places" always leaves out single places of the finest layer, which gives finer
         maps of a linear head, and often flat ones of trees and neighbours.
 
     Returns
     -------
     maps : ndarray of shape (n_images, h, w)
-        By how much the score of the target falls without each place; negative where it
-        rises. The score is what `decision_function` returns for the class; without
+        By how much the score of the target falls without each place, with random
+        halves on average; negative where it rises. The score is what `decision_function` returns for the class; without
         one, the logarithm of its odds, or of trees, neighbours and heads without
         `predict_log_proba`, its probability; for a regressor, the predicted number.
         The maps cover the input of the network, which may be a crop of the photo. A
@@ -64,7 +64,7 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     Warns
     -----
     MapWarning
-        If a map is flat, because no square changes the score.
+        If a map is flat, because the score never changes.
 
     See Also
     --------
@@ -88,6 +88,8 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     .. [2] Desai, Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional
        Network via Gradient-free Localization", 2020.
     .. [3] Zhou et al., "Learning Deep Features for Discriminative Localization", 2016.
+    .. [4] Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of
+       Black-box Models", 2018.
 
     Examples
     --------
@@ -147,7 +149,7 @@ class Explanation:
         self._columns = None if all(one is X for one in given) else X
         finest = max(step.finest for step in self.steps)
         in_steps = changes_in_steps(self.composite.head)
-        self._squares = Squares.over(finest, method, in_steps)
+        self._masks = masks_over(finest, method, in_steps)
         self._targets = Targets.of(self.composite.head, target, self.n_images)
 
     def photos(self) -> np.ndarray:
@@ -172,7 +174,7 @@ class Explanation:
 
     def _chunks(self) -> Iterator[slice]:
         """Photos that are explained together."""
-        numbers = sum(step.numbers(self._squares) for step in self.steps)
+        numbers = sum(step.numbers(self._masks) for step in self.steps)
         n = max(1, AT_ONCE // numbers)
         for start in range(0, self.n_images, n):
             yield slice(start, min(start + n, self.n_images))
@@ -188,12 +190,12 @@ class Explanation:
         chosen, labels = self._targets.chosen(scores, predicted, rows)
         falls = chosen[:, :1] - chosen[:, 1:]
         falls[~readable] = np.nan
-        return self._squares.maps(falls), labels
+        return self._masks.maps(falls), labels
 
     def _features(self, rows: slice) -> np.ndarray:
-        """Features (n, 1 + n_squares, width) of all steps, side by side."""
+        """Features (n, 1 + n_masks, width) of all steps, side by side."""
         found = [
-            step.without(images, rows.start, rows.stop, self._squares)
+            step.masked(images, rows.start, rows.stop, self._masks)
             for step, images in zip(self.steps, self.images, strict=True)
         ]
         return np.concatenate(found, 2)

@@ -1,7 +1,7 @@
-"""Pools maps (n, c, p) of p places without some of them, for all squares at once.
+"""Pools maps (n, c, p) of p places without some of them, for all masks at once.
 
 Each function takes the shares (k, p) of the places that are kept and returns features
-(n, k, c). Without squares, they equal those of ``_networks/pooling.py``.
+(n, k, c). Where all are kept, they equal those of ``_networks/pooling.py``.
 """
 
 import numpy as np
