@@ -49,9 +49,10 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     -------
     maps : ndarray of shape (n_images, h, w)
         By how much the score of the target falls without each place, with random
-        halves on average; negative where it rises. The score is what `decision_function` returns for the class; without
-        one, the logarithm of its odds, or of trees, neighbours and heads without
-        `predict_log_proba`, its probability; for a regressor, the predicted number.
+        halves on average; negative where it rises. The score is what
+        `decision_function` returns for the class; without one, the logarithm of its
+        odds, or of trees, neighbours and heads without `predict_log_proba`, its
+        probability; for a regressor, the predicted number.
         The maps cover the input of the network, which may be a crop of the photo. A
         photo that cannot be read has a map of nan, with ``on_error="nan"``.
 
