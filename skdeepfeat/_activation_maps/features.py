@@ -19,7 +19,7 @@ from .._networks.layers import aliased_layers
 from .._store.columns import Column
 from .._validation import check_value_range
 from .masks import Masks
-from .pooling import POOLINGS
+from .pooling import POOLINGS, largest
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,11 @@ class UnpooledFeatures:
     def finest(self) -> int:
         """Places along a side of the finest maps."""
         return max(maps.side for maps in self.maps)
+
+    @property
+    def takes_largest(self) -> bool:
+        """Whether a feature is the value of one place, which others hardly change."""
+        return any(largest in POOLINGS[maps.pooling] for maps in self.maps)
 
     def numbers(self, masks: Masks) -> int:
         """Numbers in memory for one photo."""

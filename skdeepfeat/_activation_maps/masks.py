@@ -29,6 +29,6 @@ def masks_over(n_places: int, method: str, in_steps: bool) -> Masks:
     if method == "places":
         return Squares(n_places, 1 / n_places)
     n_sides = min(n_places, MOST)
-    return (
-        RandomCells(n_sides) if in_steps else Squares(n_sides, max(SIDE, 1 / n_places))
-    )
+    if in_steps:
+        return RandomCells(n_sides)
+    return Squares(n_sides, max(SIDE, 1 / n_places))
