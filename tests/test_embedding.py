@@ -1,5 +1,6 @@
 """Embedded weights go with an estimator, through every format."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from skdeepfeat import (
+    Backbone,
     FineTunedClassifier,
     PretrainedCNNFeatures,
     WeightsError,
@@ -129,6 +131,39 @@ def test_skops_needs_to_trust_nothing_but_this_package(tmp_path):
     assert {name.partition(".")[0] for name in unknown} == {"skdeepfeat"}
     loaded = skops.load(tmp_path / "model.skops", trusted=unknown)
     np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+
+
+def make_network():
+    return tiny_backbone(5).build()
+
+
+def test_skops_lists_the_functions_that_a_backbone_calls(tmp_path):
+    skops = pytest.importorskip("skops.io")
+    spec = tiny_backbone(5).input
+    ours = Backbone("ours", f"{__name__}:make_network", spec, convert="os:system")
+    skops.dump(PretrainedCNNFeatures(ours), tmp_path / "model.skops")
+    unknown = skops.get_untrusted_types(file=tmp_path / "model.skops")
+    assert {f"{__name__}.make_network", "posix.system"} <= set(unknown)
+    loaded = skops.load(tmp_path / "model.skops", trusted=unknown)
+    assert loaded.backbone.build is make_network
+    assert loaded.backbone == ours
+
+
+@pytest.mark.parametrize("field", ["build", "convert"])
+def test_files_cannot_name_functions_to_call(field, tmp_path, monkeypatch):
+    skops = pytest.importorskip("skops.io")
+    backbone = dataclasses.replace(tiny_backbone(5), **{field: "os:system"})
+    monkeypatch.setattr(
+        Backbone, "__getstate__", lambda self: {**vars(self), "memo": None}
+    )
+    features = PretrainedCNNFeatures(backbone)
+    skops.dump(features, tmp_path / "model.skops")
+    unknown = skops.get_untrusted_types(file=tmp_path / "model.skops")
+    refused = pytest.raises(WeightsError, match=r"names the function 'os:system'")
+    with refused:
+        skops.load(tmp_path / "model.skops", trusted=unknown)
+    with refused:
+        pickle.loads(pickle.dumps(features))
 
 
 ALONE = """

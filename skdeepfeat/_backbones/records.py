@@ -30,10 +30,22 @@ PACKAGE = __package__.partition(".")[0]
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
 PUBLISHERS |= {f"{PACKAGE}._networks.timm_networks": "timm"}
 
+NAMES_A_FUNCTION = (
+    "The saved backbone {!r} names the function {!r}, which would be called to build its "
+    "network. A file may only name functions of skdeepfeat and torchvision that build "
+    "networks. Create the backbone and fit the model again, and save it with this "
+    "version of skdeepfeat."
+)
 HOOKED = "this process has registered hooks on all modules"
 
 # Modules that older pickles name → where their builders are now.
 MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
+# Modules whose functions do nothing but build networks, and so may be named in a file.
+BUILDERS = {"torchvision.models", *MOVED} | {
+    f"{PACKAGE}._networks.{name}"
+    for name in ("smallnets", "efficientnet_lite", "timm_networks")
+}
+FUNCTIONS = ("build", "convert")  # fields of a backbone that may name one
 # Builders that older pickles name → the last version of the package that has them.
 REMOVED = {f"{PACKAGE}._networks.smallnets:mini": "0.1.0.dev0"}
 
@@ -348,9 +360,15 @@ class Backbone:
         return publisher and f"{publisher}.{function}"
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name != "memo"}
+        state = {name: value for name, value in vars(self).items() if name != "memo"}
+        # The functions themselves, which a reader of the file sees, and not their names.
+        named = {name: state[name] for name in FUNCTIONS if _is_foreign(state[name])}
+        return state | {name: imported(function) for name, function in named.items()}
 
     def __setstate__(self, state):
+        for function in map(state.get, FUNCTIONS):
+            if _is_foreign(function):
+                raise WeightsError(NAMES_A_FUNCTION.format(state.get("name"), function))
         # Pickles of earlier versions contain a digest computed in another way.
         state = {name: value for name, value in state.items() if name != "digest"}
         vars(self).update({"token": secrets.token_hex(16), **state}, memo=Memo())
@@ -514,10 +532,17 @@ def builder_of(backbone: Backbone) -> Callable[..., Any]:
     return imported(current)
 
 
-def imported(reference: str) -> Callable[..., Any]:
-    """The function that a string ``"module:function"`` names."""
+def imported(reference) -> Callable[..., Any]:
+    """The function that a string ``"module:function"`` names, or the given one."""
+    if callable(reference):
+        return reference
     module, _, function = reference.partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _is_foreign(function) -> bool:
+    """Whether a function is given by a name that a file might misuse."""
+    return isinstance(function, str) and function.partition(":")[0] not in BUILDERS
 
 
 def _check_build(build) -> None:
