@@ -19,7 +19,7 @@ from .._networks.layers import aliased_layers
 from .._store.columns import Column
 from .._validation import check_value_range
 from .masks import Masks
-from .pooling import POOLINGS, largest
+from .pooling import POOLINGS, averages
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ class UnpooledFeatures:
         return max(maps.side for maps in self.maps)
 
     @property
-    def takes_largest(self) -> bool:
-        """Whether a feature is the value of one place, which others hardly change."""
-        return any(largest in POOLINGS[maps.pooling] for maps in self.maps)
+    def averages(self) -> bool:
+        """Whether all places count equally for a feature, whatever their values."""
+        return all(POOLINGS[maps.pooling] == (averages,) for maps in self.maps)
 
     def numbers(self, masks: Masks) -> int:
         """Numbers in memory for one photo."""

@@ -40,10 +40,11 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     method : {"auto", "places"}, default="auto"
         What is left out at once. "auto" leaves out squares of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
-        are larger. For trees, neighbours and ``pooling="max"``, which change in
-        steps, it leaves out 200 random halves of the photo [4]_, which are always the
-        same ones. "places" always leaves out single places of the finest layer, which
-        gives finer maps of a linear head, and often flat ones of trees and neighbours.
+        are larger. For trees and neighbours, whose scores change in steps, and for
+        other poolings than "avg", which some places hardly change, it leaves out 200
+        random halves of the photo [4]_, which are always the same ones. "places"
+        always leaves out single places of the finest layer, which gives finer maps of a
+        linear head, and often flat ones of trees and neighbours.
 
     Returns
     -------
@@ -149,9 +150,9 @@ class Explanation:
         self.images = [s.read(one) for s, one in zip(self.steps, given, strict=True)]
         self._columns = None if all(one is X for one in given) else X
         finest = max(step.finest for step in self.steps)
-        in_steps = changes_in_steps(self.composite.head)
-        in_steps = in_steps or any(step.takes_largest for step in self.steps)
-        self._masks = masks_over(finest, method, in_steps)
+        smooth = not changes_in_steps(self.composite.head)
+        smooth = smooth and all(step.averages for step in self.steps)
+        self._masks = masks_over(finest, method, smooth)
         self._targets = Targets.of(self.composite.head, target, self.n_images)
 
     def photos(self) -> np.ndarray:

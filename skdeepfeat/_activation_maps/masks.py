@@ -24,11 +24,14 @@ class Masks(Protocol):
         """Maps (n, h, w), by how much the score falls with each mask (n, n_masks)."""
 
 
-def masks_over(n_places: int, method: str, in_steps: bool) -> Masks:
-    """The masks over maps with this number of places along a side."""
+def masks_over(n_places: int, method: str, smooth: bool) -> Masks:
+    """The masks over maps with this number of places along a side.
+
+    Of a `smooth` score, what one place adds is seen without that place alone.
+    """
     if method == "places":
         return Squares(n_places, 1 / n_places)
     n_sides = min(n_places, MOST)
-    if in_steps:
-        return RandomCells(n_sides)
-    return Squares(n_sides, max(SIDE, 1 / n_places))
+    if smooth:
+        return Squares(n_sides, max(SIDE, 1 / n_places))
+    return RandomCells(n_sides)

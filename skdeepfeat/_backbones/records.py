@@ -31,10 +31,10 @@ PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
 PUBLISHERS |= {f"{PACKAGE}._networks.timm_networks": "timm"}
 
 NAMES_A_FUNCTION = (
-    "The saved backbone {!r} names the function {!r}, which would be called to build its "
-    "network. A file may only name functions of skdeepfeat and torchvision that build "
-    "networks. Create the backbone and fit the model again, and save it with this "
-    "version of skdeepfeat."
+    "The saved backbone {!r} names the function {!r}, which would be called to build "
+    "its network. A file may only name functions of skdeepfeat and torchvision that "
+    "build networks. Create the backbone and fit the model again, and save it with "
+    "this version of skdeepfeat."
 )
 HOOKED = "this process has registered hooks on all modules"
 
@@ -361,7 +361,7 @@ class Backbone:
 
     def __getstate__(self):
         state = {name: value for name, value in vars(self).items() if name != "memo"}
-        # The functions themselves, which a reader of the file sees, and not their names.
+        # The functions themselves, not their names: a reader of the file sees them.
         named = {name: state[name] for name in FUNCTIONS if _is_foreign(state[name])}
         return state | {name: imported(function) for name, function in named.items()}
 
