@@ -1,5 +1,6 @@
 """Leave random halves of the input out of the pooling (Petsiuk et al. 2018)."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class RandomCells:
     def kept(self, n_places: int) -> np.ndarray:
         """Which of the places of maps are kept, 1 or 0: (n_masks, n_places²)."""
         rng = np.random.default_rng(0)
-        n_cells = int(1 / CELL) + 1
+        n_cells = math.ceil(1 / CELL) + 1
         cells = rng.random((N_MASKS, n_cells, n_cells)) < 0.5
         centres = (np.arange(n_places) + 0.5) / n_places
         y, x = ((rng.random((2, N_MASKS, 1)) * CELL + centres) / CELL).astype(int)
