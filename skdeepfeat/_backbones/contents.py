@@ -18,7 +18,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl")
 OF_MODELS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 # How compressed files that hold others begin. Zip archives also hold torch's weights.
-ARCHIVE = b"PK\x03\x04"
+ARCHIVE = b"PK"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 PICKLE = b"\x80"
 

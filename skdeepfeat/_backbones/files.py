@@ -89,8 +89,9 @@ def _content_of(path: Path):
 
 def _read_checkpoint(path: Path):
     # timm's trainings note their arguments, plain values that run no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    known = torch.serialization.safe_globals([argparse.Namespace])
+    with known, path.open("rb") as file:  # of a path, torch.load looks at the name
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
