@@ -13,7 +13,7 @@ from zipfile import ZipFile
 from .._exceptions import WeightsError
 
 # How the names of weights files end.
-SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl", ".tar")
 # Files of a model on the hub or in a folder, in the order in which they are preferred.
 OF_MODELS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 

@@ -62,7 +62,7 @@ def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> In
         return backbone.input
     checksum = sha256_file(path)
     for version in versions:
-        if checksum.startswith(version.checksums or ("none",)):
+        if checksum.startswith(version.checksums):
             return version.input
     if not version_is_named:
         _warn_of_guess(backbone.name, versions, path)

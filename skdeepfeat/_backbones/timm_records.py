@@ -303,6 +303,8 @@ def _is_current() -> bool:
 def weights_of_architecture(backbone: Backbone) -> tuple[Weights, ...]:
     """All published weights of the architecture of a network of timm; else none."""
     architecture = architecture_of(backbone)
+    if architecture is None:  # the table need not be read
+        return ()
     return tuple(
         _weights_of(version)
         for name, version in versions().items()
@@ -423,12 +425,14 @@ def _not_of_timm(folder: Path, why: str) -> ValueError:
 
 def recipe_beside(path: Path, backbone: Backbone) -> InputSpec | None:
     """The preprocessing that timm has saved beside a file with weights, if it has."""
+    architecture = architecture_of(backbone)
+    if architecture is None:
+        return None
     try:
         version = _version_in(path.parent, (path.parent / CONFIGURATION).read_bytes())
     except (OSError, ValueError):  # there is none, or it is of another program
         return None
-    same = version.architecture == architecture_of(backbone)
-    return version.input if same else None
+    return version.input if version.architecture == architecture else None
 
 
 def _weights_in(folder: Path) -> Path:

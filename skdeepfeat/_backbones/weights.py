@@ -1,5 +1,6 @@
 """The sources of a network's weights, and the digests that identify them."""
 
+import re
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, ClassVar
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError
 from .._images.recipe import InputSpec
-from .contents import SUFFIXES
 from .inspector import inspector
 from .recipes import named_recipe, published, recipe_of_file
 from .records import Backbone, Identity, Weights
@@ -199,8 +199,8 @@ def resolve_weights(
 def _is_path(weights) -> bool:
     """Whether `weights` is a path rather than the name of a published version."""
     text = str(weights)
-    looks = text.endswith(SUFFIXES) or "/" in text or "\\" in text
-    return looks or not isinstance(weights, str)
+    looks = "/" in text or "\\" in text or re.search(r"\.[a-z0-9]+$", text, re.I)
+    return bool(looks) or not isinstance(weights, str)
 
 
 def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:

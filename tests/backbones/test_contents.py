@@ -92,6 +92,18 @@ def test_the_content_says_how_a_file_is_read_whatever_its_name(state, tmp_path):
         assert all(torch.equal(found[n], value) for n, value in state.items())
 
 
+@pytest.mark.parametrize("name", ["net.zip", "last.pth.tar", "net.pth", "net.h5"])
+def test_the_name_of_a_file_is_no_name_of_a_version(
+    name, state, photos, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    est = PretrainedCNNFeatures("smallcnn", weights=name, layer="block1", cache=None)
+    with pytest.raises(WeightsError, match=f"No weights file at '{name}'"):
+        est.transform(photos)
+    torch.save(state, name)
+    assert est.transform(photos).shape == (len(photos), 64)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read all files")
 def test_a_file_that_may_not_be_read_is_not_called_damaged(state, tmp_path):
     torch.save(state, tmp_path / "net.pth")

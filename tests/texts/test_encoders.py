@@ -293,7 +293,7 @@ def test_code_in_a_folder_is_never_run(tmp_path):
     PretrainedTextFeatures(folder).transform(["win cash"])  # BERT needs no such code
     config["model_type"] = "own"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Exception, match="trust_remote_code"):
+    with pytest.raises(WeightsError, match="contains custom code"):
         PretrainedTextFeatures(folder, cache=None).transform(["win cash"])
     assert not (tmp_path / "ran").exists()
 
