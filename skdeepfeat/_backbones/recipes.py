@@ -91,13 +91,12 @@ def _named_in(path: Path, versions: tuple[Weights, ...]) -> Weights | None:
 @functools.lru_cache(maxsize=1024)
 def _warn_of_guess(backbone: str, versions: tuple[Weights, ...], path: Path) -> None:
     """Warn once that the versions differ in preprocessing, and which one is used."""
-    used = versions[0]
-    other = next(version for version in versions if version.input != used.input)
+    used = versions[0].name
     warn_user(
         f"{path.name} is not a published file of {backbone!r}, whose versions need "
-        f"different preprocessing: {_differences(versions)}. That of {used.name!r} is "
-        "used. To choose another one, or to silence this warning, pass for example "
-        f"weights=({other.name!r}, {str(path)!r}).",
+        f"different preprocessing: {_differences(versions)}. That of {used!r} is used. "
+        f"To choose, pass weights=({used!r}, {str(path)!r}), or another of these names "
+        "with the path.",
         RecipeWarning,
     )
 

@@ -101,7 +101,8 @@ def test_a_file_of_unknown_version_warns_once_and_says_what_to_type(file):
     assert found == of_version("a1_in1k") and found.image_size == LARGE
     assert "'a1_in1k', 'a2_in1k' (image_size=224" in words
     assert "'a3_in1k' (image_size=160" in words
-    assert f"weights=('a3_in1k', {str(path)!r})" in words
+    assert f"weights=('a1_in1k', {str(path)!r})" in words
+    assert recipe(NAME, ("a1_in1k", path)) == found
     assert recipe(NAME, ("a3_in1k", path)) == of_version("a3_in1k")
 
 
