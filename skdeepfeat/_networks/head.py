@@ -1,30 +1,43 @@
 """Finds the classifier that ends a network, and what enters it."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from .._backbones.records import Backbone
 from .._processes import fork_safe
-from .comparison import same
-from .hooks import CLASSIFIED, INPUT_OF, RETURNED
-from .structure import Structure, kind_of_classifier, structure_of
+from .comparison import only_tensor, same
+from .hooks import CLASSIFIED, INPUT_OF, RETURNED, name_of_use
+from .structure import Structure, kind_of_classifier, reads_shape, structure_of
 from .tracer import ENDS
 from .whole import Whole, can_stop_early
 
-# What may follow the scores of classes: steps without weights that do not mix them. By
-# name, whether it is a module, a function or a method.
-AFTER_SCORES = {"softmax", "logsoftmax", "sigmoid", "flatten", "squeeze", "reshape"}
-AFTER_SCORES |= {"view", "unflatten", "contiguous", "float", "identity"}
+# What may follow the scores of classes: steps that do not mix them. By name, whether it
+# is a module, a function or a method.
+AFTER_SCORES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid", "exp", "log"}
+AFTER_SCORES |= {"flatten", "squeeze", "unsqueeze", "reshape", "view", "unflatten"}
+AFTER_SCORES |= {"getitem", "select", "argmax", "contiguous", "identity"}
+AFTER_SCORES |= {"to", "float", "double", "half", "bfloat16"}
+AFTER_SCORES |= {"add", "sub", "mul", "div", "truediv", "neg"}  # numbers or parameters
 AFTER_SCORES |= {"dropout", "dropout1d", "dropout2d", "featuredropout", "alphadropout"}
-# What may also follow maps of scores, as in SqueezeNet.
-AFTER_MAPS = {"adaptiveavgpool2d", "avgpool2d", "adaptivemaxpool2d", "maxpool2d"}
-AFTER_MAPS |= {"mean", "amax", "relu"}
+# What may also follow scores at each place, as in SqueezeNet.
+POOLS = {"adaptiveavgpool2d", "avgpool2d", "adaptivemaxpool2d", "maxpool2d"}
+POOLS |= {"mean", "amax"}
+AFTER_MAPS = AFTER_SCORES | POOLS | {"relu"}
+# Steps that choose places, of which the layer before the scores has others, too.
+CHOOSES = {"getitem", "select"}
+# After these, the output of a linear layer is no score, in code that is not traced.
+ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish),
+    *(F.hardswish, F.softplus, torch.tanh, F.normalize),
+)
 USE = ("call_module", "get_attr")
-SHAPES = {"size", "dim", "numel"}  # methods that read no values
 
 
 @dataclass(frozen=True)
@@ -67,13 +80,41 @@ def end_of(structure: Structure) -> End:
     if structure.classified is not None:
         ends = (structure.classified, returned)
         return _stated_end(structure, *map(structure.name_where_computed, ends))
-    scores = _classifier_before(structure, returned)
-    if scores and _is_vector(structure.shapes((name,)).get(name)):
-        classifier = structure.owner_of_weights(scores)
-        return End(classifier, scores + INPUT_OF, scores)
+    scores = _scores_before(structure, returned)
+    if end := scores and _end_with(structure, scores, name):
+        return end
     # Values for each place are no classes of an image.
     several = len(_classifiers_before(structure, returned)) > 1
     return End() if several else End(penultimate=name)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The step that may compute class scores, its kind, and the kinds of those after
+    it."""
+
+    node: fx.Node
+    kind: str
+    follows: frozenset[str]
+
+
+def _end_with(structure: Structure, scores: Scores, returned: str) -> End | None:
+    """The end of a network with these scores; None if they are features.
+
+    All parts are None if that is not clear.
+    """
+    name = structure.name_of(scores.node)
+    shapes = structure.shapes((name, returned))
+    whole = _is_vector(shapes.get(name))
+    maps = scores.kind == "convolution" or not whole
+    if not scores.follows <= (AFTER_MAPS if maps else AFTER_SCORES):
+        return None
+    if not whole and not _is_vector(shapes.get(returned)):
+        return None  # values for each place
+    unpooled = not whole and (scores.follows & CHOOSES or not scores.follows & POOLS)
+    if unpooled or scores.kind == "product":
+        return End()
+    return End(structure.owner_of_weights(name), name + INPUT_OF, name)
 
 
 def _stated_end(structure: Structure, classified: str, returned: str) -> End:
@@ -93,20 +134,17 @@ def _is_vector(shape) -> bool:
     return bool(shape) and math.prod(shape) == max(shape)
 
 
-def _classifier_before(structure: Structure, node: fx.Node) -> str | None:
-    """The classifier whose scores reach this step through steps without weights."""
+def _scores_before(structure: Structure, node: fx.Node) -> Scores | None:
+    """The possible class scores that reach this step through steps that read only
+    them."""
     follows: set[str] = set()
-    while True:
-        kind = structure.classifier_kind(node)
-        if kind == "linear" and follows <= AFTER_SCORES:
-            return structure.name_of(node)
-        if kind == "convolution" and follows <= AFTER_SCORES | AFTER_MAPS:
-            return structure.name_of(node)
-        entered = _only_input(node)
-        if kind or entered is None:
+    while not (kind := structure.classifier_kind(node)):
+        entered = _only_input(structure, node)
+        if entered is None:
             return None
         follows.add(structure.kind(node))
         node = entered
+    return Scores(node, kind, frozenset(follows))
 
 
 def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
@@ -116,8 +154,8 @@ def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
         step = waiting.pop()
         if structure.classifier_kind(step):
             found.append(step)
-        elif step.op not in ENDS and not structure.uses_weights(step):
-            waiting += [n for n in step.all_input_nodes if not _reads_shape(n)]
+        elif step.op not in ENDS and not _mixes_with_weights(structure, step):
+            waiting += [n for n in step.all_input_nodes if n in structure.from_image]
     below = {n for step in found for n in _below(step)}
     return [step for step in dict.fromkeys(found) if step not in below]
 
@@ -134,21 +172,19 @@ def _below(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _only_input(node: fx.Node) -> fx.Node | None:
+def _mixes_with_weights(structure: Structure, node: fx.Node) -> bool:
+    """Whether a step does more with weights than to scale or to shift."""
+    scales = node.op != "call_module" and structure.kind(node) in AFTER_SCORES
+    return structure.uses_weights(node) and not scales
+
+
+def _only_input(structure: Structure, node: fx.Node) -> fx.Node | None:
     """The only step whose values a step reads, if no other step reads them."""
-    inputs = [n for n in node.all_input_nodes if not _reads_shape(n)]
+    inputs = [n for n in node.all_input_nodes if n in structure.from_image]
     if len(inputs) != 1 or inputs[0].op in ENDS:
         return None
-    readers = [user for user in inputs[0].users if not _reads_shape(user)]
+    readers = [user for user in inputs[0].users if not reads_shape(user)]
     return inputs[0] if readers == [node] else None
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Whether a step returns sizes of a tensor, or numbers computed from them."""
-    if node.target in SHAPES or (node.target is getattr and node.args[1] == "shape"):
-        return True
-    made_of = node.all_input_nodes
-    return bool(made_of) and all(map(_reads_shape, made_of))
 
 
 def _end_when_run(structure: Structure) -> End:
@@ -156,41 +192,70 @@ def _end_when_run(structure: Structure) -> End:
     size, network = structure.image_size, structure.real_network()
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        returned = network(x)
+        returned = only_tensor(network(x))
         if can_stop_early(network):
             classified, scores = Whole(network, stops_early=True)(x)
             if same(scores, returned):
                 logits = None if same(classified, returned) else RETURNED
                 return End(None, CLASSIFIED, logits)
-    *others, last = [("", network, None), *_run_with_weights(network, x)]
     if not isinstance(returned, torch.Tensor):
         return End()
-    name, module, given = last
-    kind = kind_of_classifier(module)
-    if kind is None or not _is_vector(returned.shape[1:]):
+    return _end_after(_run_with_weights(network, x), returned)
+
+
+def _end_after(uses: list, returned: torch.Tensor) -> End:
+    """The end of a network that uses these modules with weights in this order."""
+    node, name, module, scores = uses[-1] if uses else (None, None, None, None)
+    kind = module and kind_of_classifier(module)
+    if kind is None or not isinstance(scores, torch.Tensor):
         return End(penultimate=RETURNED)
-    ends_it = any(
-        found.numel() == returned.numel()
-        and torch.allclose(found.flatten(), returned.flatten(), atol=1e-6)
-        for found in _results_of(kind, given)
+    if not any(_is_vector(value.shape[1:]) for value in (scores, returned)):
+        return End(penultimate=RETURNED)  # values for each place
+    if _is_one_of(_results_of(kind, scores), returned):
+        return End(name, node + INPUT_OF, node)
+    if kind == "linear":
+        activated = [function(scores) for function in ACTIVATIONS]
+        return End(penultimate=RETURNED) if _is_one_of(activated, returned) else End()
+    _, _, other, scores_too = uses[-2] if len(uses) > 1 else uses[-1]
+    several = other is not module and kind_of_classifier(other) is not None
+    same_shape = _shape(scores_too) == _shape(scores)
+    return End() if several and same_shape else End(penultimate=RETURNED)
+
+
+def _is_one_of(values: list[torch.Tensor], expected: torch.Tensor) -> bool:
+    """Whether one of these has the same numbers in the same order."""
+    return any(
+        value.numel() == expected.numel()
+        and torch.allclose(value.flatten(), expected.flatten(), atol=1e-6)
+        for value in values
     )
-    if ends_it:
-        return End(name, name + INPUT_OF, name)
-    _, other, given_too = others[-1]
-    several = kind_of_classifier(other) and _shape(given_too) == _shape(given)
-    return End() if several else End(penultimate=RETURNED)
 
 
-def _run_with_weights(network: nn.Module, x) -> list[tuple[str, nn.Module, Any]]:
-    """Name, module and output of the modules with weights, as they run."""
+def _run_with_weights(network: nn.Module, x) -> list[tuple[str, str, nn.Module, Any]]:
+    """Node, name, module and output of each use of a module with weights of its own in
+    which no other such module runs, in order."""
     seen: list = []
-    hooks = [
-        module.register_forward_hook(
-            lambda m, args, out, name=name: seen.append((name, m, _copy(out)))
-        )
-        for name, module in network.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
+    begun: list[int] = []
+    uses: Counter[str] = Counter()
+
+    def begin(*call):
+        begun.append(len(seen))
+
+    def end(name, module, output):
+        uses[name] += 1
+        if begun.pop() == len(seen):  # else it contains the last one
+            node = name_of_use(name, uses[name] - 1)
+            seen.append((node, name, module, _copy(output)))
+
+    hooks = []
+    for name, module in network.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            hooks.append(module.register_forward_pre_hook(begin))
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, args, out, name=name: end(name, m, out)
+                )
+            )
     with torch.no_grad():
         network(x)
     for hook in hooks:
@@ -206,14 +271,15 @@ def _copy(value):
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _results_of(kind: str, scores) -> list[torch.Tensor]:
+def _results_of(kind: str, scores: torch.Tensor) -> list[torch.Tensor]:
     """What a network may return if its classifier returns these scores."""
-    if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
+    if scores.ndim < 2:
         return []
     maps = [scores, scores.relu()] if kind == "convolution" else [scores]
+    places = (-2, -1) if kind == "convolution" else tuple(range(1, scores.ndim - 1))
     rows = [scores]
-    if kind == "convolution":
-        rows += [m.mean((-2, -1)) for m in maps] + [m.amax((-2, -1)) for m in maps]
+    if places:
+        rows += [m.mean(places) for m in maps] + [m.amax(places) for m in maps]
     steps = (torch.Tensor.clone, torch.sigmoid)
     over_classes = (torch.softmax, torch.log_softmax)
     found = [step(row) for row in rows for step in steps]

@@ -15,6 +15,7 @@ from .._backbones.records import Backbone
 from .._caches import SharedCache
 from .._exceptions import in_one_line
 from .building import skeleton_of, trial_network, with_transient_buffers
+from .channels_last import with_channels_last
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
 from .loading import transient_buffers
@@ -198,7 +199,7 @@ def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
 
 def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     """Compare what a graph and its network return; graphs run with channels last."""
-    without_inplace(filled).to(memory_format=torch.channels_last)
+    with_channels_last(without_inplace(filled))
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:
