@@ -14,7 +14,13 @@ from .._backbones.records import Backbone
 from .._processes import fork_safe
 from .comparison import only_tensor, same
 from .hooks import CLASSIFIED, INPUT_OF, RETURNED, name_of_use
-from .structure import Structure, kind_of_classifier, reads_shape, structure_of
+from .structure import (
+    Structure,
+    kind_of_classifier,
+    reads_shape,
+    steps_below,
+    structure_of,
+)
 from .tracer import ENDS
 from .whole import Whole, can_stop_early
 
@@ -156,20 +162,8 @@ def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
             found.append(step)
         elif step.op not in ENDS and not _mixes_with_weights(structure, step):
             waiting += [n for n in step.all_input_nodes if n in structure.from_image]
-    below = {n for step in found for n in _below(step)}
+    below = {n for step in found for n in steps_below(step)}
     return [step for step in dict.fromkeys(found) if step not in below]
-
-
-def _below(node: fx.Node) -> set[fx.Node]:
-    """The steps that a step is computed from."""
-    found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        step = waiting.pop()
-        if step not in found:
-            found.add(step)
-            waiting += step.all_input_nodes
-    return found
 
 
 def _mixes_with_weights(structure: Structure, node: fx.Node) -> bool:
@@ -205,8 +199,10 @@ def _end_when_run(structure: Structure) -> End:
 
 def _end_after(uses: list, returned: torch.Tensor) -> End:
     """The end of a network that uses these modules with weights in this order."""
-    node, name, module, scores = uses[-1] if uses else (None, None, None, None)
-    kind = module and kind_of_classifier(module)
+    if not uses:
+        return End(penultimate=RETURNED)
+    node, name, module, scores = uses[-1]
+    kind = kind_of_classifier(module)
     if kind is None or not isinstance(scores, torch.Tensor):
         return End(penultimate=RETURNED)
     if not any(_is_vector(value.shape[1:]) for value in (scores, returned)):

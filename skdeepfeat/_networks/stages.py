@@ -62,14 +62,16 @@ def fits(layer: Layer, channels: int | None) -> bool:
     return bool(places) and channels in (None, layer.features)
 
 
-def other_tokens(net: nn.Module) -> int:
-    """Number of tokens that belong to no place of the image, such as a class token."""
-    return max((_other_tokens(module) for module in net.modules()), default=0)
+def other_tokens(net: nn.Module) -> int | None:
+    """Number of tokens that belong to no place of the image, such as a class token, as
+    a network states it; None if it does not."""
+    stated = [n for n in map(_other_tokens, net.modules()) if n is not None]
+    return max(stated, default=None)
 
 
-def _other_tokens(module: nn.Module) -> int:
+def _other_tokens(module: nn.Module) -> int | None:
     stated = getattr(module, "num_prefix_tokens", None)
     if isinstance(stated, int):
         return stated
     tokens = (getattr(module, name, None) for name in ("class_token", "cls_token"))
-    return int(any(token is not None for token in tokens))
+    return 1 if any(token is not None for token in tokens) else None

@@ -290,6 +290,18 @@ def reads_shape(node: fx.Node) -> bool:
     return bool(made_of) and all(map(reads_shape, made_of))
 
 
+def steps_below(node: fx.Node) -> set[fx.Node]:
+    """The steps that a step is computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting += step.all_input_nodes
+    return found
+
+
 def _returned_in(node: fx.Node) -> list[fx.Node]:
     """The different values in what a step collects, such as a named tuple."""
     found = []
