@@ -8,7 +8,8 @@ from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
 from .averages import with_averages
 from .head import end_of
-from .stages import fits, stages_of
+from .intermediates import intermediate_stages
+from .stages import Stage, fits, stages_of
 from .structure import Structure, representative_node, steps_below, structure_of
 from .token_joins import other_tokens_at
 
@@ -56,8 +57,16 @@ def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
 
 
 def _find_stages(structure: Structure) -> dict[str, Layer]:
-    """The stages that a network describes itself, by alias; none if they do not fit."""
-    stages = stages_of(structure.skeleton)
+    """The stages that a network describes itself, by alias; none if they do not fit.
+
+    They are the modules that it names, or else the intermediates that it returns.
+    """
+    named = _fitting(structure, stages_of(structure.skeleton))
+    return named or _fitting(structure, intermediate_stages(structure))
+
+
+def _fitting(structure: Structure, stages: dict[str, Stage]) -> dict[str, Layer]:
+    """The layers of stages, as far as they are what the network says of them."""
     channels = {alias: stage.channels for alias, stage in stages.items()}
     full = {alias: structure.canonical(stage.node) for alias, stage in stages.items()}
     named = {a: structure.where_computed(node) for a, node in full.items() if node}

@@ -25,13 +25,18 @@ class Stage:
     channels: int | None
 
 
-def stages_of(net: nn.Module) -> dict[str, Stage]:
-    """The stages in order of depth, by alias; empty if the network describes none."""
+def stage_info(net: nn.Module) -> list[Stage]:
+    """What a network says of its stages, in order."""
     info = getattr(net, "feature_info", None) or ()
-    stages = [
+    return [
         Stage(about["module"], about["num_chs"])
         for about in getattr(info, "info", info)
     ]
+
+
+def stages_of(net: nn.Module) -> dict[str, Stage]:
+    """The stages in order of depth, by alias; empty if the network describes none."""
+    stages = stage_info(net)
     if len({stage.node for stage in stages}) < max(2, len(stages)):
         return {}
     stem, blocks = stem_and_blocks(stages)
