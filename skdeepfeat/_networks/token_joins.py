@@ -14,6 +14,7 @@ from .structure import Structure, steps_below
 from .tracer import ENDS
 
 JOINS = {"cat", "concat", "concatenate"}
+LENGTHENS = JOINS | {"hstack", "vstack", "stack", "columnstack", "pad", "setitem"}
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,46 @@ def other_tokens_at(structure: Structure, node: str, n: int) -> int | None:
     None if that is not clear. Images are square, so that the number of places is a
     square, also where a network lacks the others that it states.
     """
-    joins = [join for join in _joins_below(structure, node) if join.total == n]
+    below = _steps_to(structure, node)
+    joins = {structure.step(name): join for name, join in _joins(structure).items()}
+    same = [join for step, join in joins.items() if step in below and join.total == n]
+    if same:
+        return same[-1].others
     stated = other_tokens(structure.skeleton)
-    if joins:
-        return joins[-1].others
     if stated and stated < n and (_is_square(n - stated) or not _is_square(n)):
         return stated
-    return 0 if _is_square(n) or stated == 0 else None
+    clear = _is_square(n) or stated == 0 or (below and not _may_join(structure, below))
+    return 0 if clear else None
+
+
+def _steps_to(structure: Structure, node: str) -> set[fx.Node]:
+    """The steps that a node is computed from, and its own; none without a graph."""
+    if not structure.traceable:
+        return set()
+    step = structure.step(node)
+    return {step, *steps_below(step)}
+
+
+def _may_join(structure: Structure, steps: set[fx.Node]) -> bool:
+    """Whether one of these steps makes rows longer."""
+    longer = [n for n in steps if n.op not in ENDS and structure.kind(n) in LENGTHENS]
+    found = structure.shapes(tuple(map(structure.name_of, longer))) if longer else {}
+    return any(len(shape) == 2 for shape in found.values())
 
 
 def _is_square(n: int) -> bool:
     return math.isqrt(n) ** 2 == n
 
 
-def _joins_below(structure: Structure, node: str) -> list[Join]:
-    """The joins that the value of a node is computed from, in order."""
+def _joins(structure: Structure) -> dict[str, Join]:
+    """The steps of a graph that join tokens, by name, in order."""
     if not structure.traceable:
-        return []
+        return {}
     name = ("joins", structure.image_size)
-    joins = structure.backbone.memo.get(name, lambda: _joins_of(structure))
-    step = structure.step(node)
-    below = {step, *steps_below(step)}
-    return [join for name, join in joins.items() if structure.step(name) in below]
+    return structure.backbone.memo.get(name, lambda: _joins_of(structure))
 
 
 def _joins_of(structure: Structure) -> dict[str, Join]:
-    """The steps of a graph that join tokens, by name, in order."""
     assert structure.graph is not None
     parts = {n: found for n in structure.graph.nodes if (found := _joined(n))}
     names = {p: structure.name_of(p) for both in parts.values() for p in both}
