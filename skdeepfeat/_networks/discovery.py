@@ -130,9 +130,9 @@ def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
         raise ValueError(
             f"Layer {node!r} of backbone {backbone.name!r} gives {shape[0]} tokens for "
             "each image, and it is not clear which of them belong to no place in the "
-            "image, as a class token does. Choose another node, or set the attribute "
-            "'num_prefix_tokens' of the network to the number of such tokens, which "
-            "are in front of the others, before Backbone.from_module."
+            "image, as a class token does. Choose another node, or, if they are in "
+            "front of the others, set the attribute 'num_prefix_tokens' of the network "
+            "to their number before you call Backbone.from_module."
         )
     if not found:
         raise ValueError(

@@ -283,11 +283,8 @@ ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are no values
 
 
 def reads_shape(node: fx.Node) -> bool:
-    """Whether a step returns sizes of a tensor, or numbers computed from them."""
-    if node.target in SHAPES or (node.target is getattr and node.args[1] in ABOUT):
-        return True
-    made_of = node.all_input_nodes
-    return bool(made_of) and all(map(reads_shape, made_of))
+    """Whether a step reads the shape or the kind of a tensor, not its values."""
+    return node.target in SHAPES or (node.target is getattr and node.args[1] in ABOUT)
 
 
 def steps_below(node: fx.Node) -> set[fx.Node]:

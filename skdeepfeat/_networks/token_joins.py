@@ -4,6 +4,7 @@ A graph shows where the others are joined to those of places.
 """
 
 import math
+import operator
 from dataclasses import dataclass
 
 from torch import fx
@@ -41,14 +42,20 @@ def other_tokens_at(structure: Structure, node: str, n: int) -> int | None:
     """
     below = _steps_to(structure, node)
     joins = {structure.step(name): join for name, join in _joins(structure).items()}
-    same = [join for step, join in joins.items() if step in below and join.total == n]
-    if same:
-        return same[-1].others
+    if same := _nearest(joins, below, n):  # if that is not clear, only the user knows
+        stated = getattr(structure.skeleton, "num_prefix_tokens", None)
+        return stated if same.others is None else same.others
     stated = other_tokens(structure.skeleton)
     if stated and stated < n and (_is_square(n - stated) or not _is_square(n)):
         return stated
     clear = _is_square(n) or stated == 0 or (below and not _may_join(structure, below))
     return 0 if clear else None
+
+
+def _nearest(joins: dict[fx.Node, Join], below: set[fx.Node], n: int) -> Join | None:
+    """The last one of these joins, among some steps, that gives n tokens."""
+    same = [join for step, join in joins.items() if step in below and join.total == n]
+    return same[-1] if same else None
 
 
 def _steps_to(structure: Structure, node: str) -> set[fx.Node]:
@@ -80,17 +87,81 @@ def _joins(structure: Structure) -> dict[str, Join]:
 
 def _joins_of(structure: Structure) -> dict[str, Join]:
     assert structure.graph is not None
-    parts = {n: found for n in structure.graph.nodes if (found := _joined(n))}
-    names = {p: structure.name_of(p) for both in parts.values() for p in both}
-    shapes = structure.shapes(tuple(names.values())) if names else {}
-    lengths = {part: shapes.get(name, ())[:-1] for part, name in names.items()}
-    return {
-        structure.name_of(node): _join_of(
-            [(part in structure.from_image, *lengths[part]) for part in both]
-        )
-        for node, both in parts.items()
-        if all(len(lengths[part]) == 1 for part in both)
+    joined = {n: both for n in structure.graph.nodes if (both := _joined(n))}
+    names = {
+        part: structure.name_of(part) for parts in joined.values() for part in parts
     }
+    shapes = structure.shapes(tuple(names.values())) if names else {}
+    lengths = {part: shapes[name] for part, name in names.items() if name in shapes}
+    joins: dict[fx.Node, Join] = {}
+    for node, parts in joined.items():
+        if all(len(lengths.get(part, ())) == 2 for part in parts):
+            found = [_part_of(structure, p, lengths[p][0], joins) for p in parts]
+            joins[node] = Join(sum(part.n for part in found), _others_in(found))
+    return {structure.name_of(node): join for node, join in joins.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a join.
+
+    Parameters
+    ----------
+    n : int
+        Number of tokens.
+    others : int or None
+        How many of those in front belong to no place; None if that is not clear.
+    """
+
+    n: int
+    others: int | None
+
+
+def _part_of(structure: Structure, node: fx.Node, n: int, joins: dict) -> Part:
+    """What a step gives to a join, with the earlier joins."""
+    if node not in structure.from_image:
+        return Part(n, n)
+    cut = _cut_from(node)
+    source = cut and _nearest_total(joins, {cut, *steps_below(cut)})
+    if source and source.others is not None and n <= source.others:
+        return Part(n, n)
+    inner = _nearest(joins, {node, *steps_below(node)}, n)
+    return Part(n, inner.others if inner else 0)
+
+
+def _nearest_total(joins: dict[fx.Node, Join], below: set[fx.Node]) -> Join | None:
+    """The last one of these joins among some steps."""
+    found = [join for step, join in joins.items() if step in below]
+    return found[-1] if found else None
+
+
+def _cut_from(node: fx.Node) -> fx.Node | None:
+    """The tokens of which a step takes those in front, if that is what it does."""
+    index = node.args[1] if node.target is operator.getitem else None
+    if not isinstance(index, tuple) or len(index) < 2:
+        return None
+    source, (rows, taken) = node.args[0], index[:2]
+    front = isinstance(taken, slice) and taken.start in (None, 0) and taken.stop
+    if not isinstance(source, fx.Node) or not front or rows != slice(None):
+        return None
+    return source
+
+
+def _others_in(parts: list[Part]) -> int | None:
+    """How many tokens in front of joined parts belong to no place.
+
+    A single token next to more is that of no place. Other parts have to be alike.
+    """
+    longest = max(part.n for part in parts)
+    apart = [part.n == part.others or part.n == 1 < longest for part in parts]
+    if False not in apart:
+        return None
+    first = apart.index(False)
+    front, (placed, *rest) = parts[:first], parts[first:]
+    if placed.others is None or any(part != Part(placed.n, 0) for part in rest):
+        return None
+    others = sum(part.n for part in front) + placed.others
+    return others if others <= MOST_OTHERS and not (rest and placed.others) else None
 
 
 def _joined(node: fx.Node) -> list[fx.Node]:
@@ -102,16 +173,3 @@ def _joined(node: fx.Node) -> list[fx.Node]:
         return []
     nodes = [part for part in parts if isinstance(part, fx.Node)]
     return [] if any(part.op in ENDS for part in nodes) else nodes
-
-
-def _join_of(parts: list[tuple[bool, int]]) -> Join:
-    """The join of parts of which is known whether they come from the image, and their
-    length: a single token next to more is that of no place."""
-    total, longest = sum(n for _, n in parts), max(n for _, n in parts)
-    placed = [from_image and (n > 1 or longest == 1) for from_image, n in parts]
-    if True not in placed:
-        return Join(total, None)
-    first = placed.index(True)
-    leading = sum(n for _, n in parts[:first])
-    clear = all(placed[first:]) and leading <= MOST_OTHERS
-    return Join(total, leading if clear else None)
