@@ -7,7 +7,8 @@ from .._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
 from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
 from .averages import with_averages
-from .head import end_of
+from .head import End, children_in_features, end_of
+from .hooks import CLASSIFIED
 from .intermediates import intermediate_stages
 from .stages import Stage, fits, stages_of
 from .structure import Structure, representative_node, steps_below, structure_of
@@ -48,8 +49,9 @@ def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """Its stages, or else its top-level children in the order of use; then the input of
     its classifier and the classes, or what it returns if it has no classifier."""
     structure = structure_of(backbone, backbone.input.image_size)
-    found = _find_stages(structure) or _layers(structure, _children(structure))
-    found |= _layers(structure, _ends(structure))
+    end = end_of(structure)
+    found = _find_stages(structure) or _layers(structure, _children(structure, end))
+    found |= _layers(structure, _ends(structure, end))
     layers = tuple(replace(layer, index=i) for i, layer in enumerate(found.values()))
     if not structure.traceable:
         return layers
@@ -75,12 +77,18 @@ def _fitting(structure: Structure, stages: dict[str, Stage]) -> dict[str, Layer]
     return good if len(good) > 1 else {}
 
 
-def _children(structure: Structure) -> dict[str, str]:
-    """Its top-level children in the order of use, by alias."""
+def _children(structure: Structure, end: End) -> dict[str, str]:
+    """Its top-level children in the order of use, by alias.
+
+    Where a network says what enters its classifier, no later one.
+    """
     children = [name for name, _ in structure.skeleton.named_children()]
     used = _in_order_of_use(structure, children)
-    if structure.classified is not None:  # it says what belongs to its head
+    if structure.classified is not None:
         used = [name for name in used if _is_before_head(structure, name)]
+    elif end.penultimate == CLASSIFIED:
+        before = children_in_features(structure.real_network(), structure.image_size)
+        used = [name for name in used if name in before]
     return {f"block{i}": name for i, name in enumerate(used, 1)}
 
 
@@ -91,9 +99,8 @@ def _is_before_head(structure: Structure, name: str) -> bool:
     return structure.step(node) in steps_below(classified)
 
 
-def _ends(structure: Structure) -> dict[str, str]:
+def _ends(structure: Structure, end: End) -> dict[str, str]:
     """The input of its classifier and the classes, as far as there are any."""
-    end = end_of(structure)
     named = {
         "penultimate": structure.backbone.penultimate or end.penultimate,
         "logits": end.logits,
@@ -106,7 +113,8 @@ def check_alias(backbone: Backbone, alias: str, image_size: int) -> None:
     if backbone.layers is not None:
         return
     structure = structure_of(backbone, image_size)
-    node = (_children(structure) | _ends(structure)).get(alias)
+    end = end_of(structure)
+    node = (_children(structure, end) | _ends(structure, end)).get(alias)
     if full := node and structure.canonical(node):
         find_node(backbone, full, image_size)
 

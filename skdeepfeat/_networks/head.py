@@ -183,8 +183,7 @@ def _only_input(structure: Structure, node: fx.Node) -> fx.Node | None:
 
 def _end_when_run(structure: Structure) -> End:
     """The same for a network that fx cannot trace: found by running it."""
-    size, network = structure.image_size, structure.real_network()
-    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    network, x = structure.real_network(), _noise(structure.image_size)
     with torch.no_grad():
         returned = only_tensor(network(x))
         if can_stop_early(network):
@@ -195,6 +194,21 @@ def _end_when_run(structure: Structure) -> End:
     if not isinstance(returned, torch.Tensor):
         return End()
     return _end_after(_run_with_weights(network, x), returned)
+
+
+def _noise(size: int) -> torch.Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def children_in_features(network: Any, image_size: int) -> set[str]:
+    """Names of the top-level children that a network runs before its head."""
+    seen: set[str] = set()
+    for name, module in network.named_modules():
+        child = name.partition(".")[0]
+        module.register_forward_pre_hook(lambda *call, child=child: seen.add(child))
+    with torch.no_grad():
+        network.forward_features(_noise(image_size))
+    return seen
 
 
 def _end_after(uses: list, returned: torch.Tensor) -> End:
