@@ -7,7 +7,9 @@ from .._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
 from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
 from .averages import with_averages
-from .head import End, children_in_features, end_of
+from .end import End
+from .end_when_run import children_in_features
+from .head import end_of
 from .hooks import CLASSIFIED
 from .intermediates import intermediate_stages
 from .stages import Stage, fits, stages_of

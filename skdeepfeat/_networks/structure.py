@@ -325,6 +325,11 @@ def kind_of_classifier(module: nn.Module) -> str | None:
     return "convolution" if pointwise else None
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module mixes all channels of maps, at more than one place."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):
     """A callable (n, 3, h, w) → {node: tensor} that runs `network` no further than
     the last of `nodes`."""

@@ -117,6 +117,18 @@ def test_a_parameter_may_scale_the_scores(X):
     assert_reads(Tempered(), X)
 
 
+class Trunk(Net):
+    """Ends with maps that are averaged."""
+
+    def forward(self, x):
+        return self.features(x)
+
+
+def test_averaged_maps_are_features(X):
+    for traceable in (True, False):
+        assert_reads(Trunk(traceable=traceable), X)
+
+
 FEATURES = {
     "normalised": F.normalize,
     "activated": torch.tanh,
@@ -139,8 +151,8 @@ def test_what_is_no_score_is_returned_without_a_graph(finish, X):
 class Product(Net):
     """Its scores come from a parameter, in no linear layer."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, traceable=True):
+        super().__init__(traceable=traceable)
         self.weight = nn.Parameter(torch.randn(6, 4))
         self.bias = nn.Parameter(torch.randn(4))
 
@@ -161,10 +173,25 @@ class AtEachPlace(Net):
         return self.fc(self.conv(x).flatten(2).transpose(1, 2))[:, 0]
 
 
+class Filters(Net):
+    """Scores of filters as large as the maps."""
+
+    def __init__(self, traceable=True):
+        super().__init__(traceable=traceable)
+        self.fc = nn.Conv2d(6, 4, SIDE - 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(x if self.traceable or x.sum() > -1e9 else -x).flatten(1)
+
+
 UNCLEAR = {
     "product": Product,
     "cosine": Cosine,
     "one place": AtEachPlace,
+    "filters": Filters,
+    "untraced product": lambda: Product(traceable=False),
+    "untraced filters": lambda: Filters(traceable=False),
     "untraced and scaled": lambda: Net(5, lambda x: x / 0.07, traceable=False),
 }
 

@@ -60,7 +60,11 @@ JOINED_IN_FRONT = {
     "four": ("registers", 4, None),
     "nine": ("registers", 9, None),  # 16 + 9 is a square
     "axis by name": ("token", 1, lambda own, x: torch.cat(tensors=[own, x], dim=-2)),
-    "average": ("unused", 1, lambda _, x: torch.cat([x.mean(1, keepdim=True), x], 1)),
+    "average": (
+        "unused",
+        1,
+        lambda _, x: torch.cat([2 * x.mean(1, keepdim=True), x], 1),
+    ),
     "twice": ("token", 1, lambda own, x: torch.cat([own, torch.cat([own, x], 1)], 1)),
 }
 
