@@ -142,8 +142,8 @@ def _unclear(node: str) -> str:
     if node != "penultimate":
         return ""
     return (
-        " It does not end with one classifier. Name the layer that is meant with "
-        "Backbone.from_module(..., penultimate=...)."
+        " It does not clearly end with one classifier. Name the layer that is meant "
+        "with Backbone.from_module(..., penultimate=...)."
     )
 
 
