@@ -120,7 +120,7 @@ def _is_one_of(values: list[torch.Tensor], expected: torch.Tensor) -> bool:
 
 def _run_with_weights(network: nn.Module, x) -> list[Use]:
     """The uses of modules with weights of their own in which no other such module runs,
-    in order."""
+    in order; the network keeps the hooks."""
     seen: list[Use] = []
     begun: list[int] = []
     uses: Counter[str] = Counter()
@@ -134,19 +134,14 @@ def _run_with_weights(network: nn.Module, x) -> list[Use]:
             node = name_of_use(name, uses[name] - 1)
             seen.append(Use(node, name, module, _copy(output)))
 
-    hooks = []
     for name, module in network.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
-            hooks.append(module.register_forward_pre_hook(begin))
-            hooks.append(
-                module.register_forward_hook(
-                    lambda m, args, out, name=name: end(name, m, out)
-                )
+            module.register_forward_pre_hook(begin)
+            module.register_forward_hook(
+                lambda m, args, out, name=name: end(name, m, out)
             )
     with torch.no_grad():
         network(x)
-    for hook in hooks:
-        hook.remove()
     return seen
 
 

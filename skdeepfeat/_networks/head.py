@@ -133,15 +133,18 @@ def _kind_of_scores(structure: Structure, node: fx.Node) -> str | None:
 
 def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
     """The possible classifiers whose scores reach a step, none from another one's."""
-    found, waiting = [], [node]
+    found, seen, waiting = [], set(), [node]
     while waiting:
         step = waiting.pop()
+        if step in seen:
+            continue
+        seen.add(step)
         if structure.classifier_kind(step):
             found.append(step)
         elif step.op not in ENDS and not _mixes_with_weights(structure, step):
             waiting += [n for n in step.all_input_nodes if n in structure.from_image]
     below = {n for step in found for n in steps_below(step)}
-    return [step for step in dict.fromkeys(found) if step not in below]
+    return [step for step in found if step not in below]
 
 
 def _mixes_with_weights(structure: Structure, node: fx.Node) -> bool:
