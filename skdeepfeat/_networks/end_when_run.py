@@ -101,11 +101,12 @@ def _may_multiply(network: nn.Module, value, returned: torch.Tensor) -> bool:
     """Whether a matrix, in a module around others, may turn a value into the result."""
     around = [module for module in network.modules() if [*module.children()]]
     weights = [p for module in around for p in module.parameters(recurse=False)]
-    shape, width = _shape(value) or (), returned.shape[-1]
-    return returned.ndim == 2 and any(
+    widths = returned.shape[1:] if returned.ndim == 2 else ()
+    return any(
         sorted(matrix.shape) == sorted((size, width))
         for matrix in weights
-        for size in shape[1:]
+        for size in (_shape(value) or ())[1:]
+        for width in widths
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,6 +201,32 @@ UNCLEAR = {
 def test_what_may_be_scores_has_to_be_named(make, X):
     with pytest.raises(ValueError, match=r"Backbone.from_module\(..., penultimate="):
         rows(make(), X)
+
+
+OTHER = {
+    "object": lambda x: SimpleNamespace(scores=x),
+    "two": lambda x: Output(x, x.exp()),
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+@pytest.mark.parametrize("finish", OTHER.values(), ids=OTHER)
+def test_networks_may_return_anything(finish, traceable, X):
+    net = Net(5, finish, traceable)
+    with pytest.raises(ValueError, match=r"Backbone.from_module\(..., penultimate="):
+        rows(net, X)
+    assert rows(net, X, "block1").shape == (3, 6)
+    named = Backbone.from_module(net, image_size=SIDE, penultimate="fc.input")
+    assert PretrainedCNNFeatures(named).fit_transform(X).shape == (3, 6)
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_number_is_no_feature(traceable, X):
+    net = Net(5, torch.sum, traceable)
+    with pytest.raises(ValueError, match="Choose another node|penultimate="):
+        rows(net, X)
+    assert rows(net, X, "block1").shape == (3, 6)
 
 
 class Container(nn.Module):
