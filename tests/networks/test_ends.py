@@ -224,7 +224,7 @@ def test_networks_may_return_anything(finish, traceable, X):
 @pytest.mark.parametrize("traceable", [True, False])
 def test_a_number_is_no_feature(traceable, X):
     net = Net(5, torch.sum, traceable)
-    with pytest.raises(ValueError, match="Choose another node|penultimate="):
+    with pytest.raises(ValueError, match=r"Choose another node|penultimate="):
         rows(net, X)
     assert rows(net, X, "block1").shape == (3, 6)
 
