@@ -133,6 +133,12 @@ def test_list_layers_is_a_list_of_records_that_prints_their_fields():
     assert rows["penultimate"].split()[1:] == ["flatten", "2048", "2,048", "99.95%"]
 
 
+@pytest.mark.parametrize("prefix", [None, 5, ["resnet"]])
+def test_a_prefix_is_a_string(prefix):
+    with pytest.raises(ValueError, match="'prefix' parameter of list_backbones must"):
+        list_backbones(prefix)
+
+
 def test_list_backbones_is_a_list_of_names_that_prints_their_parameters():
     names = list_backbones()
     assert names == sorted(names)

@@ -8,6 +8,7 @@ the aliases of a new architecture to `FAMILIES`.
 """
 
 import json
+import math
 import re
 import warnings
 from itertools import pairwise
@@ -21,11 +22,11 @@ from torchvision.models.feature_extraction import (
     get_graph_node_names,
 )
 
-from skdeepfeat._backbones.layouts import ENLARGED, stride_of
+from skdeepfeat._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
 from skdeepfeat._backbones.records import Layer
 from skdeepfeat._networks.averages import with_averages
 from skdeepfeat._networks.building import SkipInitialisation
-from skdeepfeat._networks.discovery import layout_of
+from skdeepfeat._networks.discovery import layout_of_maps
 from skdeepfeat._networks.structure import representative_node
 from skdeepfeat._networks.tracer import trace
 
@@ -294,6 +295,15 @@ def describe_layers(net, family, size):
         stride = stride_of(layout, shape, larger_shape, size)
         rows.append([alias, node, layout, shape, stride, round(cost / total, 4)])
     return rows
+
+
+def layout_of(shape, larger, has_class):
+    """How the output of a node is laid out; the maps of square images are square."""
+    if len(shape) == 3:
+        return layout_of_maps(shape, larger)
+    is_square = math.isqrt(shape[0]) ** 2 == shape[0]
+    others = int(has_class and not is_square)
+    return "vector" if len(shape) == 1 else layout_of_tokens(others)
 
 
 def describe_averages(net, rows):

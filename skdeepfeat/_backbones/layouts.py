@@ -48,20 +48,9 @@ LAYOUTS = {
 }
 
 
-def layout_of_tokens(n: int, others: int) -> str:
-    """The layout of n tokens, of a network that adds `others` to those of the image.
-
-    Images are square, so that the number of places is a square, also in the steps of
-    the network that lack the others.
-    """
-    left = n - others
-    if left < 1 or not (_is_square(left) or not _is_square(n)):
-        others = 0
+def layout_of_tokens(others: int) -> str:
+    """The layout of tokens, of which those in front belong to no place in the image."""
     return {0: "tokens", 1: "cls+tokens"}.get(others, f"{others}+tokens")
-
-
-def _is_square(n: int) -> bool:
-    return math.isqrt(n) ** 2 == n
 
 
 def stride_of(layout: str, shape, larger, image_size: int) -> int | None:

@@ -46,6 +46,11 @@ def list_backbones(prefix="", *, kind="image"):
     backbone   parameters  features  licence
     wordllama   8,192,000       256  mit
     """
+    if not isinstance(prefix, str):
+        raise ValueError(
+            "The 'prefix' parameter of list_backbones must be a str, such as 'resnet' "
+            f"or '' for all names. Got {prefix!r} instead."
+        )
     return LISTED[check_kind(kind, "list_backbones")](prefix)
 
 

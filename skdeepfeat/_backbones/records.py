@@ -416,7 +416,11 @@ class Backbone:
         ----------
         net : torch.nn.Module
             The network, which takes a batch of shape (n, 3, image_size, image_size). It
-            is copied, so later changes to `net` do not affect the backbone.
+            is copied, so later changes to `net` do not affect the backbone. Tokens that
+            belong to no place in the image, such as a class token, are left out when
+            others are pooled. They are found where the network joins them to the
+            others. If that is not clear, set its attribute ``num_prefix_tokens`` to the
+            number of such tokens, which are in front of the others.
         image_size : int
             Side of the network's input in pixels. Images are resized to a square of
             this side, without crop and without keeping their aspect ratio.
@@ -428,9 +432,10 @@ class Backbone:
         head : str or None, default=None
             Name of the module that computes the class scores. The layer "penultimate"
             is the input of this module. None looks for a linear layer or 1 × 1
-            convolution at the end of the network, followed only by steps without
-            weights, such as softmax or flatten. If there is none, "penultimate" is the
-            output of the network. Networks of timm, and others with a method
+            convolution at the end of the network, followed only by steps that do not
+            mix its scores, such as softmax, flatten or a scale. If there is none,
+            "penultimate" is the output of the network. Networks of timm, and others
+            with a method
             ``forward_head(features, pre_logits=True)``, say it themselves.
         version : str or None, default=None
             Version of the network's code. Set it to store features in a folder if the

@@ -6,6 +6,7 @@ run on the same two images, and their outputs decide, not a list of possible cau
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 
 import torch
 from torch import nn
@@ -73,9 +74,17 @@ def tensors_of(value) -> list[torch.Tensor]:
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
+    elif is_dataclass(value):
+        value = [getattr(value, field.name, None) for field in fields(value)]
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in tensors_of(item)]
     return []
+
+
+def only_tensor(value):
+    """The only tensor in a value, or the value itself."""
+    found = tensors_of(value)
+    return found[0] if len(found) == 1 else value
 
 
 def copied(value) -> list[torch.Tensor]:

@@ -7,22 +7,33 @@ from .._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
 from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
 from .averages import with_averages
+from .end import End
+from .end_when_run import children_in_features
 from .head import end_of
-from .stages import fits, other_tokens, stages_of
-from .structure import Structure, representative_node, structure_of
+from .hooks import CLASSIFIED
+from .intermediates import intermediate_stages
+from .stages import Stage, fits, stages_of
+from .structure import Structure, representative_node, steps_below, structure_of
+from .token_joins import other_tokens_at
 
 
-def layout_of(shape: tuple, larger: tuple | None, others: int, channels=None) -> str:
-    """How the output of a node is laid out, without the batch axis.
-
-    `larger` is its shape for a larger image: it has more places, but as many channels.
-    `others` is the number of tokens that belong to no place of the image. The maps of
-    square images are square, which decides where `channels` is not known.
-    """
+def _layout_at(structure: Structure, node: str, shape, larger, channels) -> str | None:
+    """How the output of a node is laid out; None if that is not clear."""
     if len(shape) == 1:
         return "vector"
-    if len(shape) == 2:
-        return layout_of_tokens(shape[0], others)
+    if len(shape) == 3:
+        return layout_of_maps(shape, larger, channels)
+    others = other_tokens_at(structure, node, shape[0])
+    return None if others is None else layout_of_tokens(others)
+
+
+def layout_of_maps(shape: tuple, larger: tuple | None, channels=None) -> str:
+    """How maps are laid out, without the batch axis.
+
+    `larger` is their shape for a larger image: they have more places, but as many
+    channels. The maps of square images are square, which decides where `channels` is
+    not known.
+    """
     first, second, last = shape
     if channels is not None and first != last:
         return "hwc" if last == channels else "chw"
@@ -40,13 +51,9 @@ def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """Its stages, or else its top-level children in the order of use; then the input of
     its classifier and the classes, or what it returns if it has no classifier."""
     structure = structure_of(backbone, backbone.input.image_size)
-    found = _find_stages(structure) or _find_children(structure)
     end = end_of(structure)
-    named = {
-        "penultimate": backbone.penultimate or end.penultimate,
-        "logits": end.logits,
-    }
-    found |= _layers(structure, {alias: node for alias, node in named.items() if node})
+    found = _find_stages(structure) or _layers(structure, _children(structure, end))
+    found |= _layers(structure, _ends(structure, end))
     layers = tuple(replace(layer, index=i) for i, layer in enumerate(found.values()))
     if not structure.traceable:
         return layers
@@ -54,8 +61,16 @@ def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:
 
 
 def _find_stages(structure: Structure) -> dict[str, Layer]:
-    """The stages that a network describes itself, by alias; none if they do not fit."""
-    stages = stages_of(structure.skeleton)
+    """The stages that a network describes itself, by alias; none if they do not fit.
+
+    They are the modules that it names, or else the intermediates that it returns.
+    """
+    named = _fitting(structure, stages_of(structure.skeleton))
+    return named or _fitting(structure, intermediate_stages(structure))
+
+
+def _fitting(structure: Structure, stages: dict[str, Stage]) -> dict[str, Layer]:
+    """The layers of stages, as far as they are what the network says of them."""
     channels = {alias: stage.channels for alias, stage in stages.items()}
     full = {alias: structure.canonical(stage.node) for alias, stage in stages.items()}
     named = {a: structure.where_computed(node) for a, node in full.items() if node}
@@ -64,11 +79,46 @@ def _find_stages(structure: Structure) -> dict[str, Layer]:
     return good if len(good) > 1 else {}
 
 
-def _find_children(structure: Structure) -> dict[str, Layer]:
-    """Its top-level children in the order of use, by alias."""
+def _children(structure: Structure, end: End) -> dict[str, str]:
+    """Its top-level children in the order of use, by alias.
+
+    Where a network says what enters its classifier, no later one.
+    """
     children = [name for name, _ in structure.skeleton.named_children()]
-    used = enumerate(_in_order_of_use(structure, children), 1)
-    return _layers(structure, {f"block{i}": name for i, name in used})
+    used = _in_order_of_use(structure, children)
+    if structure.classified is not None:
+        used = [name for name in used if _is_before_head(structure, name)]
+    elif end.penultimate == CLASSIFIED:
+        before = children_in_features(structure.real_network(), structure.image_size)
+        used = [name for name in used if name in before]
+    return {f"block{i}": name for i, name in enumerate(used, 1)}
+
+
+def _is_before_head(structure: Structure, name: str) -> bool:
+    """Whether a module is computed before what enters the classifier."""
+    node, classified = structure.canonical(name), structure.classified
+    assert node is not None and classified is not None
+    return structure.step(node) in steps_below(classified)
+
+
+def _ends(structure: Structure, end: End) -> dict[str, str]:
+    """The input of its classifier and the classes, as far as there are any."""
+    named = {
+        "penultimate": structure.backbone.penultimate or end.penultimate,
+        "logits": end.logits,
+    }
+    return {alias: node for alias, node in named.items() if node}
+
+
+def check_alias(backbone: Backbone, alias: str, image_size: int) -> None:
+    """Raise an error for an alias of what cannot be read as features, as for a node."""
+    if backbone.layers is not None:
+        return
+    structure = structure_of(backbone, image_size)
+    end = end_of(structure)
+    node = (_children(structure, end) | _ends(structure, end)).get(alias)
+    if full := node and structure.canonical(node):
+        find_node(backbone, full, image_size)
 
 
 def check_node(backbone: Backbone, node: str) -> None:
@@ -83,7 +133,17 @@ def check_node(backbone: Backbone, node: str) -> None:
 
 def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The layer of any node of the traced network, by its full name."""
-    found = _layers(structure_of(backbone, image_size), {None: node})
+    structure = structure_of(backbone, image_size)
+    found = _layers(structure, {None: node})
+    shape = () if found else structure.shapes((node,)).get(node, ())
+    if len(shape) == 2:
+        raise ValueError(
+            f"Layer {node!r} of backbone {backbone.name!r} gives {shape[0]} tokens for "
+            "each image, and it is not clear which of them belong to no place in the "
+            "image, as a class token does. Choose another node, or, if they are in "
+            "front of the others, set the attribute 'num_prefix_tokens' of the network "
+            "to their number before you call Backbone.from_module."
+        )
     if not found:
         raise ValueError(
             f"Layer {node!r} of backbone {backbone.name!r} does not give one vector, "
@@ -103,11 +163,13 @@ def _layers(structure: Structure, named: dict, channels=None) -> dict[Any, Layer
     shapes = structure.shapes(tuple(dict.fromkeys(filter(None, full.values()))))
     nodes = {a: n for a, n in full.items() if n in shapes and len(shapes[n]) <= 3}
     maps = tuple(node for node in shapes if len(shapes[node]) == 3)
-    larger, others = _larger_shapes(structure, maps), other_tokens(structure.skeleton)
+    larger = _larger_shapes(structure, maps)
     found = {}
     for alias, node in nodes.items():
         shape, known = shapes[node], (channels or {}).get(alias)
-        layout = layout_of(shape, larger.get(node), others, known)
+        layout = _layout_at(structure, node, shape, larger.get(node), known)
+        if layout is None:
+            continue
         stride = stride_of(layout, shape, larger.get(node), structure.image_size)
         found[alias] = Layer.from_shape(alias, node, None, layout, shape, stride)
     return found

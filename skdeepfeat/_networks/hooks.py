@@ -1,17 +1,35 @@
 """Reads activations with hooks, for networks that torch.fx cannot trace."""
 
 import copy
+import re
+from collections import Counter
+from collections.abc import Container
 
 import torch
 from torch import nn
 
 from .._processes import Lock
+from .comparison import only_tensor, tensors_of
 from .whole import Whole
 
 INPUT_OF = ".input"
 # What a network that fx cannot trace returns, and what enters its classifier.
 RETURNED, CLASSIFIED = "returned", "enters_classifier"
 ENDS_WHEN_RUN = (CLASSIFIED, RETURNED)
+
+
+def use_named(node: str, modules: Container[str]) -> tuple[str, int] | None:
+    """The module that a node names, and which of its uses: "fc_1" is the second one."""
+    name = node.removesuffix(INPUT_OF)
+    if name in modules:
+        return name, 0
+    found = re.fullmatch(r"(.+)_([1-9][0-9]*)", name)
+    return (found[1], int(found[2])) if found and found[1] in modules else None
+
+
+def name_of_use(name: str, use: int) -> str:
+    """The node of a use of a module, counted from 0."""
+    return f"{name}_{use}" if use else name
 
 
 class HookedNetwork:
@@ -25,8 +43,9 @@ class HookedNetwork:
     ----------
     network : torch.nn.Module
     nodes : tuple of str
-        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``. Or
-        ``"returned"``, what the network returns, and ``"enters_classifier"``.
+        Names of modules; ``"fc.input"`` is what enters the module ``"fc"``, and
+        ``"fc_1"`` is its output when it is used for the second time. Or ``"returned"``,
+        what the network returns, and ``"enters_classifier"``.
     """
 
     class _Done(Exception):
@@ -37,34 +56,44 @@ class HookedNetwork:
         self._lock = Lock()
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
+        self._uses: Counter[str] = Counter()
         modules = dict(self._network.named_modules())
         self._ends = [n for n in ENDS_WHEN_RUN if n not in modules and n in nodes]
         self._whole = Whole(self._network, CLASSIFIED in self._ends)
-        for node in [n for n in nodes if n in modules or n.endswith(INPUT_OF)]:
-            name = node.removesuffix(INPUT_OF)
-            if node.endswith(INPUT_OF):
-                modules[name].register_forward_pre_hook(self._keeper(node))
-            else:
-                modules[name].register_forward_hook(self._keeper(node))
+        for node in nodes:
+            if node not in self._ends and (found := use_named(node, modules)):
+                self._hook(modules[found[0]], node, found[1])
 
-    def _keeper(self, node):
-        def keep(module, args, output=None):
-            """Keep the input or output of a module, the first time it is used."""
-            value = args[0] if output is None else output
-            if isinstance(value, torch.Tensor):  # a later step may work in place
-                self._seen.setdefault(node, value.clone())
-            if self._seen.keys() == self._wanted:
-                raise self._Done
+    def _hook(self, module: nn.Module, node: str, use: int) -> None:
+        """Keep the input or the output of a module in one of its uses."""
 
-        return keep
+        def before(module, args, kwargs):
+            self._keep(node, use, next(iter(tensors_of([args, kwargs])), None))
+
+        def after(module, args, output):
+            self._keep(node, use, output)
+
+        if node.endswith(INPUT_OF):
+            module.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            module.register_forward_hook(after)
+
+    def _keep(self, node: str, use: int, value) -> None:
+        """Keep a value if it is that of the right use; stop with the last one."""
+        if self._uses[node] == use and isinstance(value, torch.Tensor):
+            self._seen[node] = value.clone()  # a later step may work in place
+        self._uses[node] += 1
+        if self._seen.keys() == self._wanted:
+            raise self._Done
 
     def __call__(self, x):
         with self._lock:
             self._seen.clear()
+            self._uses.clear()
             try:
                 returned = self._whole(x.contiguous())
                 values = returned if self._whole.stops_early else (returned, returned)
-                ends = dict(zip(ENDS_WHEN_RUN, values, strict=True))
+                ends = dict(zip(ENDS_WHEN_RUN, map(only_tensor, values), strict=True))
                 self._seen |= {name: ends[name] for name in self._ends}
             except self._Done:
                 pass

@@ -116,12 +116,13 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
 
 def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The record of a node of the traced network, aliased if it has one."""
-    from .discovery import find_node
+    from .discovery import check_alias, find_node
     from .structure import structure_of
 
     structure = structure_of(backbone, image_size)
     full = structure.canonical(node)
     if full is None:
+        check_alias(backbone, node, image_size)
         aliases = [layer.alias for layer in aliased_layers(backbone)]
         named = repr(backbone.name) if is_listed(backbone) else "backbone"
         why = f" (its modules, as torch.fx cannot trace it: {structure.fault})"
@@ -141,8 +142,8 @@ def _unclear(node: str) -> str:
     if node != "penultimate":
         return ""
     return (
-        " It does not end with one classifier. Name the layer that is meant with "
-        "Backbone.from_module(..., penultimate=...)."
+        " It does not clearly end with one classifier. Name the layer that is meant "
+        "with Backbone.from_module(..., penultimate=...)."
     )
 
 

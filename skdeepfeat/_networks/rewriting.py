@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .channels_last import with_channels_last
 from .simplifying import can_simplify, simplified
 from .timm_steps import is_norm_with_activation, pads_by_shape
 from .tracer import calls_its_class
@@ -143,7 +144,7 @@ def _fold(conv, norm) -> nn.Module:
     both = fuse_conv_bn_eval(
         copy.deepcopy(conv).double().eval(), copy.deepcopy(norm).double().eval()
     )
-    both.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+    with_channels_last(both.to(dtype)).requires_grad_(False)
     if isinstance(getattr(norm, "act", nn.Identity()), nn.Identity):
         return both
     return Activated(both, _in_place(norm.act))

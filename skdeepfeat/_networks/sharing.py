@@ -13,6 +13,7 @@ from .._backbones.weights import WeightsSource
 from .._caches import SharedCache
 from .._processes import Lock
 from .building import build_network
+from .channels_last import with_channels_last
 
 MAX_NETWORKS = 8
 GPU_SHARE = 0.25  # of the memory of a GPU that networks may take
@@ -98,7 +99,7 @@ def get_network(source: WeightsSource, key: bytes, device: str, precision: str):
 
     def make():
         module, absent = build_network(source)
-        module.to(memory_format=torch.channels_last)
+        with_channels_last(module)
         dtype = PRECISIONS[precision]
         if dtype is torch.float32:
             return SharedNetwork(module.to(device), absent)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .channels_last import with_channels_last
 from .timm_steps import has_simpler_form, standardises
 from .tracer import calls_its_class
 
@@ -41,7 +42,7 @@ def simplified(module: nn.Module) -> nn.Module:
             return module
     _standardise_once(holder)
     made = holder[0].eval().requires_grad_(False)
-    return made.to(like.dtype).to(memory_format=torch.channels_last)
+    return with_channels_last(made.to(like.dtype))
 
 
 def _standardise_once(module: nn.Module) -> None:

@@ -25,13 +25,18 @@ class Stage:
     channels: int | None
 
 
-def stages_of(net: nn.Module) -> dict[str, Stage]:
-    """The stages in order of depth, by alias; empty if the network describes none."""
+def stage_info(net: nn.Module) -> list[Stage]:
+    """What a network says of its stages, in order."""
     info = getattr(net, "feature_info", None) or ()
-    stages = [
+    return [
         Stage(about["module"], about["num_chs"])
         for about in getattr(info, "info", info)
     ]
+
+
+def stages_of(net: nn.Module) -> dict[str, Stage]:
+    """The stages in order of depth, by alias; empty if the network describes none."""
+    stages = stage_info(net)
     if len({stage.node for stage in stages}) < max(2, len(stages)):
         return {}
     stem, blocks = stem_and_blocks(stages)
@@ -62,14 +67,16 @@ def fits(layer: Layer, channels: int | None) -> bool:
     return bool(places) and channels in (None, layer.features)
 
 
-def other_tokens(net: nn.Module) -> int:
-    """Number of tokens that belong to no place of the image, such as a class token."""
-    return max((_other_tokens(module) for module in net.modules()), default=0)
+def other_tokens(net: nn.Module) -> int | None:
+    """Number of tokens that belong to no place of the image, such as a class token, as
+    a network states it; None if it does not."""
+    stated = [n for n in map(_other_tokens, net.modules()) if n is not None]
+    return max(stated, default=None)
 
 
-def _other_tokens(module: nn.Module) -> int:
+def _other_tokens(module: nn.Module) -> int | None:
     stated = getattr(module, "num_prefix_tokens", None)
     if isinstance(stated, int):
         return stated
     tokens = (getattr(module, name, None) for name in ("class_token", "cls_token"))
-    return int(any(token is not None for token in tokens))
+    return 1 if any(token is not None for token in tokens) else None

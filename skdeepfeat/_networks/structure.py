@@ -1,5 +1,6 @@
 """The structure of a network without its weights: nodes, graphs to them, shapes."""
 
+import functools
 from operator import attrgetter
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from .._backbones.records import Backbone
 from .._processes import fork_safe
 from .building import trial_network
-from .hooks import ENDS_WHEN_RUN, INPUT_OF, HookedNetwork
+from .hooks import ENDS_WHEN_RUN, INPUT_OF, HookedNetwork, use_named
 from .overwriting import without_inplace
 from .tracer import ENDS
 from .trial import fill, traced
@@ -68,6 +69,8 @@ class Structure:
         The name of a module means the last node within it, and its input that of the
         first.
         """
+        if not self.traceable and use_named(node, self.nodes):
+            return node
         reader = node.removesuffix(INPUT_OF)
         if reader == node:
             return representative_node(node, self.nodes)
@@ -76,8 +79,21 @@ class Structure:
         return first and first + INPUT_OF
 
     def _reads(self, node: str) -> bool:
-        """Whether a step reads another one; modules do."""
-        return not self.traceable or bool(self._named[node].all_input_nodes)
+        """Whether a step reads what depends on the image; modules do."""
+        if not self.traceable:
+            return True
+        return not self.from_image.isdisjoint(self._named[node].all_input_nodes)
+
+    @functools.cached_property
+    def from_image(self) -> set[fx.Node]:
+        """The steps whose values depend on those of the image, not just on its size."""
+        assert self.graph is not None
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            read = node.op == "placeholder" or found.intersection(node.all_input_nodes)
+            if read and not reads_shape(node):
+                found.add(node)
+        return found
 
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and computes no more."""
@@ -143,15 +159,17 @@ class Structure:
         if not name.endswith(INPUT_OF):
             return self._named[name]
         reader = self._named[name.removesuffix(INPUT_OF)]
-        return _before(reader.all_input_nodes[0], self.skeleton)
+        entering = next(n for n in reader.all_input_nodes if n in self.from_image)
+        return _before(entering, self.skeleton)
 
     def returned(self) -> fx.Node | None:
-        """The step whose value the network returns, or None if it returns several."""
+        """The step whose value the network returns, or the only one in the tuple,
+        dictionary or object that it returns; None if there are several."""
         assert self.graph is not None
-        node = self.graph.output_node().args[0]
-        if not isinstance(node, fx.Node) or node.op in ENDS:
+        nodes = _returned_in(self.graph.output_node())
+        if len(nodes) != 1 or nodes[0].op in ENDS:
             return None
-        return _before(node, self.skeleton)
+        return _before(nodes[0], self.skeleton)
 
     def name_of(self, node: fx.Node) -> str:
         """The name of a step."""
@@ -177,13 +195,21 @@ class Structure:
         return name.lower().replace("_", "")
 
     def classifier_kind(self, node: fx.Node) -> str | None:
-        """Which kind of classifier a step may be: see `kind_of_classifier`."""
+        """Which kind of classifier a step may be: see `kind_of_classifier`.
+
+        Or "product", with weights that belong to no linear layer.
+        """
         if node.op == "call_module":
             module = self.skeleton.get_submodule(str(node.target))
             return kind_of_classifier(module)
+        if self.kind(node) not in PRODUCTS:
+            return None
         weight = node.args[1] if len(node.args) > 1 else None
         own = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        return "linear" if node.target is F.linear and own else None
+        if node.target is F.linear and own:
+            return "linear"
+        read = [n in self.from_image for n in node.all_input_nodes]
+        return "product" if read.count(True) == 1 and not all(read) else None
 
     def module_of(self, target: str) -> str:
         """The module of a target: itself, or the owner of a parameter."""
@@ -251,6 +277,36 @@ def nodes_within(name: str, nodes) -> list[str]:
     return [node for node in nodes if node.startswith(name + ".")]
 
 
+PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum"}  # functions and methods
+SHAPES = {"size", "dim", "numel"}  # methods that read no values
+ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are no values
+
+
+def reads_shape(node: fx.Node) -> bool:
+    """Whether a step reads the shape or the kind of a tensor, not its values."""
+    return node.target in SHAPES or (node.target is getattr and node.args[1] in ABOUT)
+
+
+def steps_below(node: fx.Node) -> set[fx.Node]:
+    """The steps that a step is computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(node.all_input_nodes)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting += step.all_input_nodes
+    return found
+
+
+def _returned_in(node: fx.Node) -> list[fx.Node]:
+    """The different values in what a step collects, such as a named tuple."""
+    found = []
+    for step in node.all_input_nodes:
+        found += _returned_in(step) if isinstance(step.target, type) else [step]
+    return list(dict.fromkeys(found))
+
+
 def _before(node: fx.Node, net: nn.Module, passed=("Dropout",)) -> fx.Node:
     """The step before those that do nothing in evaluation, such as dropout."""
     if node.op != "call_module":
@@ -267,6 +323,11 @@ def kind_of_classifier(module: nn.Module) -> str | None:
         return "linear"
     pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
     return "convolution" if pointwise else None
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module mixes all channels of maps, at more than one place."""
+    return isinstance(module, nn.Conv2d) and module.groups == 1
 
 
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):

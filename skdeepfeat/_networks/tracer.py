@@ -76,7 +76,7 @@ def trace(net: nn.Module, whole: Whole | None = None, fixed=()) -> Found:
 def _name_as_in_network(graph: fx.Graph, whole: Whole) -> None:
     """Name modules, tensors and the input as the network does, not as `Whole` does."""
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
+        if node.op == "get_attr":  # `path_of_module` names the modules
             node.target = str(node.target).removeprefix(Whole.PREFIX)
         elif node.op == "placeholder":
             node.target = whole.argument
@@ -193,7 +193,9 @@ class Tracer(fx.Tracer):
         parts = [self._path] if self._path else []
         if kind != "call_module":  # fx numbers its own names through the whole network
             own_name = re.sub(r"_[0-9]+$", "", proxy.node.name)
-            parts.append(own_name.removeprefix(Whole.PREFIX.replace(".", "_")))
+            if kind == "get_attr":
+                own_name = own_name.removeprefix(Whole.PREFIX.replace(".", "_"))
+            parts.append(own_name)
         name = free = ".".join(parts)
         while free in self._taken:
             self._count[name] += 1

@@ -15,13 +15,14 @@ from .._backbones.records import Backbone
 from .._caches import SharedCache
 from .._exceptions import in_one_line
 from .building import skeleton_of, trial_network, with_transient_buffers
+from .channels_last import with_channels_last
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
 from .loading import transient_buffers
 from .overwriting import Watcher, make_out_of_place, overwrites_nothing, without_inplace
 from .repeats import merge_repeats
 from .tracer import NotTraceable, trace
-from .whole import Whole, can_stop_early
+from .whole import Intermediates, Whole, can_stop_early
 
 _tried = SharedCache(32)
 
@@ -184,9 +185,7 @@ def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
         network = skeleton
     graph = traced.graph
     if trial.returned is not None or not overwrites_nothing(graph, skeleton):
-        watcher = Watcher(fill(skeleton, network, graph))
-        watcher.run(trial.images.clone())
-        make_out_of_place(graph, skeleton, watcher.overwritten)
+        _let_overwrite_nothing(graph, skeleton, network, trial.images)
     without_inplace(skeleton)
     named, classified = traced.named, traced.classified
     if way.stops_early:
@@ -196,9 +195,30 @@ def _graph_of(found: Traced, trial: Trial, way: Way, fixed) -> Traced:
     return replace(found, graph=graph, named=named, classified=classified)
 
 
+def _let_overwrite_nothing(graph: fx.Graph, skeleton, network, images) -> None:
+    """Replace the steps of a graph that overwrite values when the network runs."""
+    watcher = Watcher(fill(skeleton, network, graph))
+    watcher.run(images.clone())
+    make_out_of_place(graph, skeleton, watcher.overwritten)
+
+
+def graph_of_intermediates(backbone: Backbone, image_size: int) -> fx.Graph:
+    """A graph that returns the maps that a network in the style of timm offers.
+
+    It has the steps of the network's own graph.
+    """
+    skeleton = skeleton_of(backbone, image_size)[0]
+    graph = trace(skeleton, Intermediates(skeleton)).graph
+    skeleton.to("meta")
+    if not overwrites_nothing(graph, skeleton):
+        images = on_no_device(skeleton, image_size).images
+        _let_overwrite_nothing(graph, skeleton, skeleton, images)
+    return graph
+
+
 def _check_same(filled: fx.GraphModule, trial: Trial) -> None:
     """Compare what a graph and its network return; graphs run with channels last."""
-    without_inplace(filled).to(memory_format=torch.channels_last)
+    with_channels_last(without_inplace(filled))
     watcher = Watcher(filled)
     x = trial.images.contiguous(memory_format=torch.channels_last)
     if not same(watcher.run(x), trial.returned) or watcher.overwritten:

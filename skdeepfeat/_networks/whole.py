@@ -47,6 +47,18 @@ class Whole(nn.Module):
                     setattr(self.net, name, value)
 
 
+class Intermediates(Whole):
+    """A network in the style of timm as a function that returns its stages alone."""
+
+    def forward(self, x):
+        return self.net.forward_intermediates(x, intermediates_only=True)
+
+
+def has_intermediates(net: nn.Module) -> bool:
+    """Whether a network can return its stages."""
+    return can_stop_early(net) and hasattr(type(net), "forward_intermediates")
+
+
 @fx.wrap
 def separate(x: torch.Tensor) -> torch.Tensor:
     """A copy, as a head may overwrite what it is given; one step of a graph."""

@@ -79,6 +79,34 @@ def replace_layers(name):
     return aliased_layers(replace(resolve_backbone(name), layers=None))
 
 
+STAGES = [  # (name, tokens of each stage, of which one is the class token)
+    ("mvitv2_small_cls", [3137, 785, 197, 50]),
+    ("coat_lite_tiny", [3137, 785, 197, 50]),
+    ("crossvit_tiny_240", [401, 197, 401, 197, 401, 197]),
+]
+
+
+@pytest.mark.parametrize(("name", "sizes"), STAGES)
+def test_stages_are_found_where_timm_names_none(name, sizes):
+    layers = [a for a in replace_layers(f"timm/{name}") if a.alias.startswith("block")]
+    assert {layer.layout for layer in layers} == {"cls+tokens"}
+    assert [layer.shape[0] for layer in layers] == sizes
+
+
+def test_such_stages_have_the_values_of_timm():
+    found = check_timm.compare("coat_lite_tiny")
+    assert check_timm.is_good(found), found
+
+
+def test_the_stem_of_a_pit_is_no_constant(photos):
+    layers = {a.alias: a for a in list_layers("timm/pit_ti_224")}
+    alone = {a.alias: a for a in replace_layers("timm/pit_ti_224")}
+    assert layers["stem"].node == alone["stem"].node
+    assert layers["stem"].shape == (64, 27, 27)
+    est = PretrainedCNNFeatures("timm/pit_ti_224", weights=None, layer="stem")
+    assert np.ptp(est.fit_transform(photos), axis=0).max() > 1e-3
+
+
 def test_networks_are_traced_the_same_in_inference_mode():
     with torch.inference_mode():
         structure = structure_of(resolve_backbone("timm/vit_tiny_patch16_224"), 64)
@@ -254,6 +282,9 @@ def test_a_network_that_is_run_says_what_enters_its_classifier(
     rows = est.fit_transform(X)
     np.testing.assert_allclose(rows, factor * maps + shift, atol=1e-5)
     assert list_layers(backbone)[-2].node == node
+    blocks = [a.node for a in list_layers(backbone) if a.alias.startswith("block")]
+    # What the head runs is no block, if it is known where the head begins.
+    assert blocks == (["conv", "fc"] if kind is UntracedDoubled else ["conv"])
     est.set_params(layer="logits")
     np.testing.assert_allclose(est.fit_transform(X), scores, atol=1e-5)
 
