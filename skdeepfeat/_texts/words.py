@@ -2,21 +2,51 @@
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from .._digests import digest_fields
 from .batches import Tokens
 
-# Runs of letters and digits, also with apostrophes inside, and single other signs.
-WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-RULE = 1  # increment when the rule changes
+RULE = 2  # increment when the words of a text, or their form, change
+MARKED = range(0x300, 0x20000)  # where the marks are that join letters
+# Signs that show nothing: variants of emoji, directions, soft hyphens, byte order marks.
+# Joiners are not among them, as words of some scripts differ by them.
+INVISIBLE = dict.fromkeys(
+    [0xAD, 0x34F, 0x61C, 0xFEFF, *range(0x200E, 0x2010), *range(0x202A, 0x202F)]
+    + [*range(0x2060, 0x2070), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
+)
+
+
+def normalized(text: str) -> str:
+    """The form in which words are compared: composed, and without invisible signs."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).translate(INVISIBLE)
+
+
+@cache
+def _words(ascii_only: bool) -> re.Pattern:
+    """Runs of letters and digits, also with apostrophes or joiners inside, and single
+    other signs.
+
+    Marks belong to letters, which \\w does not know.
+    """
+    marks = ""
+    if not ascii_only:
+        found = map(chr, MARKED)
+        marks = "".join(c for c in found if unicodedata.category(c)[0] == "M")
+    word = rf"[\w{marks}]+"
+    joined = rf"(?:['’\u200c\u200d]+{word})*"
+    return re.compile(rf"{word}{joined}|[^\w\s\u200b-\u200d]")
 
 
 def words_of(text: str) -> list[str]:
     """The words and signs of a text, in order."""
-    return WORDS.findall(text)
+    return _words(text.isascii()).findall(normalized(text))
 
 
 def cut(tokens: list, max_length: int | None) -> Tokens:
