@@ -127,7 +127,13 @@ def _read_text(path: Path) -> Vectors:
         sample = list(islice(lines, SAMPLE))
         n_words, width = _sizes(sample)
         for number, line in chain(sample, lines):
-            word, numbers = _split(number, line, width)
+            word, numbers = _split(line, width)
+            if len(numbers) != width:
+                says = "most lines have" if n_words is None else "its header says"
+                raise ValueError(
+                    f"line {number:,} does not have {width:,} numbers after its word, "
+                    f"as {says}"
+                )
             words.append(word)
             values.extend(numbers)
     if n_words not in (None, len(words)):
@@ -137,11 +143,15 @@ def _read_text(path: Path) -> Vectors:
 
 
 def _lines(file) -> Iterator[tuple[int, bytes]]:
-    """(number, content) of the lines that are not blank."""
+    """(number, content) of the lines that are not blank, with single spaces.
+
+    A space at the start stays: the word before it consists of spaces.
+    """
     for number, line in enumerate(file, 1):
         line = line.removeprefix(BOM) if number == 1 else line
-        if line.strip():
-            yield number, line.rstrip(b" \t\r\n").replace(b"\t", b" ")
+        if fields := line.split():
+            start = [b""] if line[:1].isspace() else []
+            yield number, b" ".join([*start, *fields])
 
 
 def _sizes(sample: list[tuple[int, bytes]]) -> tuple[int | None, int]:
@@ -177,18 +187,17 @@ def _is_number(field: bytes) -> bool:
     return b"_" not in field
 
 
-def _split(number: int, line: bytes, width: int) -> tuple[bytes, list[float]]:
-    """The word of a line and its numbers; some words of GloVe have spaces."""
+def _split(line: bytes, width: int) -> tuple[bytes, list[float]]:
+    """The word of a line, which may have spaces, and its numbers; none if it has more
+    or fewer."""
     word, *fields = line.rsplit(b" ", width)
+    has_more = b" " in word and _is_number(word.rpartition(b" ")[2])
+    if has_more or b"_" in line[len(word) :]:  # Python reads 1_0 as 10
+        return word, []
     try:
-        values = list(map(float, fields))
+        return word.strip(), list(map(float, fields))
     except ValueError:
-        values = []
-    # Python reads 1_0 as 10. A word that ends with a number has one number too many.
-    extra = b" " in word and _is_number(word.rpartition(b" ")[2])
-    if len(values) != width or extra or b"_" in line[len(word) :]:
-        raise ValueError(f"line {number:,} does not have {width:,} numbers after a word")
-    return word.strip(), values
+        return word, []
 
 
 def _notes_on_end(path: Path) -> tuple[str, ...]:
