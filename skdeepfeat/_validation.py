@@ -11,7 +11,12 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -49,6 +54,7 @@ __all__ = [
     "complete_state",
     "count_rows",
     "take_rows",
+    "validate_parameter_constraints",
     "with_callbacks",
 ]
 

@@ -137,7 +137,9 @@ def _read_text(path: Path) -> Vectors:
             words.append(word)
             values.extend(numbers)
     if n_words not in (None, len(words)):
-        raise ValueError(f"its header says {n_words:,} words, and it has {len(words):,}")
+        raise ValueError(
+            f"its header says {n_words:,} words, and it has {len(words):,}"
+        )
     matrix = np.frombuffer(values, np.float32).reshape(len(words), width)
     return Vectors(words, matrix, notes=_notes_on_end(path))
 

@@ -74,11 +74,25 @@ class WordSpec(TextSpec):
         return list(texts)
 
 
+@dataclass(frozen=True)
 class TokenSpec(TextSpec):
-    """The numbers of the tokens of a text, padded to a few lengths."""
+    """The numbers of the tokens of a text, padded to a few lengths.
 
+    Parameters
+    ----------
+    padded_to : int or None, default=None
+        The largest length that a network takes, if texts are cut earlier. Those are
+        still padded to a length that any network takes.
+    """
+
+    padded_to: int | None = None
     takes = "tokens"
     relative_number = 4.0
+
+    def limited(self, max_length: int | None):
+        """The same, for texts that are cut earlier."""
+        longest = self.padded_to or self.max_length
+        return replace(super().limited(max_length), padded_to=longest)
 
     def number_at_once(self, length: int, batch_size: int) -> int:
         """How many texts of a padded length are computed at once."""
@@ -88,7 +102,7 @@ class TokenSpec(TextSpec):
         """The length to which a text is padded, which depends on it alone."""
         step = next(step for longest, step in STEPS if n_tokens <= longest)
         length = step * math.ceil(max(1, n_tokens) / step)
-        return min(length, self.max_length or length)
+        return min(length, self.padded_to or self.max_length or length)
 
     def collate(
         self, texts: Sequence[Sequence[int]], length: int, batch_size: int

@@ -67,7 +67,9 @@ def test_a_file_is_converted_once_and_found_by_its_content(
         vectors.save_word2vec_format(tmp_path / name)
     expected = PretrainedTextFeatures(tmp_path / "first.txt").transform(WORDS)
     clear_caches()
-    monkeypatch.setattr(word_tables, "read_vectors", lambda path, scratch: pytest.fail("read again"))
+    monkeypatch.setattr(
+        word_tables, "read_vectors", lambda path, scratch: pytest.fail("read again")
+    )
     for name in ("first.txt", "copy.txt"):
         rows = PretrainedTextFeatures(tmp_path / name, cache=None).transform(WORDS)
         np.testing.assert_array_equal(rows, expected)
