@@ -53,6 +53,29 @@ def resolve_text_backbone(backbone) -> TextRecord:
     )
 
 
+def refuse_texts(backbone) -> None:
+    """Refuse what is a network of texts where one of images is needed."""
+    if _is_of_texts(backbone):
+        raise ValueError(
+            f"backbone={getattr(backbone, 'name', str(backbone))!r} is a network of "
+            "texts. Pass it to PretrainedTextFeatures, of which layer='auto' ranks the "
+            "layers (see layer_scores_), or to list_layers(..., kind='text')."
+        )
+
+
+def _is_of_texts(backbone) -> bool:
+    """Whether a parameter is a network of texts, without loading it."""
+    if isinstance(backbone, TextBackbone) or backbone in NAMED:
+        return True
+    path = Path(str(backbone)).expanduser()
+    if path.is_file():
+        return path.name.endswith(SUFFIXES)
+    try:
+        return '"vocab_size"' in (path / "config.json").read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 def _encoder_at(folder: Path, name: str) -> EncoderBackbone:
     """The encoder in a folder, described again once a file has changed."""
     paths = [folder / file for file in ("config.json", *TOKENIZER_FILES)]

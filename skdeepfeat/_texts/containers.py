@@ -50,10 +50,11 @@ def _of_array(X: np.ndarray) -> list:
 
 
 def _holds_numbers(X) -> bool:
-    """Whether a column or an array has a dtype of numbers."""
+    """Whether a column or an array has a dtype of numbers, as empty ones may have."""
     dtype = getattr(X, "dtype", getattr(X, "type", None))
     kind = getattr(dtype, "kind", None) or _kind_of_name(str(dtype).lower())
-    return not _is_frame(X) and kind in tuple("biufc")
+    is_empty = 0 in getattr(X, "shape", ())[:1]
+    return not _is_frame(X) and not is_empty and kind in tuple("biufc")
 
 
 def _kind_of_name(name: str) -> str:
@@ -65,7 +66,7 @@ def _kind_of_name(name: str) -> str:
 # No sequence of texts: how it is recognised, and what to type instead.
 REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
     (
-        lambda X: isinstance(X, (str, bytes)),
+        lambda X: isinstance(X, (str, bytes, bytearray, memoryview)),
         lambda X: f"Got one {type(X).__name__} instead; pass [X] for a single text.",
     ),
     (

@@ -11,7 +11,7 @@ PADDING = -1
 # Longest text → steps of its padded length.
 STEPS = ((64, 8), (128, 16), (256, 32), (math.inf, 64))
 SHORT = 32  # tokens; of longer texts, as many fewer are computed at once
-
+UNLIMITED = 2**31 - 1  # tokens
 
 # What is concatenated: the mean or the largest value of each feature over the tokens,
 # or the features of the first token.
@@ -81,8 +81,8 @@ class TokenSpec(TextSpec):
     Parameters
     ----------
     padded_to : int or None, default=None
-        The largest length that a network takes, if texts are cut earlier. Those are
-        still padded to a length that any network takes.
+        The largest length that a network takes, if texts are cut earlier: those are
+        padded as others are. None means `max_length`.
     """
 
     padded_to: int | None = None
@@ -91,7 +91,7 @@ class TokenSpec(TextSpec):
 
     def limited(self, max_length: int | None):
         """The same, for texts that are cut earlier."""
-        longest = self.padded_to or self.max_length
+        longest = self.padded_to or self.max_length or UNLIMITED
         return replace(super().limited(max_length), padded_to=longest)
 
     def number_at_once(self, length: int, batch_size: int) -> int:
