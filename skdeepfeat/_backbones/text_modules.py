@@ -98,7 +98,7 @@ class ModuleRecord(TextRecord):
 
 def _is_token(number, n_tokens: int) -> bool:
     """Whether a network of this many tokens takes this one."""
-    return isinstance(number, (int, np.integer)) and 0 <= number < n_tokens
+    return isinstance(number, (int, np.integer)) and 0 <= int(number) < n_tokens
 
 
 def _no_token(where: str, found, n_tokens: int) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import only_column
+
 
 def unwrap_container(X):
     """The frame or Series that one of narwhals stands for; any other X itself."""
@@ -23,20 +25,9 @@ def _is_frame(X) -> bool:
     return hasattr(X, "columns") and hasattr(X, "__getitem__")
 
 
-def _column_names(X) -> list:
-    return list(X.column_names if hasattr(X, "column_names") else X.columns)
-
-
 def _only_column(X) -> list:
     """Cells of a one-column frame."""
-    names = _column_names(X)
-    if len(names) != 1:
-        raise ValueError(
-            f"X must be one column of texts. Got {len(names)} columns {names[:6]} "
-            "instead; select one, for instance with "
-            "ColumnTransformer([('texts', features, 'message')])."
-        )
-    return cells_of(X[names[0]])
+    return cells_of(only_column(X, "texts", "('texts', features, 'message')"))
 
 
 def _of_array(X: np.ndarray) -> list:
