@@ -205,6 +205,7 @@ class TextBackbone:
             What makes the tokens of a text: a dictionary of words and their numbers
             (words that it lacks are left out), a tokenizer of the packages tokenizers
             or transformers, or a function that takes a str and returns a list of int.
+            A text is an error of its row if its tokens are not those of the network.
         max_length : int or None, default=None
             Number of tokens after which texts are cut. None cuts no text.
         padding : int, default=0
@@ -218,8 +219,10 @@ class TextBackbone:
         version : str or None, default=None
             Version of the network's code and of a function as `tokenize`. Set it to
             store features in a folder if either is code of your own, and change it
-            whenever you change the code. None identifies a network of modules of torch
-            by these modules.
+            whenever you change the code. Networks of one version are told apart by
+            their weights, classes and settings, and functions by their names, which a
+            lambda does not have. None identifies a network of modules of torch by these
+            modules.
 
         Returns
         -------

@@ -112,11 +112,13 @@ def _make_table(path: Path, folder: Path) -> None:
     partial = _new_folder(folder)
     try:
         _write_table(read_vectors(path, partial), partial)
+        if _is_intact(folder):  # another process was faster
+            return
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         try:
             partial.rename(folder)
         except OSError as error:
-            if not _is_intact(folder):  # another process was not faster
+            if not _is_intact(folder):
                 raise _not_kept(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
