@@ -71,8 +71,8 @@ def read_vectors(path: Path, scratch: Path) -> Vectors:
 def _unpacked(path: Path, scratch: Path) -> Iterator[Path]:
     """A path of the same file, uncompressed for a while."""
     with path.open("rb") as file:
-        magic = file.read(4)
-    opened = next((o for start, o in OPENERS.items() if magic.startswith(start)), None)
+        start = file.read(16)
+    opened = next((o for magic, o in OPENERS.items() if magic.match(start)), None)
     if opened is None:
         yield path
         return
@@ -131,8 +131,8 @@ def _read_text(path: Path) -> Vectors:
             if len(numbers) != width:
                 says = "most lines have" if n_words is None else "its header says"
                 raise ValueError(
-                    f"line {number:,} does not have {width:,} numbers after its word, "
-                    f"as {says}"
+                    f"after the word in line {number:,} there are not {width:,} "
+                    f"number{'s' * (width != 1)}, as {says}"
                 )
             words.append(word)
             values.extend(numbers)
@@ -266,7 +266,12 @@ def _read_fasttext(path: Path) -> Vectors:
 
 
 PICKLED = re.compile(rb"\x80|\W*c[\w.]+\n[\w.]+\n")  # new and old ones
-ARCHIVES = (b"PK", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"\x1f\x8b", b"BZh")
+GZIP, BZIP2 = re.compile(rb"\x1f\x8b"), re.compile(rb"BZh[1-9]1AY&SY")
+# Of zip, xz, 7z, zstd, and of what was compressed twice; no word begins like this.
+ARCHIVE = re.compile(
+    rb"PK\x03\x04|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|%b|%b"
+    % (GZIP.pattern, BZIP2.pattern)
+)
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -279,7 +284,7 @@ def _refusal(reason: str) -> Callable[[Path], Vectors]:
     return refuse
 
 
-OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+OPENERS: dict[re.Pattern, Any] = {GZIP: gzip.open, BZIP2: bz2.open}
 # What a file begins with → how it is read; the first that matches counts.
 READERS: tuple[tuple[Callable[[bytes], Any], Callable[[Path], Vectors]], ...] = (
     (
@@ -290,7 +295,7 @@ READERS: tuple[tuple[Callable[[bytes], Any], Callable[[Path], Vectors]], ...] = 
         ),
     ),
     (
-        lambda start: start.startswith(ARCHIVES),
+        ARCHIVE.match,
         _refusal("it is an archive. Unpack it, and pass the file that is inside"),
     ),
     (

@@ -200,6 +200,8 @@ G = "good 1 0\nbad 0 1\nfilm 2 2\n"
         G + ". . . 5 5\nat name@domain.com 6 6\n",
         G + " 5 5\n",  # a word of spaces
         "good 1 0\n\nbad 0 1\nfilm 2 2\n",
+        "PK 5 5\n" + G,  # as zip files begin
+        "BZh 5 5\n" + G,  # as bzip2 files begin
     ],
 )
 def test_spellings_of_text_files(content, tmp_path):
@@ -212,14 +214,14 @@ def test_spellings_of_text_files(content, tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("3 1\n" + G, "line 2 does not have 1 numbers .*as its header says"),
-        ("3 3\n" + G, "line 2 does not have 3 numbers .*as its header says"),
+        ("3 1\n" + G, "in line 2 there are not 1 number, as its header says"),
+        ("3 3\n" + G, "in line 2 there are not 3 numbers, as its header says"),
         ("1000 2\n" + G, "its header says 1,000 words, and it has 3"),
         ("2 2\n" + G, "its header says 2 words, and it has 3"),
-        (G + "worse 1 2 3\n", "line 4 does not have 2 numbers .*as most lines have"),
-        ("worse 1 2 3\n" + G, "line 1 does not have 2 numbers"),
-        (G + "short 1\n", "line 4 does not have 2 numbers"),
-        (G.replace("1 0", "1_0 0"), "line 1 does not have 2 numbers"),
+        (G + "worse 1 2 3\n", "in line 4 there are not 2 numbers, as most lines have"),
+        ("worse 1 2 3\n" + G, "in line 1 there are not 2 numbers"),
+        (G + "short 1\n", "in line 4 there are not 2 numbers"),
+        (G.replace("1 0", "1_0 0"), "in line 1 there are not 2 numbers"),
         (G.replace(" ", ","), "a word and numbers"),
         (G.encode("utf-16"), "UTF-16.*iconv"),
         (lzma.compress(G.encode()), "an archive. Unpack it"),
@@ -281,6 +283,20 @@ def test_a_damaged_table_is_made_again(damage, name, tmp_path, monkeypatch):
     clear_caches()
     monkeypatch.setattr(word_tables, "read_vectors", lambda *a: pytest.fail("again"))
     np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
+
+
+def test_a_damaged_note_of_a_digest_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "vectors.txt"
+    path.write_text(G)
+    expected = rows_of(path, ["good film"])
+    (note,) = (tmp_path / "skdeepfeat" / "words").glob("*.json")
+    content = note.read_text()
+    for damaged in ("", "[]", "{}", content[:20]):
+        note.write_text(damaged)
+        clear_caches()
+        np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
+        assert note.read_text() == content
 
 
 def test_a_table_that_was_copied_is_not_made_again(tmp_path, monkeypatch):
