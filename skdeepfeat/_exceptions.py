@@ -21,7 +21,7 @@
         ├── MapWarning        maps of activations that are flat
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         ├── StoreWarning      a store is damaged, full, or not writable
-        └── TextWarning       rows filled with nan, texts cut, words of files lost
+        └── TextWarning       rows filled with nan, or texts cut
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -166,7 +166,7 @@ class StoreWarning(FeatureWarning):
 
 
 class TextWarning(FeatureWarning):
-    """Some rows were filled with NaN, some texts were cut, or a file may be wrong."""
+    """Some rows were filled with NaN, or some texts were cut."""
 
 
 @dataclass(frozen=True)
