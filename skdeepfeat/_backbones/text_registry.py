@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 
 from .._digests import state_of_file
@@ -65,12 +66,14 @@ def refuse_texts(backbone) -> None:
 
 def _is_of_texts(backbone) -> bool:
     """Whether a parameter is a network of texts, without loading it."""
-    if isinstance(backbone, TextBackbone) or backbone in NAMED:
+    if not isinstance(backbone, (str, PathLike)):
+        return isinstance(backbone, TextBackbone)
+    if str(backbone) in NAMED:
         return True
-    path = Path(str(backbone)).expanduser()
-    if path.is_file():
-        return path.name.endswith(SUFFIXES)
+    path = Path(backbone).expanduser()
     try:
+        if path.is_file():
+            return path.name.endswith(SUFFIXES)
         return '"vocab_size"' in (path / "config.json").read_text("utf-8")
     except (OSError, ValueError):
         return False
