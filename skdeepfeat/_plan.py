@@ -184,6 +184,7 @@ def _prefetched(
 ) -> tuple[list[Pooled], list[Pooled]]:
     """What to store with these layers, and what to add if that saves another pass."""
     chosen, requested = estimator.prefetch_layers, list(map(pooled_of, layers))
+    named = [] if isinstance(chosen, str) else [network.find(name) for name in chosen]
     if estimator.pooling == "flatten" or estimator.cache is None:
         return [], []
 
@@ -192,7 +193,7 @@ def _prefetched(
         return [x for x in dict.fromkeys(map(pooled_of, layers)) if x not in known]
 
     if not isinstance(chosen, str):
-        return beyond(requested, [network.find(name) for name in chosen]), []
+        return beyond(requested, named), []
     skipped = "logits" if network.source.may_lack_head else None
     aliased = [x for x in network.aliased() if x.alias != skipped]
     if chosen == "all":

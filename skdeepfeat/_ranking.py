@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from ._backbones.registry import resolve_backbone
+from ._backbones.text_registry import refuse_texts
 from ._choice import choose_layer
 from ._features import PretrainedCNNFeatures
 from ._images.input import read_input
@@ -150,6 +151,8 @@ def rank_layers(
             f"at least one. Got {backbone!r} instead; pass for example "
             "backbone=['mini', 'resnet18']."
         )
+    for network in backbones:
+        refuse_texts(network)
     if "layer" in parameters:
         raise TypeError(
             "rank_layers has no 'layer' parameter: it ranks all layers of a network. "

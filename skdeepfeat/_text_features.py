@@ -130,14 +130,16 @@ class PretrainedTextFeatures(PretrainedFeatures):
     between a single row, which is computed alone, and several.
 
     Weights are read from .safetensors files, and no code of a model is run: what needs
-    ``trust_remote_code`` is refused. Files of word vectors are read once, binary ones
-    by gensim's readers, never as pickles; then they are opened from a table in the
-    cache folder of the user, which takes no memory beyond the words that are used.
+    ``trust_remote_code`` is refused. Files of word vectors are read once, those of
+    fastText by gensim's reader, and none as a pickle; then they are opened from a table
+    in the cache folder of the user, which takes no memory beyond the words that are
+    used.
 
-    Words are runs of letters and digits, and single other signs. A word that a file
-    does not have is looked up in lower case, and left out if it is missing again; with
-    subwords in a .bin file of fastText, its vector is the mean of those [1]_. The
-    features of a text without any known word are zeros.
+    Words are runs of letters, marks and digits, and single other signs; they are
+    compared in their composed form (NFC). A word that a file does not have is looked up
+    in lower case, and left out if it is missing again; with subwords in a .bin file of
+    fastText, its vector is the mean of those [1]_. The features of a text without any
+    known word are zeros.
 
     References
     ----------

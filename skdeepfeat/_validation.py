@@ -13,7 +13,12 @@ from numbers import Integral, Real
 import numpy as np
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -52,7 +57,9 @@ __all__ = [
     "check_weights",
     "complete_state",
     "count_rows",
+    "only_column",
     "take_rows",
+    "validate_parameter_constraints",
     "with_callbacks",
 ]
 
@@ -179,6 +186,18 @@ def check_columns(estimator, X, *, reset) -> None:
     is_frame = hasattr(X, "columns") and len(getattr(X, "shape", ())) == 2
     if is_frame and (reset or hasattr(estimator, "feature_names_in_")):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
+
+
+def only_column(frame, noun: str, example: str):
+    """The column of a frame that has one, of such things as its rows are."""
+    in_arrow = hasattr(frame, "column_names")
+    names = list(frame.column_names if in_arrow else frame.columns)
+    if len(names) != 1:
+        raise ValueError(
+            f"X must be one column of {noun}. Got {len(names)} columns {names[:6]} "
+            f"instead; select one, for instance with ColumnTransformer([{example}])."
+        )
+    return frame[names[0]]
 
 
 def _is_named_series(X) -> bool:

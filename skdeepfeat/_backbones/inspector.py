@@ -26,7 +26,10 @@ class Inspector(Protocol):
     def find_text_layers(self, net, padding: int, max_length, head) -> tuple:
         """The layers of a network of texts."""
 
-    def describe_text_module(self, net) -> tuple[dict, str]:
+    def count_tokens(self, net) -> int:
+        """How many different tokens a network takes."""
+
+    def describe_text_module(self, net, version) -> tuple[dict, str]:
         """Named values that identify a network of texts, or why there are none."""
 
     def seeded_values(self, source) -> bytes:

@@ -1,19 +1,28 @@
 """Networks of texts of the user's own; torch is not imported."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Number
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .._digests import digest_fields
 from .._processes import fork_safe
+from .._texts.batches import NoTokens, Tokens
 from .._texts.specs import TokenSpec
 from .._texts.words import Tokenizer, tokenizer_of
+from .._validation import Interval, validate_parameter_constraints
 from .inspector import inspector
 from .records import PACKAGE, Identity, Layer, Skeleton, check_module, copy_of
 from .tensors import as_array, digest_tensors
 from .text_records import TextRecord, TextSource, Tokenize
+
+CONSTRAINTS = {
+    "max_length": [Interval(Integral, 1, None, closed="left"), None],
+    "padding": [Interval(Integral, 0, None, closed="left")],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +45,8 @@ class ModuleRecord(TextRecord):
         Named values that identify what the network computes, weights apart.
     obstacle : str
         Why they mean nothing in other processes, or "".
+    n_tokens : int
+        How many different tokens the network takes.
     """
 
     name: str
@@ -47,6 +58,7 @@ class ModuleRecord(TextRecord):
     layers: tuple[Layer, ...] = field(repr=False)  # type: ignore[assignment]
     known_by: dict[str, Any] = field(repr=False)
     obstacle: str
+    n_tokens: int
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -56,7 +68,8 @@ class ModuleRecord(TextRecord):
     @property
     def identity(self) -> Identity:
         """What the network computes, and with which tokens."""
-        about = {**self.known_by, "padding": self.padding}
+        layers = [[layer.alias, layer.node] for layer in self.layers]
+        about = {**self.known_by, "padding": self.padding, "layers": layers}
         obstacle = self.obstacle or self.tokenizer.obstacle
         return Identity(digest_fields("text network", 1, about), obstacle)
 
@@ -70,8 +83,31 @@ class ModuleRecord(TextRecord):
         return ModuleSource(self, self.input)
 
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
-        """The function that makes the tokens of a text."""
-        return self.tokenizer.make(max_length)
+        """The function that makes the tokens of a text, if the network takes them."""
+        tokenize = self.tokenizer.make(max_length)
+
+        def checked(text: str) -> Tokens:
+            found = tokenize(text)
+            for token in found.tokens:
+                if not _is_token(token, self.n_tokens):
+                    raise NoTokens(_no_token("its tokenizer", token, self.n_tokens))
+            return found
+
+        return checked
+
+
+def _is_token(number, n_tokens: int) -> bool:
+    """Whether a network of this many tokens takes this one."""
+    return isinstance(number, (int, np.integer)) and 0 <= int(number) < n_tokens
+
+
+def _no_token(where: str, found, n_tokens: int) -> str:
+    """The sentence about a token that a network does not take; quotes no text."""
+    shown = found if isinstance(found, Number) else f"a {type(found).__name__}"
+    return (
+        f"{where} must give tokens of the network, integers from 0 to "
+        f"{n_tokens - 1:,}. Got {shown} instead"
+    )
 
 
 class ModuleSource(TextSource):
@@ -82,6 +118,16 @@ class ModuleSource(TextSource):
     def known_by(self, by_values: bool = False) -> dict:
         """Digest of the weights."""
         return {"tensors": digest_tensors(self.backbone.arrays)}
+
+
+def _check_tokens(tokenize, padding: int, n_tokens: int) -> None:
+    """Refuse tokens that a network does not take, as far as they are known."""
+    numbers = tokenize.values() if isinstance(tokenize, Mapping) else ()
+    given = [("tokenize", n) for n in numbers] + [("padding", padding)]
+    for name, number in given:
+        if not _is_token(number, n_tokens):
+            where = f"The {name!r} parameter of TextBackbone.from_module"
+            raise ValueError(f"{_no_token(where, number, n_tokens)}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +205,7 @@ class TextBackbone:
             What makes the tokens of a text: a dictionary of words and their numbers
             (words that it lacks are left out), a tokenizer of the packages tokenizers
             or transformers, or a function that takes a str and returns a list of int.
+            A text is an error of its row if its tokens are not those of the network.
         max_length : int or None, default=None
             Number of tokens after which texts are cut. None cuts no text.
         padding : int, default=0
@@ -172,8 +219,10 @@ class TextBackbone:
         version : str or None, default=None
             Version of the network's code and of a function as `tokenize`. Set it to
             store features in a folder if either is code of your own, and change it
-            whenever you change the code. None identifies a network of modules of torch
-            by these modules.
+            whenever you change the code. Networks of one version are told apart by
+            their weights, classes and settings, and functions by their names, which a
+            lambda does not have. None identifies a network of modules of torch by these
+            modules.
 
         Returns
         -------
@@ -183,9 +232,10 @@ class TextBackbone:
         Raises
         ------
         ValueError
-            If the network does not take texts of different lengths, or if the features
-            of a text depend on the other texts in the batch, or differ from call to
-            call.
+            If the network does not take texts of different lengths, of which the
+            shortest are padded to 8 tokens or to `max_length`; if `padding` or a number
+            of `tokenize` is no token that it takes; or if the features of a text depend
+            on the other texts in the batch, or differ from call to call.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
@@ -201,15 +251,20 @@ class TextBackbone:
         sees the padding, so let `padding` be a token that it was trained with.
         """
         check_module(net)
+        given = {"max_length": max_length, "padding": padding}
+        validate_parameter_constraints(CONSTRAINTS, given, "TextBackbone.from_module")
+        padding, max_length = int(padding), max_length and int(max_length)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
-        tokenizer = tokenizer_of(tokenize, version)
         copied = copy_of(net).cpu().eval()
+        n_tokens = inspector().count_tokens(copied)
+        _check_tokens(tokenize, padding, n_tokens)
         layers = inspector().find_text_layers(copied, padding, max_length, head)
-        known_by, obstacle = inspector().describe_text_module(copied)
+        known_by, obstacle = inspector().describe_text_module(copied, version)
         if version is not None:
-            known_by, obstacle = {"name": name, "version": version}, ""
-        elif obstacle:
+            known_by["name"] = name
+        if obstacle:
             known_by = {"token": secrets.token_hex(16)}
+        tokenizer = tokenizer_of(tokenize, version)
         record = ModuleRecord(
             name=name or type(net).__name__,
             build=Skeleton(copied.to("meta")),
@@ -220,6 +275,7 @@ class TextBackbone:
             layers=layers,
             known_by=known_by,
             obstacle=obstacle,
+            n_tokens=n_tokens,
         )
         return cls(record)
 

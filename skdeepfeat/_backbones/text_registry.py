@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 
 from .._digests import state_of_file
@@ -51,6 +52,31 @@ def resolve_text_backbone(backbone) -> TextRecord:
         "or its id on the hub of Hugging Face ('owner/name'), a file of word vectors, "
         "or TextBackbone.from_module(net, tokenize=...)."
     )
+
+
+def refuse_texts(backbone) -> None:
+    """Refuse what is a network of texts where one of images is needed."""
+    if _is_of_texts(backbone):
+        raise ValueError(
+            f"backbone={getattr(backbone, 'name', str(backbone))!r} is a network of "
+            "texts. Pass it to PretrainedTextFeatures, of which layer='auto' ranks the "
+            "layers (see layer_scores_), or to list_layers(..., kind='text')."
+        )
+
+
+def _is_of_texts(backbone) -> bool:
+    """Whether a parameter is a network of texts, without loading it."""
+    if not isinstance(backbone, (str, PathLike)):
+        return isinstance(backbone, TextBackbone)
+    if str(backbone) in NAMED:
+        return True
+    path = Path(backbone).expanduser()
+    try:
+        if path.is_file():
+            return path.name.endswith(SUFFIXES)
+        return '"vocab_size"' in (path / "config.json").read_text("utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def _encoder_at(folder: Path, name: str) -> EncoderBackbone:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._processes import fork_safe
+from .._validation import only_column
 from .decoding import CHANNELS
 from .kinds import is_short_float, is_tensor, kind_of
 from .recognition import (
@@ -30,16 +31,8 @@ from .windows import Images
 
 def _only_column(frame):
     """Cells of a one-column frame."""
-    in_arrow = can(frame, "column_names")
-    names = list(frame.column_names if in_arrow else frame.columns)
-    if len(names) != 1:
-        raise ValueError(
-            f"X must be one column of images. Got {len(names)} columns {names[:6]} "
-            "instead; select one, for instance with "
-            "ColumnTransformer([('photos', features, 'path')])."
-        )
-    column = frame[names[0]]
-    return column.to_pylist() if in_arrow else list(column)
+    column = only_column(frame, "images", "('photos', features, 'path')")
+    return column.to_pylist() if can(column, "to_pylist") else list(column)
 
 
 def _stacked_tensor(X):

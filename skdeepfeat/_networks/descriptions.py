@@ -51,6 +51,16 @@ def describe_settings(network: nn.Module) -> dict[str, list]:
     }
 
 
+def describe_classes(network: nn.Module) -> dict[str, list]:
+    """Class and settings of all modules, as far as they can be described."""
+    found = {}
+    for path, module in network.named_modules():
+        kind = type(module)
+        settings = _settings_in_words(module)
+        found[path] = [kind.__module__, kind.__qualname__, settings]
+    return found
+
+
 def _settings_in_words(module: nn.Module) -> dict[str, Any]:
     """Digests of the settings that can be described."""
     found = {}

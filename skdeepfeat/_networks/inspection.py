@@ -4,11 +4,12 @@ from .building import seeded_values
 from .discovery import check_node
 from .head import find_head
 from .identity import as_code_stands, describe
-from .token_modules import describe_text_module, find_text_layers
+from .token_modules import count_tokens, describe_text_module, find_text_layers
 
 __all__ = [
     "as_code_stands",
     "check_node",
+    "count_tokens",
     "describe",
     "describe_text_module",
     "find_head",

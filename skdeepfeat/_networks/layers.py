@@ -10,7 +10,7 @@ from operator import attrgetter
 from .._backbones.listing import check_kind
 from .._backbones.records import Backbone, Layer
 from .._backbones.registry import is_listed, resolve_backbone
-from .._backbones.text_registry import resolve_text_backbone
+from .._backbones.text_registry import refuse_texts, resolve_text_backbone
 from .._backbones.weights import WeightsSource
 from .._exceptions import closest
 from .._images.recipe import InputSpec
@@ -39,6 +39,7 @@ SHOWN = (  # of each layer, where the list is printed
 
 def _image_layers(backbone, nodes: bool) -> tuple:
     """The layers of a network of images, or the names of its nodes."""
+    refuse_texts(backbone)
     record = resolve_backbone(backbone)
     if not nodes:
         return aliased_layers(record)

@@ -1,5 +1,6 @@
 """Networks of texts of the user's own: their layers, identity and weights."""
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +11,8 @@ from torch import nn
 from .._backbones.records import Layer
 from .._backbones.text_modules import ModuleSource
 from .._processes import fork_safe
-from .descriptions import Undescribable, describe_module
+from .._texts.specs import TokenSpec
+from .descriptions import Undescribable, describe_classes, describe_module
 from .loading import transient_buffers
 from .token_networks import INPUT_OF, RETURNED, TokenNetwork, run_once
 
@@ -41,12 +43,35 @@ def _hooked(net: nn.Module, nodes: Iterable[str]) -> TokenNetwork:
 
 
 @fork_safe
-def describe_text_module(net: nn.Module) -> tuple[dict, str]:
-    """Named values that identify a network of torch's modules, or why not."""
+def describe_text_module(net: nn.Module, version: str | None) -> tuple[dict, str]:
+    """Named values that identify a network of torch's modules, or why not.
+
+    With a version, other modules are identified by their classes and settings.
+    """
+    if version is not None:
+        return {"version": version, "modules": describe_classes(net.to("meta"))}, ""
     try:
         return {"modules": describe_module(net.to("meta"))}, ""
     except Undescribable as error:
         return {}, str(error)
+
+
+@fork_safe
+def count_tokens(net: nn.Module) -> int:
+    """How many different tokens a network takes: the rows of the tables that read them,
+    or all of int32."""
+    net, sizes = copy.deepcopy(net), [2**31]
+    tokens = _some_tokens(net, 2)
+
+    def note(table, args):
+        if args and torch.equal(args[0], tokens):  # places, for instance, differ
+            sizes.append(table.num_embeddings)
+
+    for table in _tables(net):
+        table.register_forward_pre_hook(note)
+    with contextlib.suppress(Exception), torch.no_grad():  # found elsewhere
+        net(tokens)
+    return min(sizes)
 
 
 # Layers ------------------------------------------------------------------------------
@@ -59,8 +84,9 @@ def find_text_layers(
     """The layers of a network, in order of depth; refuses what gives no rows."""
     net = copy.deepcopy(net)  # which is hooked
     parts = _parts(net)
-    longest = min(LENGTH, max_length or LENGTH)
-    large, small = (_outputs(net, parts, n) for n in (longest, longest * 2 // 3 or 1))
+    longest = max(2, min(LENGTH, max_length or LENGTH))
+    large, small = (_outputs(net, parts, n) for n in (longest, longest * 2 // 3))
+    _outputs(net, parts, TokenSpec(b"", max_length).padded_length(0))
     laid_out = {node: _layout(large[node].shape, small[node].shape) for node in large}
     layouts = {node: layout for node, layout in laid_out.items() if layout}
     order = [node for node in layouts if node in parts]
@@ -110,10 +136,7 @@ def _parts(net: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 def _outputs(net: nn.Module, parts: dict[str, nn.Module], length: int) -> dict:
     """What enters and leaves each part for some texts, by node in order of use."""
-    tables = [m for m in net.modules() if isinstance(m, nn.Embedding)]
-    n_words = min((table.num_embeddings for table in tables), default=2)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(n_words, (TRIED, length), generator=generator)
+    tokens = _some_tokens(net, length)
     nodes = [node for name in parts for node in (name, f"{name}{INPUT_OF}")]
     network = _hooked(net, nodes)
     try:
@@ -127,6 +150,17 @@ def _outputs(net: nn.Module, parts: dict[str, nn.Module], length: int) -> dict:
         ) from error
     _check_rows(together[RETURNED], alone)
     return {n: v for n, v in together.items() if isinstance(v, torch.Tensor)}
+
+
+def _some_tokens(net: nn.Module, length: int) -> torch.Tensor:
+    """Tokens (`TRIED`, length) that are in all tables of a network."""
+    n_tokens = min((table.num_embeddings for table in _tables(net)), default=2)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(n_tokens, (TRIED, length), generator=generator)
+
+
+def _tables(net: nn.Module) -> list[nn.Embedding]:
+    return [m for m in net.modules() if isinstance(m, nn.Embedding)]
 
 
 def _check_rows(together, alone) -> None:

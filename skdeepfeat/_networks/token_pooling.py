@@ -18,8 +18,8 @@ def largest(states, mask):
 
 
 def first(states, mask):
-    """(b, length, d) → (b, d): the first token."""
-    return states[:, 0]
+    """(b, length, d) → (b, d): the first token, zero without any."""
+    return states[:, 0].masked_fill(~mask[:, :1], 0)
 
 
 PARTS = {"mean": mean, "max": largest, "first": first}

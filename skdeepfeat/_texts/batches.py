@@ -2,12 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from .._exceptions import TextError
 from .specs import TokenSpec, WordSpec
 from .windows import Texts, TextWindow, name_of
+
+
+class NoTokens(ValueError):
+    """A text has no tokens that a network takes; says why."""
 
 
 class Tokens(NamedTuple):
@@ -82,14 +86,24 @@ class TextReading:
         """Batches of texts of about the same length, so that little is padded."""
         tokenize = self.make_tokenizer()
         waiting: dict[int, dict[int, Tokens]] = defaultdict(dict)
+        errors: list[TextError] = []
         for row in rows:
-            found = tokenize(window.texts[row])
+            try:
+                found = tokenize(window.texts[row])
+            except NoTokens as error:
+                failed = TextError(row, name_of(window.texts[row]), str(error))
+                failed.__cause__ = error
+                errors.append(failed)
+                continue
             length = spec.padded_length(len(found.tokens))
             waiting[length][row] = found
             if len(waiting[length]) == spec.number_at_once(length, batch_size):
                 yield _collect(window, waiting.pop(length), spec, length, batch_size)
         for length, some in sorted(waiting.items()):
             yield _collect(window, some, spec, length, batch_size)
+        if errors:
+            length = spec.padded_length(0)
+            yield replace(_collect(window, {}, spec, length, 1), errors=errors)
 
 
 def _collect(window, some: dict[int, Tokens], spec, length, batch_size) -> TextBatch:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import only_column
+
 
 def unwrap_container(X):
     """The frame or Series that one of narwhals stands for; any other X itself."""
@@ -23,20 +25,9 @@ def _is_frame(X) -> bool:
     return hasattr(X, "columns") and hasattr(X, "__getitem__")
 
 
-def _column_names(X) -> list:
-    return list(X.column_names if hasattr(X, "column_names") else X.columns)
-
-
 def _only_column(X) -> list:
     """Cells of a one-column frame."""
-    names = _column_names(X)
-    if len(names) != 1:
-        raise ValueError(
-            f"X must be one column of texts. Got {len(names)} columns {names[:6]} "
-            "instead; select one, for instance with "
-            "ColumnTransformer([('texts', features, 'message')])."
-        )
-    return cells_of(X[names[0]])
+    return cells_of(only_column(X, "texts", "('texts', features, 'message')"))
 
 
 def _of_array(X: np.ndarray) -> list:
@@ -50,10 +41,11 @@ def _of_array(X: np.ndarray) -> list:
 
 
 def _holds_numbers(X) -> bool:
-    """Whether a column or an array has a dtype of numbers."""
+    """Whether a column or an array has a dtype of numbers, as empty ones may have."""
     dtype = getattr(X, "dtype", getattr(X, "type", None))
     kind = getattr(dtype, "kind", None) or _kind_of_name(str(dtype).lower())
-    return not _is_frame(X) and kind in tuple("biufc")
+    is_empty = 0 in getattr(X, "shape", ())[:1]
+    return not _is_frame(X) and not is_empty and kind in tuple("biufc")
 
 
 def _kind_of_name(name: str) -> str:
@@ -65,7 +57,7 @@ def _kind_of_name(name: str) -> str:
 # No sequence of texts: how it is recognised, and what to type instead.
 REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
     (
-        lambda X: isinstance(X, (str, bytes)),
+        lambda X: isinstance(X, (str, bytes, bytearray, memoryview)),
         lambda X: f"Got one {type(X).__name__} instead; pass [X] for a single text.",
     ),
     (

@@ -11,7 +11,7 @@ PADDING = -1
 # Longest text → steps of its padded length.
 STEPS = ((64, 8), (128, 16), (256, 32), (math.inf, 64))
 SHORT = 32  # tokens; of longer texts, as many fewer are computed at once
-
+UNLIMITED = 2**31 - 1  # tokens
 
 # What is concatenated: the mean or the largest value of each feature over the tokens,
 # or the features of the first token.
@@ -74,11 +74,25 @@ class WordSpec(TextSpec):
         return list(texts)
 
 
+@dataclass(frozen=True)
 class TokenSpec(TextSpec):
-    """The numbers of the tokens of a text, padded to a few lengths."""
+    """The numbers of the tokens of a text, padded to a few lengths.
 
+    Parameters
+    ----------
+    padded_to : int or None, default=None
+        The largest length that a network takes, if texts are cut earlier: those are
+        padded as others are. None means `max_length`.
+    """
+
+    padded_to: int | None = None
     takes = "tokens"
     relative_number = 4.0
+
+    def limited(self, max_length: int | None):
+        """The same, for texts that are cut earlier."""
+        longest = self.padded_to or self.max_length or UNLIMITED
+        return replace(super().limited(max_length), padded_to=longest)
 
     def number_at_once(self, length: int, batch_size: int) -> int:
         """How many texts of a padded length are computed at once."""
@@ -88,7 +102,7 @@ class TokenSpec(TextSpec):
         """The length to which a text is padded, which depends on it alone."""
         step = next(step for longest, step in STEPS if n_tokens <= longest)
         length = step * math.ceil(max(1, n_tokens) / step)
-        return min(length, self.max_length or length)
+        return min(length, self.padded_to or self.max_length or length)
 
     def collate(
         self, texts: Sequence[Sequence[int]], length: int, batch_size: int

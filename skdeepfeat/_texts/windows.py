@@ -1,6 +1,9 @@
 """The rows of one call as texts, with their keys, in windows."""
 
 from collections.abc import Iterator
+from numbers import Number
+
+import numpy as np
 
 from .._digests import digest
 from .._exceptions import TextError, TextWarning, Wording
@@ -21,8 +24,10 @@ TEXTS = Wording(
     ),
 )
 
+BOM = "\ufeff"  # at the start of some files
 NO_TEXT = (
-    "no text; a row must be a str, or bytes in UTF-8. str(value) makes one of any value"
+    "no text; a row must be a str, or bytes in UTF-8. str(value) makes one of any "
+    "value, and ' '.join(value) of a list of words"
 )
 
 
@@ -93,10 +98,10 @@ class TextWindow:
 def text_of(row: int, cell) -> str:
     """The text of a cell; raises TextError."""
     if isinstance(cell, str):
-        return str(cell)
+        return str.__str__(cell).removeprefix(BOM)  # not as a subclass shows itself
     if isinstance(cell, (bytes, bytearray, memoryview)):
         try:
-            return str(cell, "utf-8")
+            return str(cell, "utf-8").removeprefix(BOM)
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8 ({error.reason}); decode it before"
             raise TextError(row, "bytes", reason) from error
@@ -106,8 +111,12 @@ def text_of(row: int, cell) -> str:
 
 
 def _is_missing(cell) -> bool:
-    """Whether a cell is None, NaN, or pandas' NA."""
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or cell != cell
+    """Whether a cell is None, NaN, NaT, or pandas' NA; nothing is compared, as cells
+    may be arrays, or refuse it."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        return True
+    is_number = isinstance(cell, (Number, np.generic))
+    return is_number and str(cell).lower() in ("nan", "-nan", "snan", "-snan", "nat")
 
 
 def key_of(row: int, text: str) -> bytes:

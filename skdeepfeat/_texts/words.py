@@ -2,21 +2,59 @@
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from .._digests import digest_fields
-from .batches import Tokens
+from .batches import NoTokens, Tokens
 
-# Runs of letters and digits, also with apostrophes inside, and single other signs.
-WORDS = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-RULE = 1  # increment when the rule changes
+RULE = 2  # increment when the words of a text, or their form, change
+MARKED = range(0x300, 0x20000)  # where the marks are that join letters
+# Signs that show nothing, such as soft hyphens, directions and variants of emoji, as
+# (first, last). Joiners are not among them, as words of some scripts differ by them.
+SHOW_NOTHING = (
+    (0xAD, 0xAD),
+    (0x34F, 0x34F),
+    (0x61C, 0x61C),
+    (0x200E, 0x200F),
+    (0x202A, 0x202E),
+    (0x2060, 0x206F),
+    (0xFE00, 0xFE0F),
+    (0xFEFF, 0xFEFF),
+    (0xE0100, 0xE01EF),
+)
+INVISIBLE = {i: None for first, last in SHOW_NOTHING for i in range(first, last + 1)}
+
+
+def normalized(text: str) -> str:
+    """The form in which words are compared: composed, and without invisible signs."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).translate(INVISIBLE)
+
+
+@cache
+def _words(ascii_only: bool) -> re.Pattern:
+    """Runs of letters and digits, also with apostrophes or joiners inside, and single
+    other signs.
+
+    Marks belong to letters, which \\w does not know.
+    """
+    marks = ""
+    if not ascii_only:
+        found = map(chr, MARKED)
+        marks = "".join(c for c in found if unicodedata.category(c)[0] == "M")
+    word = rf"[\w{marks}]+"
+    joined = rf"(?:['’\u200c\u200d]+{word})*"
+    return re.compile(rf"{word}{joined}|[^\w\s\u200b-\u200d]")
 
 
 def words_of(text: str) -> list[str]:
     """The words and signs of a text, in order."""
-    return WORDS.findall(text)
+    return _words(text.isascii()).findall(normalized(text))
 
 
 def cut(tokens: list, max_length: int | None) -> Tokens:
@@ -138,24 +176,53 @@ class Function:
     @property
     def obstacle(self) -> str:
         """Why the digest means nothing in other processes."""
-        return "" if self.version else "its tokenizer is a function without version=..."
+        if not self.version:
+            return "its tokenizer is a function without version=..."
+        if "<lambda>" in self._name[1]:
+            return "its tokenizer is a lambda, which has no name; use def"
+        return ""
+
+    @property
+    def _name(self) -> tuple[str, str]:
+        """Module and name of the function, or of the class of what is called."""
+        named = hasattr(self.function, "__qualname__")
+        thing: Any = self.function if named else type(self.function)
+        return str(thing.__module__), thing.__qualname__
 
     @property
     def digest(self) -> bytes:
         """Digest of its name and version, or of the object."""
-        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        known_by = [name, self.version] if self.version else self.token
+        known_by = [*self._name, self.version] if not self.obstacle else self.token
         return digest_fields("function", 1, {"known by": known_by})
 
     def make(self, max_length: int | None) -> Callable[[str], Tokens]:
         """The tokens that the function returns, cut."""
-        return lambda text: cut(list(map(int, self.function(text))), max_length)
+        return lambda text: cut(self._tokens(text), max_length)
+
+    def _tokens(self, text: str) -> list:
+        """What the function returns, as a list."""
+        try:
+            found = self.function(text)
+            is_mapping = isinstance(found, Mapping)
+            tokens = list(found.tolist() if hasattr(found, "tolist") else found)
+        except Exception as error:  # whatever the user's code raises
+            kind = type(error).__name__  # its message may quote the text
+            raise NoTokens(f"its tokenizer raised {kind}") from error
+        if is_mapping:
+            kind = type(found).__name__
+            raise NoTokens(f"its tokenizer returned a {kind}; return its 'input_ids'")
+        return tokens
+
+
+def _key(word) -> str:
+    """A word of a vocabulary in the form in which it is looked up."""
+    return normalized(str.__str__(word) if isinstance(word, str) else str(word))
 
 
 def tokenizer_of(tokenize, version: str | None) -> Tokenizer:
     """The tokenizer that a `tokenize` parameter stands for."""
     if isinstance(tokenize, Mapping):
-        return Vocabulary({str(word): int(n) for word, n in tokenize.items()})
+        return Vocabulary({_key(word): int(n) for word, n in tokenize.items()})
     fast = getattr(tokenize, "backend_tokenizer", tokenize)
     if hasattr(fast, "to_str") and hasattr(fast, "encode"):
         return SavedTokenizer(fast.to_str())

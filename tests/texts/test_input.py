@@ -1,5 +1,8 @@
 """What X may be, and what rows that are no texts say."""
 
+import enum
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -9,6 +12,20 @@ import pytest
 from skdeepfeat import PretrainedTextFeatures, TextError, TextWarning
 
 TEXTS = ["win cash now", "see you at home", "über, naïve"]
+
+
+Message = enum.Enum(
+    "Message", {f"M{i}": text for i, text in enumerate(TEXTS)}, type=str
+)
+
+
+class Shown(str):
+    """A text that shows itself as another one."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "something else"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +41,10 @@ def expected():
         lambda X: np.array(X, object),
         lambda X: np.array(X, object)[:, None],
         lambda X: np.array(X, np.dtypes.StringDType()),
+        lambda X: list(Message),
+        lambda X: list(map(Shown, X)),
+        lambda X: ["\ufeff" + text for text in X],
+        lambda X: [text.encode("utf-8-sig") for text in X],
         lambda X: [text.encode() for text in X],
         lambda X: np.array([text.encode() for text in X]),
         pd.Series,
@@ -48,6 +69,8 @@ def test_the_same_texts_in_any_container_have_the_same_features(make, expected):
     [
         ("one text", "pass \\[X\\]"),
         (b"one text", "pass \\[X\\]"),
+        (bytearray(b"one text"), "pass \\[X\\]"),
+        (memoryview(b"one text"), "pass \\[X\\]"),
         ({"message": TEXTS}, "pass X\\[key\\]"),
         (set(TEXTS), "pass list\\(X\\)"),
         (iter(TEXTS), "pass list\\(X\\)"),
@@ -62,6 +85,8 @@ def test_the_same_texts_in_any_container_have_the_same_features(make, expected):
         (pd.DataFrame({"a": TEXTS, "b": TEXTS}), "2 columns \\['a', 'b'\\]"),
         (np.array([TEXTS, TEXTS]), "X\\[:, 0\\]"),
         ([], "0 sample"),
+        (np.empty(0), "0 sample"),
+        (pd.DataFrame({"message": []}, dtype=float), "0 sample"),
     ],
 )
 def test_what_is_no_sequence_of_texts_is_refused_with_what_to_type(X, advice):
@@ -76,7 +101,14 @@ def test_what_is_no_sequence_of_texts_is_refused_with_what_to_type(X, advice):
         (float("nan"), "there is no text"),
         (pd.NA, "there is no text"),
         (3, "str\\(value\\)"),
-        (["a"], "str\\(value\\)"),
+        (["a"], "' '.join\\(value\\)"),
+        (np.array(["a", "b"]), "' '.join\\(value\\)"),
+        (pd.Series(["a", "b"]), "' '.join\\(value\\)"),
+        (pd.DataFrame({"a": [1]}), "str\\(value\\)"),
+        (pl.Series(["a"]), "' '.join\\(value\\)"),
+        (Decimal("sNaN"), "there is no text"),
+        (np.float32("nan"), "there is no text"),
+        (np.datetime64("NaT"), "there is no text"),
         (b"\xff", "not UTF-8"),
         ("\ud800", "half a character"),
     ],

@@ -1,14 +1,19 @@
 """Vectors of words: WordLlama, and files of GloVe, word2vec and fastText."""
 
+import gzip
 import json
+import lzma
+import os
+import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from skdeepfeat import PretrainedTextFeatures, WeightsError, clear_caches
-from skdeepfeat._backbones import word_files
+from skdeepfeat import PretrainedTextFeatures, TextWarning, WeightsError, clear_caches
+from skdeepfeat._backbones import word_tables
 from skdeepfeat._backbones.installed import installed
 from skdeepfeat._backbones.word_vectors import WordLlama
 
@@ -46,6 +51,79 @@ def test_words_of_a_file_have_the_vectors_that_gensim_wrote(vectors, name, tmp_p
     assert not rows[2:].any()
 
 
+def rows_of(path, texts, **parameters):
+    return PretrainedTextFeatures(path, cache=None, **parameters).transform(texts)
+
+
+SAME_WORDS = {  # in a file → in a text
+    "Hindi": ("नमस्ते", "नमस्ते"),
+    "Thai": ("สวัสดี", "สวัสดี"),
+    "vocalised Arabic": ("مَرْحَبًا", "مَرْحَبًا"),
+    "a joiner inside": ("می\u200cخواهم", "می\u200cخواهم"),
+    "letters with marks in the text": ("café", "cafe\u0301"),
+    "letters with marks in the file": ("cafe\u0301", "café"),
+    "a variant of a sign": ("❤", "❤\ufe0f"),
+    "a soft hyphen": ("Wort", "Wo\u00adrt"),
+    "directions": ("שלום", "\u200fשלום\u200e"),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_WORDS)
+def test_marks_belong_to_words_and_forms_of_a_word_are_one(kind, tmp_path):
+    in_file, in_text = SAME_WORDS[kind]
+    path = tmp_path / "vectors.txt"
+    path.write_text(f"{in_file} 1 2\nfilm 3 4\n", "utf-8")
+    assert rows_of(path, [in_text, f"film {in_text}!"]).tolist() == [[1, 2], [2, 3]]
+
+
+@pytest.fixture(scope="module")
+def fasttext_file(tmp_path_factory):
+    """A binary file of fastText."""
+    fasttext = pytest.importorskip("gensim.models.fasttext")
+    model = fasttext.FastText(vector_size=8, min_count=1, bucket=300, epochs=1)
+    model.build_vocab([["good", "film", "tonight"]])
+    path = str(tmp_path_factory.mktemp("fasttext") / "small.bin")
+    fasttext.save_facebook_model(model, path)
+    return path
+
+
+def test_compressed_files_of_fasttext_have_the_same_vectors(fasttext_file, tmp_path):
+    packed = tmp_path / "small.bin.gz"
+    with open(fasttext_file, "rb") as file:
+        packed.write_bytes(gzip.compress(file.read()))
+    expected = rows_of(fasttext_file, ["good", "unseen"])
+    np.testing.assert_array_equal(rows_of(packed, ["good", "unseen"]), expected)
+
+
+@pytest.mark.parametrize("place", [0, 3, 8, 60, 100, 1000, -500])
+@pytest.mark.parametrize("damage", ["cut", "other bytes"])
+def test_damaged_files_of_fasttext_are_refused_by_name(
+    place, damage, fasttext_file, tmp_path
+):
+    with open(fasttext_file, "rb") as file:
+        content = file.read()
+    rest = b"" if damage == "cut" else b"\xff" * 4 + content[place:][4:]
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(content[:place] + rest)
+    try:
+        rows = rows_of(path, ["good"])
+    except WeightsError as error:
+        assert "damaged.bin" in str(error)
+    else:  # numbers have changed, which no reader can see
+        assert damage == "other bytes" and rows.shape == (1, 8)
+
+
+def test_a_word_of_a_million_letters_is_read_in_time(fasttext_file):
+    from gensim.models.fasttext import load_facebook_vectors
+
+    word = "abcdefgh" * 1500
+    theirs = load_facebook_vectors(fasttext_file)[word]
+    np.testing.assert_array_equal(rows_of(fasttext_file, [word])[0], theirs)
+    start = time.process_time()
+    rows_of(fasttext_file, ["a" * 1_000_000])
+    assert time.process_time() - start < 3
+
+
 def test_subwords_of_fasttext_are_those_of_gensim(tmp_path):
     fasttext = pytest.importorskip("gensim.models.fasttext")
     model = fasttext.FastText(vector_size=12, min_count=1, bucket=500, min_n=3, max_n=5)
@@ -67,7 +145,9 @@ def test_a_file_is_converted_once_and_found_by_its_content(
         vectors.save_word2vec_format(tmp_path / name)
     expected = PretrainedTextFeatures(tmp_path / "first.txt").transform(WORDS)
     clear_caches()
-    monkeypatch.setattr(word_files, "_read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(
+        word_tables, "read_vectors", lambda path, scratch: pytest.fail("read again")
+    )
     for name in ("first.txt", "copy.txt"):
         rows = PretrainedTextFeatures(tmp_path / name, cache=None).transform(WORDS)
         np.testing.assert_array_equal(rows, expected)
@@ -100,6 +180,135 @@ def test_words_with_spaces_keep_their_numbers(tmp_path):
     (tmp_path / "glove.txt").write_text("good 1 2\n. . . 3 4\nbad 5 6\n")
     rows = PretrainedTextFeatures(tmp_path / "glove.txt").transform(["good", "bad"])
     assert rows.tolist() == [[1, 2], [5, 6]]
+
+
+G = "good 1 0\nbad 0 1\nfilm 2 2\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + G,
+        "\ufeff3 2\n" + G,
+        G + "\n\n",
+        G.replace("\n", "\r\n"),
+        G.replace(" ", "\t"),
+        G.replace(" ", "  "),
+        G + "new york 5 5\n",
+        "new york 5 5\n" + G,
+        "4 2\nnew york 5 5\n" + G,
+        G + ". . . 5 5\nat name@domain.com 6 6\n",
+        G + " 5 5\n",  # a word of spaces
+        "good 1 0\n\nbad 0 1\nfilm 2 2\n",
+        "PK 5 5\n" + G,  # as zip files begin
+        "BZh 5 5\n" + G,  # as bzip2 files begin
+    ],
+)
+def test_spellings_of_text_files(content, tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content.encode())
+    rows = rows_of(path, ["good", "bad", "film"])
+    assert rows.tolist() == [[1, 0], [0, 1], [2, 2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("3 1\n" + G, "in line 2 there are not 1 number, as its header says"),
+        ("3 3\n" + G, "in line 2 there are not 3 numbers, as its header says"),
+        ("1000 2\n" + G, "its header says 1,000 words, and it has 3"),
+        ("2 2\n" + G, "its header says 2 words, and it has 3"),
+        (G + "worse 1 2 3\n", "in line 4 there are not 2 numbers, as most lines have"),
+        ("worse 1 2 3\n" + G, "in line 1 there are not 2 numbers"),
+        (G + "short 1\n", "in line 4 there are not 2 numbers"),
+        (G.replace("1 0", "1_0 0"), "in line 1 there are not 2 numbers"),
+        (G.replace(" ", ","), "a word and numbers"),
+        (G.encode("utf-16"), "UTF-16.*iconv"),
+        (lzma.compress(G.encode()), "an archive. Unpack it"),
+        (b"PK\x03\x04...", "an archive. Unpack it"),
+        (gzip.compress(gzip.compress(G.encode())), "an archive. Unpack it"),
+        (gzip.compress(G.encode())[:-10], "EOFError"),
+        (pickle.dumps(np.ones(3), 0), "a pickle"),
+        (pickle.dumps(np.ones(3), 1), "a pickle"),
+        (b"2 4\ngood " + bytes(16), "says 2 words of 4 numbers, and it is shorter"),
+        (b"1 4\ngood " + bytes(16) + b"\nbad " + bytes(16), "and it is longer"),
+        (b"999999999999 300\ngood " + bytes(1200), "and it is shorter"),
+    ],
+)
+def test_files_that_are_not_what_they_say_are_refused(content, reason, tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(WeightsError, match=reason):
+        rows_of(path, ["good"])
+
+
+@pytest.mark.parametrize(
+    ("content", "warning"),
+    [
+        (G.encode() + "café 3 3\n".encode("latin-1"), "1 of 4 words are not UTF-8"),
+        (G.encode() + b"last 3 3", "does not end with a newline"),
+    ],
+)
+def test_each_process_is_warned_of_a_file_that_may_be_wrong(content, warning, tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.warns(TextWarning, match=warning):
+            assert rows_of(path, ["film"]).tolist() == [[2, 2]]
+        clear_caches()
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + bytes(b ^ 1 for b in content[-4:]))
+
+
+@pytest.mark.parametrize("damage", [halve, change, os.unlink])
+@pytest.mark.parametrize(
+    "name", ["about.json", *map("{}.npy".format, ("vectors", "hashes", "letters"))]
+)
+def test_a_damaged_table_is_made_again(damage, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "vectors.txt"
+    path.write_text(G)
+    expected = rows_of(path, ["good film"])
+    (table,) = (tmp_path / "skdeepfeat" / "words").glob("*/")
+    damage(table / name)
+    clear_caches()
+    np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
+    clear_caches()
+    monkeypatch.setattr(word_tables, "read_vectors", lambda *a: pytest.fail("again"))
+    np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
+
+
+def test_a_damaged_note_of_a_digest_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "vectors.txt"
+    path.write_text(G)
+    expected = rows_of(path, ["good film"])
+    (note,) = (tmp_path / "skdeepfeat" / "words").glob("*.json")
+    content = note.read_text()
+    for damaged in ("", "[]", "{}", content[:20]):
+        note.write_text(damaged)
+        clear_caches()
+        np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
+        assert note.read_text() == content
+
+
+def test_a_table_that_was_copied_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "vectors.txt"
+    path.write_text(G)
+    expected = rows_of(path, ["good film"])
+    for file in (tmp_path / "skdeepfeat" / "words").glob("*/*.npy"):
+        os.utime(file, (0, 0))
+    clear_caches()
+    monkeypatch.setattr(word_tables, "read_vectors", lambda *a: pytest.fail("again"))
+    np.testing.assert_array_equal(rows_of(path, ["good film"]), expected)
 
 
 def test_a_pickle_is_never_loaded(vectors, tmp_path):
