@@ -6,20 +6,21 @@ images; a copy in which other steps stand in for them takes rows of features ins
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
-from ._validation import count_rows
 
 READS_IMAGES = (PretrainedCNNFeatures, FineTunedClassifier)
+PASSES = ("predict", "transform", "decision_function", "score_samples")
 
 
 @dataclass
@@ -49,12 +50,18 @@ class GivenRows(TransformerMixin, BaseEstimator):
         Which of them.
     names : ndarray of str
         Names of the features.
+    n_rows : callable
+        Number of rows of X; refuses what the step refuses.
+    as_output : callable
+        Rows in the form that the step returns, such as a tensor.
     """
 
-    def __init__(self, exchange, place, names):
+    def __init__(self, exchange, place, names, n_rows, as_output):
         self.exchange = exchange
         self.place = place
         self.names = names
+        self.n_rows = n_rows
+        self.as_output = as_output
 
     def fit(self, X, y=None):
         """Do nothing."""
@@ -65,8 +72,8 @@ class GivenRows(TransformerMixin, BaseEstimator):
         self.exchange.seen[self.place] = X
         rows = self.exchange.rows[self.place]
         if rows is None:
-            rows = np.zeros((count_rows(X), len(self.names)), np.float32)
-        return rows
+            rows = np.zeros((self.n_rows(X), len(self.names)), np.float32)
+        return self.as_output(rows)
 
     def get_feature_names_out(self, input_features=None):
         """The names of the step that this stands in for."""
@@ -116,11 +123,13 @@ class Composite:
 def divide(estimator) -> Composite:
     """Divide a fitted estimator; refuses one without a step that reads images."""
     estimator = best_of(estimator)
+    steps = feature_steps(estimator)
+    last_method(estimator)
     exchange = Exchange()
     features: list[PretrainedCNNFeatures] = []
     place_of: dict[tuple, int] = {}
     replaced: dict[int, Any] = {}
-    for step in feature_steps(estimator):
+    for step in steps:
         transformer, after = _opened(step)
         signature = _signature(transformer)
         if signature not in place_of:
@@ -129,22 +138,58 @@ def divide(estimator) -> Composite:
         stand_in = _stand_in(transformer, exchange, place_of[signature])
         replaced[id(step)] = after(stand_in)
     exchange.rows, exchange.seen = [None] * len(features), [None] * len(features)
+    _replace_frozen(estimator, replaced)
     head = copy.deepcopy(estimator, replaced)
     _run_in_this_process(head)
     return Composite(tuple(features), head, exchange)
 
 
 def best_of(estimator):
-    """The estimator that a search has refitted, or the estimator itself."""
-    while hasattr(estimator, "best_estimator_"):
-        estimator = estimator.best_estimator_
+    """The estimator that a search has refitted, or that is frozen; else itself."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            return estimator
+
+
+def last_step(estimator):
+    """The last step of a pipeline, or the estimator itself."""
+    while isinstance(estimator, Pipeline):
+        estimator = estimator[-1]
     return estimator
 
 
-def last_method(estimator):
-    """The method that passes X through all steps of an estimator."""
-    names = ("predict", "transform", "decision_function", "score_samples")
-    return next(getattr(estimator, name) for name in names if hasattr(estimator, name))
+def as_array(values) -> np.ndarray:
+    """What an estimator returns, as an array; also a tensor on a GPU, or a frame."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
+def rows_of(features: PretrainedCNNFeatures, X) -> np.ndarray:
+    """The features (n, width) of a step, whatever kind of output it is set to."""
+    return features._walk(X)
+
+
+def last_method(estimator) -> Callable:
+    """The method that passes X through all steps; refuses estimators without one."""
+    for name in PASSES:
+        if hasattr(estimator, name):
+            return getattr(estimator, name)
+    raise ValueError(
+        f"{type(last_step(estimator)).__name__} cannot predict new images: it has none "
+        f"of the methods {', '.join(PASSES)}. Fit a search with refit=True and "
+        "LocalOutlierFactor with novelty=True; in place of a clusterer that labels its "
+        "training images only, use one with predict, such as KMeans."
+    )
+
+
+def _replace_frozen(estimator, replaced: dict[int, Any]) -> None:
+    """Let copies of frozen estimators be what is frozen, which predicts the same."""
+    for part in reversed(list(parts_of(estimator))):  # the inner ones first
+        if isinstance(part, FrozenEstimator):
+            replaced[id(part)] = copy.deepcopy(part.estimator, replaced)
 
 
 def by_class(scores: np.ndarray) -> np.ndarray:
@@ -169,11 +214,23 @@ def _signature(features: PretrainedCNNFeatures) -> tuple:
 
 def _stand_in(features: PretrainedCNNFeatures, exchange: Exchange, place: int):
     """A stand-in with the names and the kind of output of a feature step."""
-    stand_in = GivenRows(exchange, place, features.get_feature_names_out())
+    names = features.get_feature_names_out()
+    stand_in = GivenRows(
+        exchange,
+        place,
+        names,
+        lambda X: len(features._read(X, reset=False)),
+        features._as_output,
+    )
+    return with_output_of(features, stand_in)
+
+
+def with_output_of(estimator, other):
+    """Another estimator, set to the containers that `set_output` chose for one."""
     config = "_sklearn_output_config"
-    if config in vars(features):
-        setattr(stand_in, config, dict(vars(features)[config]))
-    return stand_in
+    if config in vars(estimator):
+        setattr(other, config, dict(vars(estimator)[config]))
+    return other
 
 
 def feature_steps(estimator) -> list:

@@ -4,6 +4,8 @@ Matplotlib is imported only when a figure is drawn; the extra [plot] installs it
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Set
+from numbers import Integral
 from operator import attrgetter
 
 import numpy as np
@@ -109,6 +111,12 @@ class TrainingHistoryDisplay(Display):
         return cls(estimator.history_, metric=metric).plot(ax=ax)
 
     def _draw(self):
+        metrics = ("accuracy", "loss")
+        if self.metric not in metrics:
+            raise ValueError(
+                f"The 'metric' parameter must be one of {', '.join(metrics)}. Got "
+                f"{self.metric!r} instead."
+            )
         epochs = np.arange(1, len(self.history) + 1)
         for name, label in (
             (self.metric, "training"),
@@ -395,11 +403,12 @@ class ActivationMapDisplay:
         display : ActivationMapDisplay
             The display, already drawn. Titles have the class that a map explains, and
             its probability if `estimator` has `predict_proba`; for a regressor, the
-            predicted number.
+            predicted number; for a photo that cannot be read, that it could not be.
         """
         explanation = Explanation(estimator, X, target, method)
+        names = _class_names(estimator, class_names)
         explained = explanation.explain()
-        titles = _titles(estimator, X, explained.labels, class_names)
+        titles = _titles(explained, names)
         display = cls(explanation.photos(), explained.maps, titles=titles)
         return display.plot(axes=axes, n_columns=n_columns)
 
@@ -419,19 +428,42 @@ class ActivationMapDisplay:
             The display itself.
         """
         n = len(self.photos)
-        if axes is None:
-            n_columns = min(n, n_columns)
-            n_rows = -(-n // n_columns)
-            size = (2.2 * n_columns, 2.4 * n_rows)
-            axes = _new_axes(n_rows, n_columns, figsize=size)
-        axes = np.ravel(axes)
+        titles = [""] * n if self.titles is None else self.titles
+        _check_for_each(n, maps=self.maps, titles=titles)
+        axes = np.ravel(_grid_of_axes(n, n_columns) if axes is None else axes)
+        if len(axes) < n:
+            raise ValueError(
+                f"The 'axes' parameter must have one for each of the {n} photos. Got "
+                f"{len(axes)} instead; axes=None creates them."
+            )
         self.axes_, self.figure_ = axes[:n], axes[0].figure
-        titles = self.titles or [""] * n
         for ax, *one in zip(self.axes_, self.photos, self.maps, titles, strict=True):
             _draw_map(ax, *one)
         for ax in axes:
             ax.set_axis_off()
         return self
+
+
+def _check_for_each(n, **given):
+    """Refuse maps or titles of another number than that of the photos."""
+    for name, values in given.items():
+        if len(values) != n:
+            raise ValueError(
+                f"The '{name}' parameter of ActivationMapDisplay must have one for "
+                f"each of the {n} photos. Got {len(values)} instead."
+            )
+
+
+def _grid_of_axes(n, n_columns):
+    """New axes for n photos."""
+    if not isinstance(n_columns, Integral) or n_columns < 1:
+        raise ValueError(
+            "The 'n_columns' parameter must be an integer of at least 1. Got "
+            f"{n_columns!r} instead."
+        )
+    n_columns = min(n, n_columns)
+    n_rows = -(-n // n_columns)
+    return _new_axes(n_rows, n_columns, figsize=(2.2 * n_columns, 2.4 * n_rows))
 
 
 def _draw_map(ax, photo, map_, title):
@@ -448,21 +480,39 @@ def _draw_map(ax, photo, map_, title):
     ax.set_title(title, fontsize="medium")
 
 
-def _titles(estimator, X, labels, class_names):
+def _class_names(estimator, class_names):
+    """The name of each class in titles, by class; None for other estimators."""
+    classes = getattr(estimator, "classes_", None)
+    if class_names is None:
+        return None if classes is None else dict(zip(classes, classes, strict=True))
+    if classes is None:
+        raise ValueError(
+            f"The 'class_names' parameter names classes, and {type(estimator).__name__}"
+            " predicts none. Leave it out."
+        )
+    kind = type(class_names).__name__
+    unordered = isinstance(class_names, (str, Mapping, Set))
+    if unordered or len(class_names) != len(classes):
+        n = "" if unordered else f" of {len(class_names)}"
+        raise ValueError(
+            f"The 'class_names' parameter must be a sequence of {len(classes)} names, "
+            f"in the order of classes_ ({', '.join(map(str, classes))}). Got a "
+            f"{kind}{n} instead."
+        )
+    return dict(zip(classes, class_names, strict=True))
+
+
+def _titles(explained, names):
     """What each map explains, with its probability or number."""
-    if not hasattr(estimator, "classes_"):
-        return _numbers(np.asarray(estimator.predict(X)), labels)
-    classes = list(estimator.classes_)
-    places = [classes.index(label) for label in labels]
-    names = [str((class_names or classes)[place]) for place in places]
-    if not hasattr(estimator, "predict_proba"):
-        return names
-    likely = estimator.predict_proba(X)[np.arange(len(places)), places]
-    return [f"{name} {share:.0%}" for name, share in zip(names, likely, strict=True)]
+    parts = zip(explained.labels, explained.values, explained.readable, strict=True)
+    return [
+        _title(names and names[label], value) if readable else "could not be read"
+        for label, value, readable in parts
+    ]
 
 
-def _numbers(predicted, outputs):
-    """The predicted number of one output for each image."""
-    by_output = predicted.reshape(len(outputs), -1)
-    chosen = by_output[np.arange(len(outputs)), np.asarray(outputs, int)]
-    return [f"{number:.3g}" for number in chosen]
+def _title(name, value):
+    """The name of a class and its probability, or the number of a regressor."""
+    if name is None:
+        return f"{value:.3g}"
+    return str(name) if np.isnan(value) else f"{name} {value:.0%}"

@@ -23,7 +23,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
     _check_y,
-    _num_samples,
     validate_data,
 )
 
@@ -56,7 +55,6 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
-    "count_rows",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
@@ -285,11 +283,6 @@ def check_weights(sample_weight, n_rows: int) -> np.ndarray:
     return _check_sample_weight(
         sample_weight, np.empty(n_rows), dtype=np.float64, ensure_non_negative=True
     )
-
-
-def count_rows(X) -> int:
-    """Number of rows of whatever scikit-learn accepts."""
-    return _num_samples(X)
 
 
 def take_rows(X, rows: np.ndarray):

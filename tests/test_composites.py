@@ -4,17 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import coloured_images
+from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import DBSCAN, AgglomerativeClustering
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import StackingClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
-from skdeepfeat._composites import divide
+from skdeepfeat._composites import divide, rows_of
 
 X, y = coloured_images(24, 8)
 FRAME = pd.DataFrame({"photo": list(X), "size": np.arange(24.0)})
@@ -37,6 +41,13 @@ def stack():
 COMPOSITES = {
     "pipeline": pipeline,
     "frames": lambda: pipeline().set_output(transform="pandas"),
+    "tensors": lambda: make_pipeline(
+        PretrainedCNNFeatures("tiny", output="torch"),
+        FunctionTransformer(lambda tensor: tensor.cpu().numpy()),
+        LogisticRegression(),
+    ),
+    "frozen": lambda: FrozenEstimator(pipeline().fit(X, y)),
+    "frozen inside": lambda: CalibratedClassifierCV(FrozenEstimator(pipeline())),
     "search": search,
     "calibrated": lambda: CalibratedClassifierCV(pipeline(), cv=2),
     "threshold": lambda: TunedThresholdClassifierCV(pipeline(), cv=2),
@@ -48,9 +59,12 @@ COMPOSITES = {
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_the_head_predicts_from_rows_as_the_composite_from_images(name):
     labels = y == 1 if name == "threshold" else y
-    model = COMPOSITES[name]().fit(X, labels)
+    model = COMPOSITES[name]()
+    if name == "frozen inside":
+        model.estimator.estimator.fit(X, y)
+    model.fit(X, labels)
     composite = divide(model)
-    rows = [step.transform(X) for step in composite.features]
+    rows = [rows_of(step, X) for step in composite.features]
     assert len(rows) == (2 if name == "stack" else 1)
     before = model.predict_proba(X)
     composite.give(np.concatenate(rows, 1))
@@ -79,3 +93,42 @@ def test_estimators_without_images_are_refused():
         divide(LogisticRegression().fit(np.eye(2), [0, 1]))
     with pytest.raises(NotFittedError):
         divide(pipeline())
+
+
+def test_polars_frames_between_steps():
+    pytest.importorskip("polars")
+    model = pipeline().set_output(transform="polars").fit(X, y)
+    composite = divide(model)
+    rows = rows_of(composite.features[0], X)
+    assert isinstance(rows, np.ndarray)
+    composite.give(rows)
+    found = composite.head.predict_proba(rows)
+    np.testing.assert_allclose(found, model.predict_proba(X), rtol=1e-5)
+
+
+BLIND = {
+    "GridSearchCV": GridSearchCV(pipeline(), {}, cv=2, refit=False),
+    "DBSCAN": make_pipeline(PretrainedCNNFeatures("tiny"), DBSCAN()),
+    "AgglomerativeClustering": make_pipeline(
+        PretrainedCNNFeatures("tiny"), AgglomerativeClustering()
+    ),
+    "LocalOutlierFactor": make_pipeline(
+        PretrainedCNNFeatures("tiny"), LocalOutlierFactor(5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_what_cannot_predict_new_images_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} cannot predict new images.*refit"):
+        divide(BLIND[name].fit(X, y))
+
+
+@pytest.mark.parametrize("bad", [(x for x in X), Image.new("L", (8, 8)), None, [], "a"])
+def test_what_predict_refuses_is_refused_in_the_same_words(bad):
+    model = pipeline().fit(X, y)
+    with pytest.raises(ValueError) as expected:
+        model.predict(bad)
+    with pytest.raises(ValueError) as found:
+        divide(model).images_of(bad)
+    assert str(found.value) == str(expected.value)

@@ -3,9 +3,11 @@
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import Perceptron, Ridge
+from sklearn.linear_model import LogisticRegression, Perceptron, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -171,12 +173,59 @@ def test_maps_are_drawn_on_given_axes_with_what_they_explain():
     assert display.axes_[0].get_title() == f"{model.predict(X[:1])[0, 1]:.3g}"
 
 
-def test_photos_that_cannot_be_read_are_white():
-    model, X = fitted_to_squares(GaussianNB())
-    model[0].on_error = "nan"
-    cells = [X[0], b"no photo"]
-    display = ActivationMapDisplay(np.ones((1, 4, 4, 3)), np.full((1, 2, 2), np.nan))
-    assert display.plot().axes_[0].get_title() == ""
-    with pytest.warns(ImageWarning, match="1 of 2 photos"):
-        maps = activation_maps(model, cells)
-    assert np.isnan(maps[1]).all()
+def test_photos_that_cannot_be_read_are_white_and_say_so():
+    takes_nan = HistGradientBoostingClassifier(min_samples_leaf=2)
+    for head in (LogisticRegression(), takes_nan):
+        model, X = fitted_to_squares(head)
+        model[0].on_error = "nan"
+        with pytest.warns(ImageWarning, match="1 of 2 photos"):
+            display = ActivationMapDisplay.from_estimator(model, [X[0], b"no photo"])
+        known, unknown = (ax.get_title() for ax in display.axes_)
+        assert known.endswith("%") and unknown == "could not be read"
+        assert np.isnan(display.maps[1]).all() and (display.photos[1] == 1).all()
+
+
+NAMES = ["spot", "none"]
+
+
+@pytest.mark.parametrize("names", [np.array(NAMES), pd.Index(NAMES), tuple(NAMES)])
+def test_class_names_in_any_sequence(names):
+    model, X = fitted_to_squares(Perceptron())
+    display = ActivationMapDisplay.from_estimator(
+        model, X[:2], target=[0, 1], class_names=names
+    )
+    assert [ax.get_title() for ax in display.axes_] == NAMES
+    again = ActivationMapDisplay(display.photos, display.maps, titles=names).plot()
+    assert [ax.get_title() for ax in again.axes_] == NAMES
+
+
+@pytest.mark.parametrize("names", [["one"], ["a", "b", "c"], "ab", {0: "a", 1: "b"}])
+def test_class_names_that_do_not_fit_are_refused(names):
+    model, X = fitted_to_squares(Perceptron())
+    with pytest.raises(ValueError, match=r"'class_names'.*sequence of 2 names.*\(0, 1"):
+        ActivationMapDisplay.from_estimator(model, X[:2], class_names=names)
+
+
+def test_class_names_of_numbers_are_refused():
+    model, X = fitted_to_squares(Ridge(), np.arange(12.0))
+    with pytest.raises(ValueError, match=r"'class_names'.*predicts none"):
+        ActivationMapDisplay.from_estimator(model, X[:2], class_names=NAMES)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    display = ActivationMapDisplay(np.zeros((2, 4, 4, 3)), np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match=r"'axes'.*each of the 2 photos. Got 1"):
+        display.plot(axes=plt.subplots()[1])
+    for n_columns in (0, 1.5):
+        with pytest.raises(ValueError, match=rf"'n_columns'.*Got {n_columns}"):
+            display.plot(n_columns=n_columns)
+    display.titles = ["one"]
+    with pytest.raises(ValueError, match=r"'titles'.*each of the 2 photos. Got 1"):
+        display.plot()
+    with pytest.raises(ValueError, match=r"'maps'.*each of the 2 photos. Got 3"):
+        ActivationMapDisplay(np.zeros((2, 4, 4, 3)), np.zeros((3, 2, 2))).plot()
+
+
+def test_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match=r"'metric'.*accuracy, loss.*Got 'acuracy'"):
+        TrainingHistoryDisplay(HISTORY, metric="acuracy").plot()

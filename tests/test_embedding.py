@@ -72,8 +72,13 @@ def test_only_what_the_layers_need_is_kept():
     assert len(pickle.dumps(embedded)) < 300_000  # of 13 MB
     whole = embedded.set_params(layer="block1").fit(X)
     assert whole.transform(X).shape == (12, 16)
-    with pytest.raises(ValueError, match=r"Unknown layer 'block6'"):
-        embedded.set_params(layer="block6").fit(X)
+    for layer in ("block6", "penultimate", 5):
+        with pytest.raises(ValueError, match=r"Unknown layer.*cut.*'block3'") as error:
+            embedded.set_params(layer=layer).fit(X)
+        assert "one classifier" not in str(error.value)
+    with pytest.raises(ValueError, match=r"Unknown layer 'blok6'") as error:
+        fitted(layer="blok6")
+    assert "embed_weights" not in str(error.value)
     with pytest.raises(WeightsError, match=r"some layers only: stem, block1"):
         embedded.set_params(layer="blocks.14.add").transform(X)
 
@@ -120,6 +125,21 @@ def test_changed_weights_are_refused():
     object.__setattr__(state.backbone, "arrays", arrays)
     with pytest.raises(WeightsError, match=r"changed since"):
         state.transform(X)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "own"])
+def test_a_damaged_file_is_refused_where_nothing_was_fitted(kind):
+    backbone = tiny_backbone() if kind == "own" else embed_weights(fitted()).backbone
+    name = next(name for name in backbone.arrays if name.endswith("weight"))
+    data = pickle.dumps(backbone)
+    place = data.index(backbone.arrays[name].tobytes()[:64]) + 3
+    damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    loaded, kept = pickle.loads(damaged), pickle.loads(data)
+    with pytest.raises(WeightsError, match=r"arrays of backbone.*file is damaged"):
+        PretrainedCNNFeatures(loaded).transform(X)
+    with pytest.raises(WeightsError, match=r"file is damaged"):
+        FineTunedClassifier(loaded).fit(X, y)
+    assert len(PretrainedCNNFeatures(kept).transform(X)) == 12
 
 
 def test_skops_needs_to_trust_nothing_but_this_package(tmp_path):

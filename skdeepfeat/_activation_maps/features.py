@@ -10,10 +10,10 @@ import numpy as np
 from .._backbones.layouts import LAYOUTS
 from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
+from .._composites import rows_of
 from .._exceptions import ImageError, ImageWarning
 from .._features import PretrainedCNNFeatures
 from .._images.batches import read_row
-from .._images.input import read_input
 from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column
@@ -85,7 +85,6 @@ class UnpooledFeatures:
             pooling="flatten",
             cache=None,
             prefetch_layers=(),
-            output="numpy",
             verbose=0,
         )
 
@@ -120,8 +119,7 @@ class UnpooledFeatures:
 
     def read(self, X) -> Images:
         """The photos that the step is given."""
-        allow_nan = self.features.on_error == "nan"
-        return read_input(self.features, X, reset=False, allow_nan=allow_nan)
+        return self.features._read(X, reset=False)
 
     def pixels(self, images: Images, row: int) -> np.ndarray:
         """A photo (side, side, 3) as it enters the network, from 0 to 1."""
@@ -144,7 +142,7 @@ class UnpooledFeatures:
     def _transform(self, images: Images, start: int, stop: int) -> np.ndarray:
         """Flat maps of all layers; keeps the errors of photos that cannot be read."""
         try:
-            flat = self.features.transform(images.part(start, stop))
+            flat = rows_of(self.features, images.part(start, stop))
         except ImageError as error:
             raise error.at(error.row + start) from error.__cause__
         found = self.features.errors_

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._composites import divide
+from .._composites import as_array, divide
 from .._exceptions import ImageWarning, MapWarning, warn_user
 from .._validation import take_rows
 from .features import UnpooledFeatures
 from .masks import masks_over
-from .scores import Targets, changes_in_steps, scores_of
+from .scores import Targets, changes_in_steps, numbers_of, scores_of
 
 METHODS = ("auto", "places")
 AT_ONCE = 2**24  # numbers in memory
@@ -49,6 +49,7 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     Returns
     -------
     maps : ndarray of shape (n_images, h, w)
+        With the places of the finest layer; at most 14 a side with ``method="auto"``.
         By how much the score of the target falls without each place, with random
         halves on average; negative where it rises. The score is what
         `decision_function` returns for the class; without one, the logarithm of its
@@ -61,7 +62,8 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     ------
     ValueError
         If a layer has no places, such as the class token of a vision transformer, or
-        with ``pooling="flatten"``.
+        with ``pooling="flatten"``; if `estimator` cannot predict new images or predicts
+        several labels for each.
 
     Warns
     -----
@@ -116,10 +118,19 @@ class Explained:
     maps : ndarray of shape (n_images, h, w)
     labels : ndarray of shape (n_images,)
         The class or output that each map explains.
+    values : ndarray of shape (n_images,)
+        The probability of this class or the predicted number; nan for classifiers
+        without probabilities.
     """
 
     maps: np.ndarray
     labels: np.ndarray
+    values: np.ndarray
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Which photos (n_images,) could be read."""
+        return ~np.isnan(self.maps).all((1, 2))
 
 
 class Explanation:
@@ -182,18 +193,21 @@ class Explanation:
         for start in range(0, self.n_images, n):
             yield slice(start, min(start + n, self.n_images))
 
-    def _some(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Maps and labels of some photos."""
+    def _some(self, rows: slice) -> tuple[np.ndarray, ...]:
+        """Maps, labels and values of some photos."""
         features = self._features(rows)
         readable = np.isfinite(features).all((1, 2))
         features[~readable] = 0
         head, (n, k, _) = self.composite.head, features.shape
-        predicted = np.asarray(head.predict(self._given(features[:, :1], rows)))
         scores = scores_of(head, self._given(features, rows)).reshape(n, k, -1)
+        given = self._given(features[:, :1], rows)
+        predicted, numbers = as_array(head.predict(given)), numbers_of(head, given)
         chosen, labels = self._targets.chosen(scores, predicted, rows)
         falls = chosen[:, :1] - chosen[:, 1:]
         falls[~readable] = np.nan
-        return self._masks.maps(falls), labels
+        columns = self._targets.columns(labels)
+        values = numbers[np.arange(n), columns] if numbers.size else np.full(n, np.nan)
+        return self._masks.maps(falls), labels, values
 
     def _features(self, rows: slice) -> np.ndarray:
         """Features (n, 1 + n_masks, width) of all steps, side by side."""

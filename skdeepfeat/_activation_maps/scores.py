@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
-from .._composites import by_class, parts_of
+from .._composites import as_array, by_class, last_step, parts_of
 from .._exceptions import closest
 
 # What trees, boosted trees of several packages, and neighbours have.
@@ -44,6 +44,8 @@ class Targets:
                 f"detector. Got {type(head).__name__}, which is none of them. Pass a "
                 "pipeline that ends in one."
             )
+        if isinstance(classes := getattr(head, "classes_", None), list):
+            raise _several_labels(head, len(classes))
         if target is None:
             return cls(head, None)
         labels = np.asarray(target)
@@ -58,66 +60,105 @@ class Targets:
 
     def _check_known(self) -> None:
         """Refuse labels that are no classes."""
-        known = getattr(self.head, "classes_", None)
-        if known is None or self.labels is None:
+        if self.labels is None or self._known is None:
             return
-        for label in np.unique(self.labels).tolist():
+        known = self._known.tolist()
+        for label in self.labels.tolist():
             if label not in known:
                 raise ValueError(
                     f"The 'target' parameter has the unknown class {label!r}."
-                    f"{closest(label, known)} The classes are "
-                    f"{', '.join(map(repr, known.tolist()))}."
+                    f"{_meant(label, known)} The classes are "
+                    f"{', '.join(map(repr, known))}."
                 )
 
+    @property
+    def _known(self) -> np.ndarray | None:
+        """The classes of a classifier."""
+        return getattr(self.head, "classes_", None)
+
     def chosen(self, scores: np.ndarray, predicted: np.ndarray, rows: slice):
-        """The scores (n, k) of the targets of some photos, from (n, k, n_targets)."""
-        labels = predicted if self.labels is None else self.labels[rows]
-        known = getattr(self.head, "classes_", None)
-        if known is None:
-            labels = np.zeros(len(scores), int) if self.labels is None else labels
-            columns = _outputs(labels, self.labels, scores.shape[2])
+        """The scores (n, k) of the targets of some photos, from (n, k, n_targets), and
+        the targets."""
+        if self.labels is not None:
+            labels = self.labels[rows]
+        elif self._known is not None:
+            labels = predicted
         else:
-            columns = np.array([np.flatnonzero(known == label)[0] for label in labels])
+            labels = np.zeros(len(scores), int)
+        if self._known is None:
+            _check_outputs(labels, self.labels, scores.shape[2])
+        columns = self.columns(labels)
         return scores[np.arange(len(scores)), :, columns], labels
 
+    def columns(self, labels: np.ndarray) -> np.ndarray:
+        """The columns (n,) of scores that labels name."""
+        if self._known is None:
+            return labels.astype(int)
+        return np.array([np.flatnonzero(self._known == label)[0] for label in labels])
 
-def _outputs(labels, given, n_outputs: int):
-    """Numbers of the outputs of a regressor; refuses those it does not have."""
-    named = f"one of its {n_outputs} outputs, 0 to {n_outputs - 1}"
-    if given is None and n_outputs > 1:
-        raise ValueError(f"The 'target' parameter must name {named}. Got None instead.")
-    wrong = [
-        label for label in np.unique(labels).tolist() if label not in range(n_outputs)
-    ]
-    if wrong:
-        raise ValueError(
-            f"The 'target' parameter must name {named}. Got {wrong[0]!r} instead."
-        )
-    return labels.astype(int)
+
+def _meant(label, known: list) -> str:
+    """A sentence with the class that a label may stand for, or nothing."""
+    same = [one for one in known if str(one) == str(label)]
+    if same:
+        return f" Did you mean {same[0]!r}?"
+    names = [one for one in known if isinstance(one, str)]
+    return closest(label, names) if isinstance(label, str) else ""
+
+
+def _check_outputs(labels, given, n_outputs: int) -> None:
+    """Refuse outputs that an estimator without classes does not have."""
+    named = f"name one of its {n_outputs} outputs, 0 to {n_outputs - 1}"
+    if n_outputs == 1:
+        named = "be None, since this estimator predicts one number"
+    elif given is None:
+        raise ValueError(f"The 'target' parameter must {named}. Got None instead.")
+    for label in labels.tolist():
+        if label not in range(n_outputs):
+            raise ValueError(
+                f"The 'target' parameter must {named}. Got {label!r} instead."
+            )
 
 
 def scores_of(head, X) -> np.ndarray:
     """Scores (n, n_targets) of classes or outputs; the higher, the likelier."""
     if is_outlier_detector(head):
-        return np.asarray(head.decision_function(X))[:, None]
-    predicted = np.asarray(head.predict(X))
+        return as_array(head.decision_function(X))[:, None]
+    predicted = as_array(head.predict(X))
     if not is_classifier(head):
         return predicted.reshape(len(predicted), -1)
     if predicted.ndim > 1:
-        raise ValueError(
-            f"activation_maps explains one label for each image. {type(head).__name__} "
-            f"predicts {predicted.shape[1]}; fit one classifier for each."
-        )
+        raise _several_labels(head, predicted.shape[1])
     for method, read in CLASS_SCORES.items():
         if hasattr(head, method) and not (method == LOGS and changes_in_steps(head)):
-            scores = read(np.asarray(getattr(head, method)(X)))
+            scores = read(as_array(getattr(head, method)(X)))
             if scores.shape[1] == len(head.classes_):  # and not one of each pair
                 return scores
     return (predicted[:, None] == head.classes_).astype(float)
 
 
+def _several_labels(head, n: int) -> ValueError:
+    """The error of a classifier of several labels."""
+    return ValueError(
+        "activation_maps explains one label for each image. "
+        f"{type(last_step(head)).__name__} predicts {n}; fit one classifier for each."
+    )
+
+
+def numbers_of(head, X) -> np.ndarray:
+    """Probabilities of a classifier, or what a regressor or an outlier detector
+    predicts, as (n, n_targets); (n, 0) without either."""
+    if not is_classifier(head):
+        return as_array(head.predict(X)).reshape(len(X), -1)
+    if hasattr(head, "predict_proba"):
+        return as_array(head.predict_proba(X))
+    return np.empty((len(X), 0))
+
+
 def _log_odds(logs: np.ndarray) -> np.ndarray:
     """Logarithms of odds: they still differ where probabilities are rounded to 1."""
+    if logs.shape[1] == 1:  # a single class, which has no odds
+        return logs
     logs = np.where(np.isneginf(logs), LEAST_LOG, logs)
     others = [np.delete(logs, one, axis=1) for one in range(logs.shape[1])]
     return logs - np.stack([logsumexp(other, axis=1) for other in others], 1)
@@ -129,6 +170,6 @@ LOGS = "predict_log_proba"
 CLASS_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "decision_function": by_class,
     LOGS: _log_odds,
-    "predict_proba": np.asarray,
+    "predict_proba": as_array,
 }
 LEAST_LOG = -700.0  # of the smallest positive number

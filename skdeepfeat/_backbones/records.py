@@ -312,10 +312,14 @@ class Backbone:
     # Identifies a network that cannot be described; copies share it.
     token: str = field(init=False, repr=False)
     memo: Memo = field(init=False, repr=False)
+    # Of the arrays, in hexadecimal: files that hold them may be damaged, or changed.
+    noted_tensors: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         _check_build(self.build)
         vars(self).update(memo=Memo(), token=secrets.token_hex(16))
+        if (tensors := self.tensors_digest) is not None:
+            vars(self).update(noted_tensors=tensors.hex())
 
     @property
     def digest(self) -> bytes:
@@ -363,7 +367,17 @@ class Backbone:
         """Digest of the names, shapes and values of `arrays`, or None."""
         if self.arrays is None:
             return None
-        return self.memo.get("tensors", lambda: digest_tensors(self.arrays))
+        return self.memo.get("tensors", self._digest_tensors)
+
+    def _digest_tensors(self) -> bytes:
+        """Digest of `arrays`; refuses others than it was created with."""
+        found = digest_tensors(self.arrays)
+        if self.noted_tensors not in (None, found.hex()):
+            raise WeightsError(
+                f"The arrays of backbone {self.name!r} changed since it was created, "
+                "or its file is damaged. Restore the file, or save the model again."
+            )
+        return found
 
     @property
     def is_own(self) -> bool:

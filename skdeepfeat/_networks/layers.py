@@ -110,7 +110,7 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
         raise ValueError(
             f"Unknown layer {layer} of backbone {backbone.name!r}, which has "
             f"{len(aliased)}: 0 ({aliased[0].alias!r}) to {len(aliased) - 1} "
-            f"({aliased[-1].alias!r})."
+            f"({aliased[-1].alias!r}).{_cut(backbone)}"
         )
     return aliased[layer]
 
@@ -131,7 +131,8 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
             f"Unknown layer {node!r} of backbone {backbone.name!r}."
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
             f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
-            f"all nodes{'' if structure.traceable else why}.{_unclear(node)}"
+            f"all nodes{'' if structure.traceable else why}."
+            f"{_cut(backbone) or _unclear(node)}"
         )
     found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}
@@ -145,6 +146,20 @@ def _unclear(node: str) -> str:
     return (
         " It does not clearly end with one classifier. Name the layer that is meant "
         "with Backbone.from_module(..., penultimate=...)."
+    )
+
+
+def _cut(backbone: Backbone) -> str:
+    """What to do about a copy that holds the weights of some layers only."""
+    # Other networks that come with arrays do not state their layers.
+    if backbone.arrays is None or not backbone.layers:
+        return ""
+    deepest = backbone.layers[-1].alias
+    if deepest == "logits":
+        return ""
+    return (
+        f" embed_weights cut this copy after {deepest!r}, which its layers needed. "
+        "Set the layer on the original, fit it, and call embed_weights again."
     )
 
 

@@ -1,15 +1,13 @@
 """Compares a graph of ONNX with the estimator that it was made of."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector
-from sklearn.pipeline import Pipeline
 
-from .._composites import Composite, by_class
+from .._composites import Composite, as_array, by_class, last_step, rows_of
 from .._exceptions import in_one_line
 from .dense import is_linear
 from .heads import (
@@ -46,26 +44,25 @@ def run(model, **inputs) -> dict[str, np.ndarray]:
 def expected_outputs(estimator, X) -> dict[str, np.ndarray]:
     """What an estimator predicts for X, by the names of the outputs in ONNX."""
     if not hasattr(estimator, "predict"):
-        return {"features": np.asarray(estimator.transform(X))}
-    predicted = np.asarray(estimator.predict(X))
+        return {"features": as_array(estimator.transform(X))}
+    predicted = as_array(estimator.predict(X))
     if is_outlier_detector(estimator):
         return {"label": predicted, "scores": estimator.decision_function(X)}
     if is_clusterer(estimator):
         return {"label": predicted}
     if not is_classifier(estimator):
         return {"value": predicted}
+    if predicted.ndim > 1:
+        raise ValueError(
+            "to_onnx exports one label for each image, and "
+            f"{type(last_step(estimator)).__name__} predicts {predicted.shape[1]}. Fit "
+            "and export one classifier for each."
+        )
     if hasattr(estimator, "predict_proba"):
         return {"label": predicted, "probabilities": estimator.predict_proba(X)}
     if is_linear(last_step(estimator)):
         return {"label": predicted, "scores": by_class(estimator.decision_function(X))}
     return {"label": predicted}
-
-
-def last_step(estimator):
-    """The last step of a pipeline, or the estimator itself."""
-    while isinstance(estimator, Pipeline):
-        estimator = estimator[-1]
-    return estimator
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,7 @@ def check_rows(rows: np.ndarray, composite: Composite, X) -> None:
     for step, place, images in zip(
         composite.features, composite.slices, given, strict=True
     ):
-        wanted = np.asarray(
-            copy.copy(step).set_params(output="numpy").transform(images)
-        )
+        wanted = rows_of(step, images)
         gap = difference({"features": rows[:, place]}, {"features": wanted})
         if gap.wrong.any():
             name = step._network().source.backbone.name
@@ -192,7 +187,7 @@ def _first_that_differs(head, composite: Composite, rows: np.ndarray) -> int:
     before_last = prefixes(head)[:-1]
     composite.give(rows)
     for place, prefix in enumerate(before_last):
-        wanted = {"features": np.asarray(prefix.transform(rows))}
+        wanted = {"features": as_array(prefix.transform(rows))}
         outputs = run(convert_steps(prefix, composite.slices), rows=rows)
         found = {"features": next(iter(outputs.values()))}
         if difference(found, wanted).wrong.any():

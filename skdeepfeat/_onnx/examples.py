@@ -9,9 +9,10 @@ from PIL import Image
 from .._composites import Composite
 from .._datasets import load_textures
 from .._exceptions import ImageError
+from .._features import PretrainedCNNFeatures
 from .._images.batches import Prepared, read_row
 from .._images.input import read_input
-from .._images.recipe import InputSpec
+from .._images.recipe import InputSpec, margin_colour
 from .._images.windows import Images
 from .._validation import check_value_range
 
@@ -27,20 +28,46 @@ def textures() -> list[Image.Image]:
 
 def recipe_of(composite: Composite) -> InputSpec:
     """The preprocessing of all feature steps; refuses several that differ."""
+    for step in composite.features:
+        _refuse_range(step)
     recipes = [step._network().source.input for step in composite.features]
-    ways = {_way(recipe) for recipe in recipes}
+    ways = set(map(_way, composite.features, recipes))
     if len(ways) > 1:
         raise ValueError(
             "The feature steps of this estimator resize images differently, and one "
-            f"graph takes one size: {sorted(ways)}. Set image_size to the same value, "
-            "or export them separately."
+            f"graph takes one size: {sorted(ways)}. Set image_size and decode to the "
+            "same values, or export them separately."
         )
     return recipes[0]
 
 
-def _way(recipe: InputSpec) -> tuple:
+def _way(step: PretrainedCNNFeatures, recipe: InputSpec) -> tuple:
     """What must be the same for several networks to take the same pixels."""
-    return recipe.image_size, str(recipe.resize), recipe.interpolation, recipe.mode
+    resize = recipe.image_size, str(recipe.resize), recipe.interpolation, recipe.mode
+    return *resize, margin_colour(recipe), step.decode
+
+
+def _refuse_range(step: PretrainedCNNFeatures) -> None:
+    """Refuse other black and white than those of 8-bit images, which the graph takes.
+
+    A range holds for arrays and not for 8-bit files, which the graph cannot tell apart.
+    """
+    if check_value_range(step.value_range) not in (None, (0, 255)):
+        raise ValueError(
+            f"The 'value_range' parameter must be None or (0, 255) for ONNX. Got "
+            f"{step.value_range!r} instead; the graph takes 8-bit images. Scale your "
+            "arrays to 0 to 255 as uint8, leave value_range out, and fit again."
+        )
+
+
+def refuse_fast(composite: Composite) -> None:
+    """Refuse to resize in the graph as ``decode="fast"`` does."""
+    if any(step.decode == "fast" for step in composite.features):
+        raise ValueError(
+            "resize=True needs decode='exact'. Got decode='fast' instead, which reads "
+            "JPEGs at a reduced size, as no graph can. Set decode='exact' and fit "
+            "again, or use resize=False."
+        )
 
 
 @dataclass(frozen=True)
@@ -76,10 +103,8 @@ def examples_of(composite: Composite, X) -> Examples:
     X = textures() if X is None else X
     step = composite.features[0]
     images = read_input(step, composite.images_of(X)[0], reset=False)
-    value_range = check_value_range(step.value_range)
     found = [
-        read_row(images, row, recipe, value_range, step.decode)
-        for row in range(len(images))
+        read_row(images, row, recipe, None, step.decode) for row in range(len(images))
     ]
     return Examples(X, images, recipe, np.stack([_pixels(one) for one in found]))
 

@@ -61,7 +61,9 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         If a step cannot be converted, or predicts something else in ONNX than in
         scikit-learn: probabilities that differ by more than 1e-4, or another label,
         except where the two best classes tie. The message names the step and says what
-        to use instead.
+        to use instead. If `value_range` is not that of 8-bit images, if a classifier
+        was fitted with a single class or predicts several labels, or if `resize` is
+        set and an estimator has ``decode="fast"``.
 
     See Also
     --------
@@ -100,11 +102,13 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     import onnx
 
     from .checking import expected_outputs
-    from .examples import examples_of
+    from .examples import examples_of, refuse_fast
     from .heads import refuse_known
     from .metadata import describe
 
-    composite, estimator = divide(estimator), best_of(estimator)
+    composite, estimator, X = _of_photos(best_of(estimator), X)
+    if resize:
+        refuse_fast(composite)
     refuse_known(composite.head)
     examples = examples_of(composite, X)
     expected = expected_outputs(estimator, examples.X)
@@ -119,6 +123,18 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     if path is not None:
         Path(path).write_bytes(model.SerializeToString())
     return model
+
+
+def _of_photos(estimator, X) -> tuple:
+    """The divided estimator, itself, and images, without any tables around photos."""
+    from .simpler import remove_words, without_tables
+
+    simpler = without_tables(estimator)
+    if simpler is not estimator and X is not None:
+        X = divide(estimator).images_of(X)[0]
+    composite = divide(simpler)
+    remove_words(composite.head)
+    return composite, simpler, X
 
 
 def _checked_graph(composite: Composite, examples, expected: dict):

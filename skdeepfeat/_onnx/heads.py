@@ -8,28 +8,40 @@ import numpy as np
 from onnx import TensorProto, compose, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.pipeline import Pipeline
 
-from .._composites import Composite, GivenRows, parts_of
+from .._composites import Composite, GivenRows, last_step, parts_of
 from .._exceptions import in_one_line
 from . import dense
 from .extra import OPSETS, state_versions
 
-# What to use instead of estimators that are not converted, or not correctly.
+# What to use instead of estimators that are not converted, or not correctly. Of those
+# in one step, the first counts.
 INSTEAD = {
     "ColumnTransformer": "a pipeline of the photos alone",
+    "FixedThresholdClassifier": "its estimator_, and apply its threshold to the "
+    "probabilities",
+    "TunedThresholdClassifierCV": "its estimator_, and apply its best_threshold_ to "
+    "the probabilities",
     "GaussianProcessClassifier": "LogisticRegression or SVC(probability=True)",
     "HistGradientBoostingClassifier": "GradientBoostingClassifier",
     "HistGradientBoostingRegressor": "GradientBoostingRegressor",
     "KNeighborsClassifier": "weights='uniform'",
     "LinearDiscriminantAnalysis": "LogisticRegression",
+    "OneVsOneClassifier": "OneVsRestClassifier(LogisticRegression())",
+    "CalibratedClassifierCV": "method='sigmoid', around the last step alone",
     "LinearSVC": "LogisticRegression, or CalibratedClassifierCV(LinearSVC()) after all "
     "other steps",
-    "TunedThresholdClassifierCV": "its estimator_, and apply its best_threshold_ to "
-    "the probabilities",
+    "BaggingClassifier": "an estimator with predict_proba inside of it",
+    "StackingClassifier": "estimators with predict_proba inside of it",
     "VotingClassifier": "flatten_transform=False",
+    "FunctionTransformer": "a transformer of scikit-learn",
 }
-OTHERWISE = "Use an estimator from skl2onnx.supported_converters()."
+OTHERWISE = (
+    "Use another one, such as LogisticRegression, SVC or RandomForestClassifier; "
+    "skl2onnx.supported_converters() lists more."
+)
 # Why some are refused although skl2onnx converts them.
 REFUSED = {
     "ColumnTransformer": "it reads columns of a table, and the graph reads images",
@@ -51,15 +63,33 @@ def convert_head(composite: Composite, expected: dict[str, np.ndarray]):
         return model
     except Exception as error:  # skl2onnx raises whatever a converter raises
         place = _first_that_fails(head, composite.slices)
-        raise _not_converted(head, place, in_one_line(error)[:SHOWN]) from error
+        reason = in_one_line(error)[:SHOWN]
+        if any(step.output == "torch" for step in composite.features):
+            reason += "; set output='numpy' and fit again if it holds tensors"
+        raise _not_converted(head, place, reason) from error
 
 
 def refuse_known(head) -> None:
-    """Refuse steps that skl2onnx converts into something else."""
+    """Refuse steps that skl2onnx converts into something else, and single classes."""
+    _refuse_one_class(head)
     for place, step in enumerate(head if isinstance(head, Pipeline) else [head]):
         for part in parts_of(step):
             if reason := REFUSED.get(type(part).__name__):
                 raise _not_converted(head, place, reason)
+
+
+def _refuse_one_class(head) -> None:
+    """Refuse a part that was fitted with one class, for which onnxruntime may end the
+    process."""
+    for part in parts_of(head):
+        if isinstance(part, BaseEstimator) and is_classifier(part):
+            classes = list(getattr(part, "classes_", ()))
+            if len(classes) == 1:
+                kind = type(last_step(part)).__name__
+                raise ValueError(
+                    f"to_onnx needs two classes or more. This {kind} was fitted with "
+                    f"one, {str(classes[0])!r}; fit it again with all classes."
+                )
 
 
 def _not_converted(head, place: int, reason: str) -> ValueError:
@@ -73,11 +103,13 @@ def _not_converted(head, place: int, reason: str) -> ValueError:
 def advice(head, place: int) -> str:
     """What to use instead of a step of a head, or of a part of it."""
     step = head[place] if isinstance(head, Pipeline) else head
-    for part in parts_of(step):
-        kind = type(part).__name__
-        if kind in INSTEAD:
-            return f"In place of {kind}, use {INSTEAD[kind]}."
-    return OTHERWISE
+    kinds = {type(part).__name__ for part in parts_of(step)}
+    found = (
+        f"In place of {kind}, use {instead}."
+        for kind, instead in INSTEAD.items()
+        if kind in kinds
+    )
+    return next(found, OTHERWISE)
 
 
 def named(head, place: int) -> str:

@@ -18,6 +18,11 @@ RESIZES = {
     "square of {image_size} pixels with the mean colour",
     None: "resize to {image_size} × {image_size} pixels ({interpolation})",
 }
+DECODES = {
+    "exact": "",
+    "fast": "; as the images of this estimator were, JPEGs may be decoded at 1/2, 1/4 "
+    "or 1/8 of their size (draft) and resized with reducing_gap=2 in Pillow",
+}
 STANDARDISED = "; the graph itself divides by 255 and standardises the channels"
 
 
@@ -26,7 +31,7 @@ def describe(composite: Composite, estimator, spec: InputSpec) -> dict[str, str]
     steps = [_describe_step(step) for step in composite.features]
     about = {
         "skdeepfeat_version": version("skdeepfeat"),
-        "recipe": recipe_in_words(spec),
+        "recipe": recipe_in_words(spec, composite.features[0].decode),
         "recipe_numbers": json.dumps(asdict(spec)),
         "feature_names": json.dumps(_names(composite)),
     }
@@ -36,10 +41,10 @@ def describe(composite: Composite, estimator, spec: InputSpec) -> dict[str, str]
     return about
 
 
-def recipe_in_words(spec: InputSpec) -> str:
+def recipe_in_words(spec: InputSpec, decode: str) -> str:
     """What to do with a photo before it enters the graph."""
     kind = None if spec.resize is None else spec.mode
-    return RESIZES[kind].format(**asdict(spec)) + STANDARDISED
+    return RESIZES[kind].format(**asdict(spec)) + DECODES[decode] + STANDARDISED
 
 
 def _describe_step(step) -> dict[str, str]:

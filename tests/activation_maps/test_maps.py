@@ -21,7 +21,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -157,6 +157,43 @@ def test_the_target_is_the_predicted_class_unless_named(spots):
         activation_maps(model, X[:4], target=["red"] * 3)
 
 
+UNKNOWN = {
+    "the number of a name": (["1", "2"], 1, r"class 1. Did you mean '1'\? The"),
+    "the name of a number": ([1, 2], "1", r"class '1'. Did you mean 1\? The"),
+    "another number": ([0, 1], -1, r"class -1. The classes are 0, 1"),
+    "nan": ([0, 1], np.nan, r"class nan. The classes"),
+    "None among names": (["red", "blue"], [None, "red", "blue"], r"class None. The"),
+    "a set": (["red", "blue"], {"red"}, r"class \{'red'\}. The"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_classes_are_named_with_what_they_may_mean(name, spots):
+    (one, other), target, message = UNKNOWN[name]
+    X, y, _ = spots
+    labels = np.array([one, other])[(y == "red").astype(int)]
+    model = make_pipeline(features(), LogisticRegression()).fit(X, labels)
+    with pytest.raises(ValueError, match=message):
+        activation_maps(model, X[:3], target=target)
+
+
+def test_a_single_class_has_flat_maps(spots):
+    X, y, _ = spots
+    model = make_pipeline(features(), GaussianNB()).fit(X, y == "none")
+    with pytest.warns(MapWarning, match=r"2 of 2 photos are flat"):
+        maps = activation_maps(model, X[:2])
+    assert (maps == 0).all()
+
+
+def test_several_labels_are_refused(spots):
+    X, y, _ = spots
+    both = np.stack([y == "red", y == "blue"], 1).astype(int)
+    model = make_pipeline(features(), KNeighborsClassifier()).fit(X, both)
+    for target in (None, 1):
+        with pytest.raises(ValueError, match=r"KNeighborsClassifier predicts 2"):
+            activation_maps(model, X[:2], target=target)
+
+
 def test_numbers_are_explained_by_output(spots):
     X, y, corners = spots
     heights = np.stack([y == "red", y == "blue"], 1) * 1.0
@@ -169,6 +206,8 @@ def test_numbers_are_explained_by_output(spots):
         activation_maps(model, X[40:], target=2)
     one = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40, 0])
     assert activation_maps(one, X[40:]).shape == maps.shape
+    with pytest.raises(ValueError, match=r"must be None, since.*one number. Got 1"):
+        activation_maps(one, X[40:], target=1)
 
 
 def test_outliers_are_explained_and_clusters_refused(spots):
@@ -214,6 +253,20 @@ def test_photos_beside_columns_keep_the_columns(spots):
     model = make_pipeline(two, LogisticRegression()).fit(frame, y)
     with pytest.raises(ValueError, match=r"columns back, photo"):
         activation_maps(model, frame)
+
+
+def test_frames_and_tensors_between_steps_give_the_same_maps(spots):
+    pytest.importorskip("polars")
+    X, y, _ = spots
+    model = make_pipeline(features(), StandardScaler(), LogisticRegression())
+    expected = activation_maps(model.fit(X, y), X[:3])
+    for container in ("pandas", "polars"):
+        model.set_output(transform=container).fit(X, y)
+        np.testing.assert_allclose(activation_maps(model, X[:3]), expected, atol=1e-4)
+    as_array = FunctionTransformer(lambda tensor: tensor.cpu().numpy())
+    steps = features(output="torch"), as_array, StandardScaler(), LogisticRegression()
+    found = activation_maps(make_pipeline(*steps).fit(X, y), X[:3])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_chunk_at_a_time_gives_the_same_maps(spots, monkeypatch):

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
@@ -12,6 +14,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import (
+    BaggingClassifier,
     ExtraTreesClassifier,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
@@ -20,16 +23,23 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
-from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.model_selection import (
+    FixedThresholdClassifier,
+    GridSearchCV,
+    TunedThresholdClassifierCV,
+)
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from skdeepfeat import (
+    Backbone,
     FineTunedClassifier,
     PretrainedCNNFeatures,
     load_image_folder,
@@ -221,6 +231,17 @@ def test_the_graph_has_no_paths_of_this_machine():
 
 REFUSED = {
     "HistGradientBoosting": (HistGradientBoostingClassifier(max_iter=3), "converted"),
+    "Bagging": (BaggingClassifier(SVC(), 2, random_state=0), "predict_proba inside"),
+    "CalibratedClassifierCV": (
+        CalibratedClassifierCV(GaussianNB(), method="isotonic", cv=3),
+        "method='sigmoid'",
+    ),
+    "FixedThreshold": (FixedThresholdClassifier(GaussianNB()), "its threshold"),
+    "FunctionTransformer": (FunctionTransformer(np.sign), "of scikit-learn"),
+    "Stacking": (
+        StackingClassifier([("a", SVC()), ("b", GaussianNB())], cv=2),
+        "predict_proba inside",
+    ),
     "KNeighbors": (KNeighborsClassifier(weights="distance"), "incorrectly"),
     "LinearDiscriminant": (LinearDiscriminantAnalysis(), "incorrectly"),
     "TunedThreshold": (TunedThresholdClassifierCV(LogisticRegression()), "threshold"),
@@ -294,6 +315,43 @@ def test_columns_beside_photos_are_refused():
         to_onnx(model)
 
 
+def test_a_table_of_photos_alone_is_exported():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"photo": X, "number": np.arange(len(X))})
+    steps = PretrainedCNNFeatures(**RECIPE), fitted("passthrough", layer="stem")
+    alone = make_column_transformer(*((step, ["photo"]) for step in steps))
+    model = make_pipeline(alone.set_output(transform="pandas"), StandardScaler(), SVC())
+    model = GridSearchCV(model, {}, cv=2).fit(frame, Y)
+    for some in (None, frame[:10]):
+        label = run(to_onnx(model, X=some), images=network_input(X))["label"]
+        np.testing.assert_array_equal(label, model.predict(frame))
+
+
+def test_steps_that_are_words():
+    for empty in ("passthrough", None):
+        inner = Pipeline([("scale", StandardScaler()), ("none", empty)])
+        union = FeatureUnion([("a", inner), ("b", "passthrough"), ("c", "drop")])
+        model = fitted(LogisticRegression(max_iter=1000))
+        model.steps[1:1] = [("empty", empty), ("union", union)]
+        model.fit(X, Y)
+        found = run(to_onnx(model), images=network_input(X))
+        np.testing.assert_allclose(
+            found["probabilities"], model.predict_proba(X), atol=1e-4
+        )
+    rows = run(to_onnx(fitted("passthrough")), images=network_input(X))["features"]
+    np.testing.assert_allclose(rows, fitted("passthrough").transform(X), atol=1e-3)
+
+
+def test_frozen_estimators():
+    whole = FrozenEstimator(fitted(RidgeClassifier()))
+    part = fitted(LogisticRegression(max_iter=1000))
+    part.steps[-1] = ("frozen", FrozenEstimator(part[-1]))
+    for model, name in ((whole, "scores"), (part, "probabilities")):
+        found = run(to_onnx(model), images=network_input(X))
+        assert list(found) == ["label", name]
+        np.testing.assert_array_equal(found["label"], model.predict(X))
+
+
 def test_networks_of_different_sizes_are_refused():
     several = [("a", fitted(GaussianNB())), ("b", fitted(GaussianNB(), image_size=96))]
     model = StackingClassifier(several, cv=2).fit(X, Y)
@@ -305,6 +363,62 @@ def test_images_of_more_bits_are_refused():
     model = fitted(RidgeClassifier())
     with pytest.raises(ValueError, match=r"takes 8-bit images"):
         to_onnx(model, X=np.zeros((2, 64, 64, 3), np.float32))
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_other_black_and_white_are_refused(resize):
+    for inputs in (None, X[:4], [np.asarray(x) // 2 for x in X[:4]]):
+        model = fitted(RidgeClassifier(), value_range=(0, 128))
+        with pytest.raises(ValueError, match=r"'value_range'.*Got \(0, 128\)"):
+            to_onnx(model, X=inputs, resize=resize)
+    assert to_onnx(fitted(RidgeClassifier(), value_range=(0, 255)))
+
+
+def test_fast_decoding_is_refused_or_stated():
+    model = fitted(RidgeClassifier(), decode="fast")
+    with pytest.raises(ValueError, match=r"needs decode='exact'. Got decode='fast'"):
+        to_onnx(model, resize=True)
+    about = {entry.key: entry.value for entry in to_onnx(model).metadata_props}
+    assert "1/2, 1/4 or 1/8 of their size" in about["recipe"]
+    several = [("a", model), ("b", fitted(GaussianNB()))]
+    model = StackingClassifier(several, cv=2).fit(X, Y)
+    with pytest.raises(ValueError, match=r"Set image_size and decode"):
+        to_onnx(model)
+
+
+def test_margins_of_different_colours_are_refused():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    steps = []
+    for mean in (0.1, 0.9):
+        plain = Backbone.from_module(net, image_size=32, mean=(mean,) * 3)
+        spec = replace(plain.input, resize=32, mode="border")
+        steps.append((str(mean), PretrainedCNNFeatures(replace(plain, input=spec))))
+    model = FeatureUnion(steps).fit(X)
+    with pytest.raises(ValueError, match=r"resize images differently"):
+        to_onnx(model)
+
+
+ONE_CLASS = {  # for the first of these, onnxruntime would end the process
+    "RandomForestClassifier": np.full(len(X), "ant"),
+    "GaussianNB": np.zeros(len(X), int),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CLASS)
+def test_a_single_class_is_refused(name):
+    heads = RandomForestClassifier(3), GaussianNB()
+    head = next(head for head in heads if type(head).__name__ == name)
+    y = ONE_CLASS[name]
+    with pytest.raises(ValueError, match=rf"This {name} was fitted with one, '{y[0]}'"):
+        to_onnx(fitted(head, y))
+
+
+def test_several_labels_are_refused():
+    both = np.stack([TWO, ~TWO], 1).astype(int)
+    for head in (KNeighborsClassifier(), OneVsRestClassifier(GaussianNB())):
+        kind = type(head).__name__
+        with pytest.raises(ValueError, match=rf"{kind} predicts 2. Fit and export"):
+            to_onnx(fitted(head, both))
 
 
 def test_an_old_torch_is_named_with_what_to_type(monkeypatch):
