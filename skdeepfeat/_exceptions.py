@@ -27,6 +27,7 @@ Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueErro
 """
 
 import difflib
+import os
 import sys
 import threading
 import warnings
@@ -35,10 +36,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 
-def closest(name, known) -> str:
-    """A sentence with the most similar known name, or nothing."""
+def closest(name, known, prefix: str = "") -> str:
+    """A sentence with the most similar known name, after a prefix, or nothing."""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
-    return f" Did you mean {match[0]!r}?" if match else ""
+    return f" Did you mean {prefix + match[0]!r}?" if match else ""
 
 
 def in_one_line(error: Exception) -> str:
@@ -111,6 +112,11 @@ class WeightsError(ValueError):
     @classmethod
     def missing(cls, path):
         """The error of a path where there is no file."""
+        if os.path.isdir(path):
+            return cls(
+                f"{str(path)!r} is a folder. Pass the path of the weights file in it, "
+                "such as model.safetensors."
+            )
         return cls(
             f"No weights file at {str(path)!r}. Check the path, or pass the name of a "
             "published version."

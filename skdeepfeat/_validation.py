@@ -4,8 +4,10 @@ The only file that touches private names of scikit-learn, or names that its vers
 do not share.
 """
 
+import difflib
 import inspect
 import math
+import os
 from numbers import Integral, Real
 
 import numpy as np
@@ -38,9 +40,11 @@ __all__ = [
     "HasMethods",
     "Interval",
     "StrOptions",
+    "check_cache",
     "check_columns",
     "check_image_shape",
     "check_labels",
+    "check_npy",
     "check_rows_exist",
     "check_table",
     "check_target",
@@ -140,6 +144,30 @@ def check_value_range(value_range) -> tuple[float, float] | None:
             f"white. Got {value_range!r} instead."
         )
     return float(value_range[0]), float(value_range[1])
+
+
+# Strings that are no folders → what to pass instead, also of similar ones.
+NO_FOLDERS = {"memory": "'memory'", "none": "None"}
+
+
+def check_cache(cache) -> None:
+    """Refuse a misspelt word as `cache`, which would become a folder of this name."""
+    if not isinstance(cache, str) or cache == "memory" or os.path.dirname(cache):
+        return
+    meant = difflib.get_close_matches(cache.strip().lower(), NO_FOLDERS, 1, 0.82)
+    if meant and not os.path.exists(cache):
+        raise ValueError(
+            f"The 'cache' parameter is {cache!r}. Did you mean {NO_FOLDERS[meant[0]]}? "
+            f"For a folder of this name, pass {os.path.join('.', cache)!r}."
+        )
+
+
+def check_npy(path) -> None:
+    """Refuse the name of a file that says that it has another format."""
+    if os.path.splitext(path)[1] != ".npy":
+        raise ValueError(
+            f"The 'path' of transform_to must end in .npy. Got {str(path)!r} instead."
+        )
 
 
 def check_columns(estimator, X, *, reset) -> None:

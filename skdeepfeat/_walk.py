@@ -33,6 +33,8 @@ from ._store.rows import Rows, Source
 from ._store.stores import open_table
 from ._validation import (
     CallbackSupportMixin,
+    check_cache,
+    check_npy,
     check_target,
     complete_state,
     with_callbacks,
@@ -144,7 +146,8 @@ class PretrainedFeatures(
         Parameters
         ----------
         path : str or path
-            The .npy file to write. An existing file is replaced.
+            The file to write, whose name must end in ".npy". An existing file is
+            replaced.
         X : sequence of n_rows images or texts
             As in `fit`.
 
@@ -157,6 +160,8 @@ class PretrainedFeatures(
         ------
         ImageError, TextError
             If a row cannot be read and ``on_error="raise"``.
+        ValueError
+            If the name of the file does not end in ".npy".
 
         Examples
         --------
@@ -168,6 +173,7 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
+        check_npy(path)
         with replacing(Path(path)) as incomplete:
 
             def make_output(*shape):
@@ -220,6 +226,7 @@ class PretrainedFeatures(
     def _check_parameters(self) -> None:
         """Refuse parameters that are not allowed."""
         self._validate_params()
+        check_cache(self.cache)
 
     # Computing features -------------------------------------------------------------
 
@@ -375,6 +382,7 @@ class PretrainedFeatures(
     @property
     def _n_features_out(self) -> int:
         network = self._network()
+        self._check_weights(network.source)
         layers = requested_layers(self, network, self._layer())
         return sum(network.width(layer, self.pooling) for layer in layers)
 

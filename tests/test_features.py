@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from torch.utils.data import DataLoader
 from skdeepfeat import (
     Backbone,
     FeatureStore,
+    FineTunedClassifier,
     ImageError,
     ImageWarning,
     OutputTooLarge,
@@ -785,6 +787,40 @@ def test_unknown_names_come_with_a_suggestion(parameters, words, photos):
     est = features().set_params(**parameters)
     with pytest.raises(ValueError, match=words):
         est.transform(photos)
+
+
+@pytest.mark.parametrize(
+    ("cache", "meant"),
+    [
+        ("memroy", "'memory'"),
+        ("Memory", "'memory'"),
+        ("memory ", "'memory'"),
+        ("memry", "'memory'"),
+        ("None", "None"),
+        ("none", "None"),
+    ],
+)
+def test_a_misspelt_cache_is_no_folder(cache, meant, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for est in (features(cache=cache), FineTunedClassifier("tiny", cache=cache)):
+        with pytest.raises(ValueError, match=f"Did you mean {meant}") as error:
+            est.fit(photos, [0, 1] * 3)
+        assert repr(os.path.join(".", cache)) in str(error.value)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cache", ["./memroy", "features", "memory.store", "store"])
+def test_other_names_are_folders(cache, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features(cache=cache).fit_transform(photos)
+    assert (tmp_path / cache).is_dir()
+
+
+def test_a_folder_that_exists_is_meant(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Memory").mkdir()
+    features(cache="Memory").fit_transform(photos)
+    assert list((tmp_path / "Memory").iterdir())
 
 
 def test_flatten_is_refused_above_its_limit(photos, monkeypatch):

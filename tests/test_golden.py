@@ -4,6 +4,7 @@ import gzip
 import pickle
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from skdeepfeat import (
     WeightsError,
     load_textures,
 )
+from skdeepfeat._backbones.registry import resolve_backbone
+from skdeepfeat._backbones.saved import saved_digest
+from skdeepfeat._backbones.weights import PublishedWeights
 from skdeepfeat._images.recipe import InputSpec
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,6 +64,20 @@ def test_models_of_former_weights_are_refused(file):
         model.predict(load_textures().data[:2])
     with pytest.raises(WeightsError, match=r"Install skdeepfeat 0\.1\.0"):
         model.as_features().transform(load_textures().data[:2])
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "block8"])  # which it has no more
+def test_features_of_former_weights_have_no_names(layer):
+    est = PretrainedCNNFeatures(layer=layer)
+    est.weights_digest_ = saved_digest(former_source("mini"))
+    for call in (est.get_feature_names_out, partial(est.transform, [])):
+        with pytest.raises(WeightsError, match=r"'MINI_V1'.*Install skdeepfeat 0\.1"):
+            call()
+
+
+def former_source(name):
+    backbone = resolve_backbone(name)
+    return PublishedWeights(backbone, backbone.retired[0].input, backbone.retired[0])
 
 
 @pytest.mark.parametrize("version", FORMER)

@@ -521,6 +521,14 @@ def test_transform_to_a_file(files, tmp_path):
     assert [p.name for p in tmp_path.glob("rows*")] == ["rows.npy"]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet", "rows", "rows.npy.gz"])
+def test_transform_to_refuses_names_of_other_formats(name, files, tmp_path):
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=None)
+    with pytest.raises(ValueError, match=r"must end in \.npy\. Got .*" + name):
+        features.transform_to(tmp_path / name, files[0][:1])
+    assert not list(tmp_path.glob("rows*"))
+
+
 def test_transform_to_continues_after_a_kill(files, tmp_path):
     code = """
         import sys, time

@@ -1,11 +1,11 @@
 """Write _backbones/timm.json, the records of timm's networks.
 
-    python tools/describe_timm.py            # names, recipes, licences
+    python tools/describe_timm.py            # names, recipes, licences, parameters
     python tools/describe_timm.py resnet18   # also the layers of these networks
 
-Run it after raising the supported version of timm. Nothing is downloaded, and layers
-that the file already has are kept. Layers are written only if their values are those
-that timm computes.
+Run it after raising the supported version of timm. Nothing is downloaded; layers and
+numbers of parameters that the file already has are kept. Layers are written only if
+their values are those that timm computes.
 """
 
 import json
@@ -24,7 +24,6 @@ from skdeepfeat._backbones import timm_records as known
 from skdeepfeat._backbones.layouts import LAYOUTS
 from skdeepfeat._backbones.records import Layer
 from skdeepfeat._networks import discovery
-from skdeepfeat._networks.building import trial_network
 from skdeepfeat._networks.layers import aliased_layers
 from skdeepfeat._networks.stages import MOST_BLOCKS, Stage, stem_and_blocks
 from skdeepfeat._networks.structure import fill_graph, structure_of
@@ -60,6 +59,21 @@ def row_of(version, recipes, licences):
     ]
     usual = f"{known.HUB}timm/{version.name}"
     return row if version.url == usual else [*row, version.url]
+
+
+def counts_of(versions, before):
+    """{number of classes: number of parameters} of an architecture."""
+    names = {str(version.classes): version.name for version in reversed(versions)}
+    return (
+        before if before.keys() == names.keys() else dict(map(counted, names.items()))
+    )
+
+
+def counted(item):
+    classes, name = item
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    return classes, sum(parameter.numel() for parameter in net.parameters())
 
 
 # Layers -------------------------------------------------------------------------------
@@ -122,9 +136,7 @@ def described(name):
         found = compare(name, layers=layers)
     if not is_good(found):
         raise ValueError(json.dumps(found))
-    net = trial_network(backbone, structure.image_size)
     return {
-        "parameters": sum(p.numel() for p in net.parameters()),
         "layers": rows_of(structure, layers),
         "averages": {a.node: a.average_of for a in layers if a.average_of},
     }
@@ -192,8 +204,11 @@ def main():
             about["fixed"] = True
         if classifier := next((v.classifier for v in versions if v.classifier), None):
             about["classifier"] = classifier
-        kept = ("parameters", "layers", "averages")
+        if checksums := {v.tag: v.former for v in versions if v.former}:
+            about["checksums"] = checksums
         old = before.get(architecture, {})
+        about["counts"] = counts_of(versions, old.get("counts", {}))
+        kept = ("layers", "averages")
         architectures[architecture] = about | {k: old[k] for k in kept if k in old}
     write(recipes, licences, architectures)
     for name in sys.argv[1:]:

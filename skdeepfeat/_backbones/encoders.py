@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from .._caches import SharedCache
 from .._digests import digest_fields, digest_file
-from .._exceptions import WeightsError
+from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
 from .._texts.words import fast_tokenizer
 from .installed import optional
@@ -63,8 +63,9 @@ class EncoderBackbone(TextRecord):
         """The configuration in the folder."""
         path = self.folder / "config.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            _entry(found, DEPTH), _entry(found, WIDTH)
+            found = _settings_in(path)
+            for names in (DEPTH, WIDTH, LONGEST):
+                _check_number(found, names)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(
                 f"{str(path)!r} is not the configuration of a transformer encoder "
@@ -95,8 +96,11 @@ class EncoderBackbone(TextRecord):
         if self.config.get("model_type") in OFFSET_POSITIONS:
             longest -= self.config.get("pad_token_id", 1) + 1
         path = self.folder / "tokenizer_config.json"
-        about = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        return int(min(longest, about.get("model_max_length") or longest))
+        try:
+            about = _settings_in(path) if path.is_file() else {}
+            return int(min(longest, about.get("model_max_length") or longest))
+        except (ValueError, TypeError) as error:
+            raise _no_tokenizer(self.folder, error) from error
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
@@ -188,9 +192,34 @@ def _entry(config: dict[str, Any], names: tuple[str, ...], default: Any = _NONE)
     return found
 
 
+def _settings_in(path: Path) -> dict[str, Any]:
+    """The entries of a file in JSON."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it contains a {type(found).__name__} instead of entries")
+    return found
+
+
+def _check_number(config: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Refuse an entry that is no positive number; only the longest text may lack."""
+    found = _entry(config, names, 1 if names is LONGEST else _NONE)
+    if not isinstance(found, int) or found < 1:
+        raise ValueError(f"its {names[0]!r} is {found!r} instead of a positive number")
+
+
+def _no_tokenizer(folder: Path, error: Exception) -> WeightsError:
+    """The error of a folder with files of a tokenizer that cannot be read."""
+    return WeightsError(
+        f"The tokenizer in {str(folder)!r} cannot be read ({in_one_line(error)}). "
+        "Write the folder with save_pretrained of transformers."
+    )
+
+
 def _load_tokenizer(folder: Path, max_length: int | None) -> Tokenize:
     """The tokenizer of a folder, as transformers sets it up."""
-    loaded = optional("transformers").AutoTokenizer.from_pretrained(
-        folder, trust_remote_code=False, local_files_only=True
-    )
+    make = optional("transformers").AutoTokenizer.from_pretrained
+    try:
+        loaded = make(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # damaged files make transformers raise anything
+        raise _no_tokenizer(folder, error) from error
     return fast_tokenizer(loaded.backend_tokenizer, max_length)

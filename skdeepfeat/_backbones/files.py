@@ -4,17 +4,18 @@ import argparse
 import contextlib
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .._digests import sha256_file
 from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
+from .contents import OF_MODELS, SAVE, format_of, is_plain, listed, weights_among
 from .installed import installed
 from .records import Weights
 
@@ -53,53 +54,57 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise WeightsError.missing(path)
-    reader = load_file if path.suffix == ".safetensors" else _read_checkpoint
+    content = _content_of(path)
     try:
-        state = reader(path)
-    except (SafetensorError, RuntimeError, EOFError, BadZipFile) as e:
+        state = weights_among(content, torch.is_tensor)
+    except WeightsError as e:
+        raise WeightsError(f"{str(path)!r}: {e}") from None
+    if not is_plain(state, torch.is_tensor):
         raise WeightsError(
-            f"{str(path)!r} cannot be read: it is damaged, truncated, or not a weights "
-            f"file ({path.stat().st_size:,} bytes). Download it again, or save the "
-            "weights with torch.save(net.state_dict(), path) or as .safetensors."
-        ) from e
-    except UnpicklingError as e:
-        raise WeightsError(
-            f"{str(path)!r} contains more than plain weights, and is not loaded "
-            "because it could run code. Save the weights with "
-            "torch.save(net.state_dict(), path) or as .safetensors."
-        ) from e
-    state = _weights_of_training(state)
-    if not _is_plain(state):
-        raise WeightsError(
-            f"{str(path)!r} does not contain a plain dictionary of tensors. Save the "
-            "weights with torch.save(net.state_dict(), path)."
+            f"{str(path)!r} does not contain a plain dictionary of tensors"
+            f"{_entries_of(content)}. Save the weights with "
+            "torch.save(net.state_dict(), path)."
         )
     return state
 
 
+def _content_of(path: Path):
+    """What a file contains, as the library of its format reads it."""
+    try:
+        return READERS[format_of(path)](path)
+    except (WeightsError, OSError, MemoryError):
+        raise
+    except UnpicklingError as e:
+        raise WeightsError(
+            f"{str(path)!r} contains more than plain weights, and is not loaded "
+            f"because it could run code. Save the weights with {SAVE}."
+        ) from e
+    except Exception as e:  # damaged files make the libraries raise anything
+        raise WeightsError(
+            f"{str(path)!r} cannot be read: it is damaged, truncated, or not a weights "
+            f"file ({path.stat().st_size:,} bytes). Download it again, or save the "
+            f"weights with {SAVE}."
+        ) from e
+
+
 def _read_checkpoint(path: Path):
     # timm's trainings note their arguments, plain values that run no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    known = torch.serialization.safe_globals([argparse.Namespace])
+    with known, path.open("rb") as file:  # of a path, torch.load looks at the name
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-# Where trainings keep weights, those of an average over the training first.
-OF_TRAININGS = ("state_dict_ema", "model_ema", "state_dict", "model")
+READERS: dict[str, Callable[[Path], Any]] = {
+    "safetensors": load_file,
+    "torch": _read_checkpoint,
+}
 
 
-def _weights_of_training(content):
-    """The weights in the file of a training, or the content as it is."""
-    if not isinstance(content, dict) or _is_plain(content):
-        return content
-    found = (content.get(name) for name in OF_TRAININGS)
-    return next((state for state in found if state and _is_plain(state)), content)
-
-
-def _is_plain(state) -> bool:
-    """Whether this is a dictionary of tensors."""
-    return isinstance(state, dict) and all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    )
+def _entries_of(content) -> str:
+    """What a file contains instead of weights, for a message."""
+    if not isinstance(content, dict):
+        return f", but a {type(content).__name__}"
+    return f": it has the entries {listed(content)}" if content else ": it is empty"
 
 
 def packaged(weights: Weights) -> Path:
@@ -133,14 +138,10 @@ def download(weights: Weights) -> Path:
     return path
 
 
-# Files of a model on the hub or in a folder, in the order in which they are preferred.
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
 def from_hub(weights: Weights) -> Path:
     """The path of a file in the cache of Hugging Face's hub; downloads it."""
     model, _, file = weights.location[1].partition("#")
-    names = (file,) if file else HUB_FILES
+    names = (file,) if file else OF_MODELS
     try:
         path = _first_on_hub(model, names)
     except ModuleNotFoundError as e:

@@ -104,6 +104,12 @@ def layers_of_rows(rows: Iterable, averages: Mapping = MappingProxyType({})):
     )
 
 
+def checksum_in(filename: str) -> str:
+    """The first digits of a checksum that the name of a file contains, or ""."""
+    found = re.search(r"-([0-9a-f]{8,})\.", filename)
+    return found.group(1) if found else ""
+
+
 @dataclass(frozen=True)
 class Weights:
     """A published version of a network's weights.
@@ -128,6 +134,9 @@ class Weights:
         The last version of the package that has these weights, or "" if this one does.
     licence : str, default=""
         The licence of the weights, or "" if it is not known here.
+    former : str, default=""
+        The first hexadecimal digits of the SHA-256 of an older file with the same
+        weights, or "" if none is known.
     """
 
     name: str
@@ -137,6 +146,7 @@ class Weights:
     extra: str = ""
     last: str = ""
     licence: str = ""
+    former: str = ""
 
     @property
     def location(self) -> tuple[str, str]:
@@ -152,8 +162,21 @@ class Weights:
     @property
     def sha256_prefix(self) -> str:
         """The first digits of the file's checksum."""
-        found = re.search(r"-([0-9a-f]{8,})\.", self.filename)
-        return found.group(1) if found else ""
+        return checksum_in(self.filename)
+
+    @property
+    def checksums(self) -> tuple[str, ...]:
+        """The first digits of the checksums of all known files with these weights."""
+        return tuple(filter(None, (self.sha256_prefix, self.former)))
+
+    @property
+    def names_on_hub(self) -> set[str]:
+        """Names that files or folders have where this is a model on the hub."""
+        scheme, address = self.location
+        if scheme != "hub":
+            return set()
+        model = address.partition("#")[0]
+        return {model.rpartition("/")[2], f"models--{model.replace('/', '--')}"}
 
 
 @dataclass(frozen=True)

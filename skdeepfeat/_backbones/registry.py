@@ -108,7 +108,7 @@ def _stated(name: str, field: str) -> Any:
     """A field of the record of a network; None for registered networks."""
     if name in _registered:
         return None
-    if name.startswith(timm_records.PREFIX):
+    if timm_records.is_of_timm(name):
         return timm_records.stated(name, field)
     return _records()[name].get(field)
 
@@ -136,25 +136,15 @@ SHOWN = (  # the columns of the printed list
 def list_image_backbones(prefix: str = "") -> Listing:
     """The names of networks of images that begin with a prefix."""
     names = [*_records(), *_registered]
-    if prefix.startswith(timm_records.PREFIX):
+    if timm_records.is_of_timm(prefix):
         names += timm_records.timm_names()
     return Listing(sorted(n for n in {*names} if n.startswith(prefix)), SHOWN)
-
-
-def _backbone_of_timm(name: str) -> Backbone | None:
-    """A network of timm, by its name or by the folder that it was saved to."""
-    if name.startswith(timm_records.PREFIX) and (
-        found := timm_records.timm_backbone(name.removeprefix(timm_records.PREFIX))
-    ):
-        return found
-    return timm_records.folder_backbone(name) if timm_records.is_folder(name) else None
 
 
 def is_listed(backbone: Backbone) -> bool:
     """Whether the name of this backbone is registered for it."""
     name = backbone.name
-    of_timm = name.startswith(timm_records.PREFIX)
-    listed = of_timm or name in list_image_backbones()
+    listed = timm_records.is_of_timm(name) or name in list_image_backbones()
     return listed and resolve_backbone(name) == backbone
 
 
@@ -218,17 +208,25 @@ def resolve_backbone(backbone) -> Backbone:
         return _registered[backbone]
     if backbone in _records():
         return _backbone_of_record(backbone)
-    if found := _backbone_of_timm(str(backbone)):
+    name = str(backbone)
+    if found := timm_records.named_backbone(name):
         return found
+    if timm_records.is_folder(name):
+        return timm_records.folder_backbone(name)
     raise ValueError(
-        f"Unknown backbone {backbone!r}.{closest(backbone, _all_names(backbone))} "
-        "list_backbones() lists all of them. Register networks of your own in each "
-        "process with register_backbone."
+        f"Unknown backbone {backbone!r}.{_meant(name.lower())} list_backbones() and "
+        f"list_backbones({timm_records.PREFIX!r}) list all of them. Register networks "
+        "of your own in each process with register_backbone."
     )
 
 
-def _all_names(wrong) -> list[str]:
-    """Names that may have been meant."""
-    of_timm = str(wrong).startswith(timm_records.PREFIX)
-    own = [] if of_timm else list_image_backbones()
-    return [*own, *timm_records.all_names()]
+def _meant(wrong: str) -> str:
+    """A sentence with the name that may have been meant, or nothing."""
+    if timm_records.is_of_timm(f"{wrong}/"):
+        return timm_records.meant(wrong)
+    return closest(wrong, [*list_image_backbones(), *timm_records.all_names()])
+
+
+def names_version(backbone) -> bool:
+    """Whether a `backbone` parameter also names a version of the weights."""
+    return timm_records.is_of_timm(str(backbone)) and "." in str(backbone)

@@ -8,22 +8,24 @@ are looked up in timm itself.
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from .._digests import digest_fields
-from .._exceptions import WeightsError
+from .._exceptions import WeightsError, closest
 from .._images.recipe import InputSpec
-from .records import PACKAGE, Backbone, Layer, Weights, layers_of_rows
+from .contents import OF_MODELS, listed
+from .records import PACKAGE, Backbone, Layer, Weights, checksum_in, layers_of_rows
 
 PREFIX = "timm/"
 BUILDERS = f"{PACKAGE}._networks.timm_networks"
+FILTERS = ["nearest", "bilinear", "bicubic"]
 HUB = "hub:"  # begins the address of weights on the hub of Hugging Face
 
 MODES = {"center": "crop", "squash": "squash", "border": "border"}
-FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Version:
         Whether the network is built for one input size.
     classifier : str or None
         Name of the module that computes the class scores.
+    former : str
+        First digits of the checksum of an older file with the weights, or "".
     """
 
     architecture: str
@@ -60,6 +64,7 @@ class Version:
     url: str
     fixed: bool
     classifier: str | None
+    former: str = ""
 
     @property
     def name(self) -> str:
@@ -119,7 +124,19 @@ def _version_of_row(
         f"{HUB}timm/{name}" if url == HUB else url,
         about.get("fixed", False),
         about.get("classifier"),
+        about.get("checksums", {}).get(tag, ""),
     )
+
+
+def is_of_timm(name: str) -> bool:
+    """Whether this is the full name of a network of timm, or begins as one."""
+    return name.startswith(PREFIX)
+
+
+def meant(wrong: str) -> str:
+    """A sentence with the name of a network that may have been meant, or nothing."""
+    rest = f"{wrong}/".removeprefix(PREFIX).rstrip("/")
+    return closest(rest, versions(), PREFIX)
 
 
 def timm_names() -> list[str]:
@@ -137,9 +154,8 @@ def stated(name: str, field: str) -> Any:
     version = _version_named(name)
     if field == "licence":
         return version.licence or None
-    if version.classes != versions()[version.architecture].classes:
-        return None  # the number of parameters is that of the default version
-    return table()["architectures"][version.architecture].get(field)
+    counts = table()["architectures"][version.architecture]["counts"]
+    return counts.get(str(version.classes))
 
 
 def _version_named(name: str) -> Version:
@@ -185,6 +201,7 @@ def version_of(architecture: str, about: dict) -> Version:
         _address_of(about),
         bool(about.get("fixed_input_size")),
         classifier if classes and isinstance(classifier, str) else None,
+        checksum_in(str(about.get("url", ""))),
     )
 
 
@@ -197,6 +214,11 @@ def _address_of(about: dict) -> str:
 
 
 # Backbones ----------------------------------------------------------------------------
+
+
+def named_backbone(name: str) -> Backbone | None:
+    """The backbone of a full name; None if timm has no such network."""
+    return timm_backbone(name.removeprefix(PREFIX)) if is_of_timm(name) else None
 
 
 @functools.lru_cache(maxsize=32)  # each keeps the structure of its network
@@ -227,7 +249,7 @@ def backbone_of(version: Version, name: str, built_as: str, layers=None) -> Back
 
 def _weights_of(version: Version) -> Weights:
     """The published weights of a version."""
-    about = {"extra": "timm", "licence": version.licence}
+    about = {"extra": "timm", "licence": version.licence, "former": version.former}
     return Weights(version.tag, version.url, "", version.input, **about)
 
 
@@ -278,47 +300,142 @@ def _is_current() -> bool:
         return True
 
 
+def weights_of_architecture(backbone: Backbone) -> tuple[Weights, ...]:
+    """All published weights of the architecture of a network of timm; else none."""
+    architecture = architecture_of(backbone)
+    return tuple(
+        _weights_of(version)
+        for name, version in versions().items()
+        if version.architecture == architecture and name == version.name and version.url
+    )
+
+
+def architecture_of(backbone: Backbone) -> str | None:
+    """The architecture of a network of timm by name; None for all others."""
+    publisher, _, name = (backbone.published_name or "").partition(".")
+    architecture = name.partition(".")[0]
+    return architecture if f"{publisher}/" == PREFIX else None
+
+
 # Folders ------------------------------------------------------------------------------
+
+CONFIGURATION = "config.json"
+
+
+def _are_numbers(value: Any, least: float) -> bool:
+    """Whether these are three finite numbers, none below the least."""
+    numbers = isinstance(value, list) and all(
+        isinstance(v, (int, float)) for v in value
+    )
+    return numbers and len(value) == 3 and all(least <= v < math.inf for v in value)
+
+
+# Settings in a configuration → what is allowed, and whether a value is.
+SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "architecture": ("a name", lambda v: isinstance(v, str)),
+    "pretrained_cfg": ("settings by name", lambda v: isinstance(v, dict)),
+    "num_classes": ("a number", lambda v: isinstance(v, int) and v >= 0),
+    "input_size": (
+        "[3, height, width]",
+        lambda v: _are_numbers(v, 1) and v[0] == 3 and set(map(type, v)) == {int},
+    ),
+    "mean": ("three numbers", lambda v: _are_numbers(v, -math.inf)),
+    "std": ("three positive numbers", lambda v: _are_numbers(v, 1e-9)),
+    "crop_pct": (
+        "a fraction",
+        lambda v: isinstance(v, (int, float)) and 0.01 < v < 100,
+    ),
+    "crop_mode": (f"one of {list(MODES)}", lambda v: v in list(MODES)),
+    "interpolation": (f"one of {FILTERS}", lambda v: v in FILTERS),
+    "license": ("a name", lambda v: isinstance(v, str)),
+}
 
 
 def is_folder(path: str) -> bool:
     """Whether this is a folder that timm has saved a network to."""
-    return (Path(path).expanduser() / "config.json").is_file()
+    return (Path(path).expanduser() / CONFIGURATION).is_file()
 
 
 def folder_backbone(path: str) -> Backbone:
     """The backbone of a folder with the configuration and the weights of a network."""
     folder = Path(path).expanduser().resolve()
-    content = (folder / "config.json").read_text()
-    if "architecture" not in json.loads(content):
+    content = (folder / CONFIGURATION).read_bytes()
+    version = _version_in(folder, content)
+    if not _is_architecture(version.architecture):
+        known = table()["architectures"]
         raise ValueError(
-            f"The folder {str(folder)!r} is not one of a timm network: its config.json "
-            "names no 'architecture'."
+            f"The {CONFIGURATION} in {str(folder)!r} names the architecture "
+            f"{version.architecture!r}, which timm does not have."
+            f"{closest(version.architecture, known)}"
         )
-    return _folder_backbone(folder, content, _weights_in(folder))
+    return _folder_backbone(folder, content, version, _weights_in(folder))
+
+
+def _is_architecture(name: str) -> bool:
+    """Whether timm has an architecture, or code of the user's has registered it."""
+    if name in table()["architectures"]:
+        return True
+    try:
+        from timm.models import is_model
+    except ModuleNotFoundError:
+        return False
+    return is_model(name)
 
 
 @functools.lru_cache(maxsize=32)
-def _folder_backbone(folder: Path, content: str, weights: Path) -> Backbone:
+def _folder_backbone(
+    folder: Path, content: bytes, version: Version, weights: Path
+) -> Backbone:
     """The same, for the content of its configuration and a file in it."""
-    about = json.loads(content)
-    configured = {**about, **about.get("pretrained_cfg", {})}
-    if "num_classes" in about:
-        configured["num_classes"] = about["num_classes"]
-    version = version_of(about["architecture"], configured)
     version = replace(version, tag="", url=f"file:{weights}")
     backbone = backbone_of(version, folder.name, f"local-dir:{folder}")
     backbone = replace(backbone, weights=(_weights_of(version),))
-    settings = digest_fields("configuration", 1, {"content": content}).hex()
+    settings = digest_fields("configuration", 1, {"content": content.decode()}).hex()
     return replace(backbone, version=f"{version.architecture} {settings}")
+
+
+def _version_in(folder: Path, content: bytes) -> Version:
+    """The version that the configuration in a folder describes."""
+    try:
+        about = json.loads(content)
+    except ValueError as error:
+        raise _not_of_timm(folder, f"is not JSON: {error}") from None
+    if not isinstance(about, dict) or not about.get("architecture"):
+        raise _not_of_timm(folder, "names no 'architecture'")
+    for part in (about, about.get("pretrained_cfg") or {}):
+        for name, (allowed, is_allowed) in SETTINGS.items():
+            if part.get(name) is not None and not is_allowed(part[name]):
+                why = f"has {name}={part[name]!r} instead of {allowed}"
+                raise _not_of_timm(folder, why)
+    configured = about | (about.get("pretrained_cfg") or {})
+    configured |= {n: about[n] for n in ("num_classes",) if n in about}
+    given = {name: value for name, value in configured.items() if value is not None}
+    return version_of(about["architecture"], given)
+
+
+def _not_of_timm(folder: Path, why: str) -> ValueError:
+    """The error of a folder with a configuration that timm has not written."""
+    return ValueError(
+        f"The folder {str(folder)!r} is not one of a timm network: its "
+        f"{CONFIGURATION} {why}. Save the network with timm.models.save_for_hf."
+    )
+
+
+def recipe_beside(path: Path, backbone: Backbone) -> InputSpec | None:
+    """The preprocessing that timm has saved beside a file with weights, if it has."""
+    try:
+        version = _version_in(path.parent, (path.parent / CONFIGURATION).read_bytes())
+    except (OSError, ValueError):  # there is none, or it is of another program
+        return None
+    same = version.architecture == architecture_of(backbone)
+    return version.input if same else None
 
 
 def _weights_in(folder: Path) -> Path:
     """The file with the weights in a folder."""
-    for name in FILES:
+    for name in OF_MODELS:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"The folder {str(folder)!r} contains no weights: none of "
-        f"{', '.join(map(repr, FILES))}."
+        f"The folder {str(folder)!r} contains no weights: none of {listed(OF_MODELS)}."
     )

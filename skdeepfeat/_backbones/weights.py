@@ -1,17 +1,18 @@
 """The sources of a network's weights, and the digests that identify them."""
 
-import functools
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .._digests import digest_fields, digest_file, sha256_file
-from .._exceptions import RecipeWarning, WeightsError, closest, warn_user
+from .._digests import digest_fields, digest_file
+from .._exceptions import WeightsError
 from .._images.recipe import InputSpec
+from .contents import SUFFIXES
 from .inspector import inspector
+from .recipes import named_recipe, published, recipe_of_file
 from .records import Backbone, Identity, Weights
-from .registry import resolve_backbone
+from .registry import names_version, resolve_backbone
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,13 @@ class OwnWeights(WeightsSource):
         return as_tensors(self.backbone.arrays or {})
 
 
-def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
-    """The source of the weights that the `weights` parameter names; loads nothing."""
+def resolve_weights(
+    backbone: Backbone, weights, seed: int, version_is_named=False
+) -> WeightsSource:
+    """The source of the weights that the `weights` parameter names; loads nothing.
+
+    `version_is_named` is whether the name of the backbone says which version it is.
+    """
     own = backbone.arrays is not None
     if weights is None and own:
         raise ValueError(
@@ -176,98 +182,32 @@ def resolve_weights(backbone: Backbone, weights, seed: int) -> WeightsSource:
     if weights is None:
         return RandomWeights(backbone, backbone.input, seed)
     if isinstance(weights, tuple):
-        recipe, path = _named_recipe(backbone, weights)
-        return FileWeights(backbone, recipe, path)
+        return FileWeights(backbone, *named_recipe(backbone, weights))
     if weights == "default" and own:
         return OwnWeights(backbone, backbone.input)
     if _is_path(weights):
         path = Path(weights).expanduser()
-        return FileWeights(backbone, _recipe_of_file(backbone, path), path)
-    found = _published(backbone, weights)
+        recipe = recipe_of_file(backbone, path, version_is_named)
+        return FileWeights(backbone, recipe, path)
+    found = published(backbone, weights)
     scheme, address = found.location
     if scheme == "file":
         return FileWeights(backbone, found.input, Path(address))
     return PublishedWeights(backbone, found.input, found)
 
 
-def _named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
-    """The recipe of a published version, and the path of the file."""
-    if len(weights) != 2:
-        raise ValueError(
-            "A tuple as 'weights' must be (name of a published version, path). Got "
-            f"{weights!r} instead."
-        )
-    name, path = weights
-    return _published(backbone, name).input, Path(path).expanduser()
-
-
 def _is_path(weights) -> bool:
     """Whether `weights` is a path rather than the name of a published version."""
     text = str(weights)
-    suffixes = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".pkl")
-    looks = text.endswith(suffixes) or "/" in text or "\\" in text
+    looks = text.endswith(SUFFIXES) or "/" in text or "\\" in text
     return looks or not isinstance(weights, str)
-
-
-def _published(backbone: Backbone, name: str) -> Weights:
-    """The published version with this name; "default" is the first."""
-    if not backbone.weights:
-        raise ValueError(
-            f"Backbone {backbone.name!r} has no published weights. Pass weights=None "
-            "for random weights, to train with FineTunedClassifier(unfreeze='all'), or "
-            "the path of a .pth or .safetensors file."
-        )
-    known = {version.name: version for version in backbone.weights}
-    known["default"] = backbone.weights[0]
-    if name in known:
-        return known[name]
-    for retired in backbone.retired:
-        if name == retired.name:
-            raise WeightsError.retired(f"the weights {name!r}", retired.last)
-    allowed = ", ".join(map(repr, known))
-    raise ValueError(
-        f"Unknown weights {name!r} for backbone {backbone.name!r}."
-        f"{closest(name, known)} Published versions: {allowed}. Pass one of them, the "
-        "path of a .pth or .safetensors file, or None for random weights."
-    )
-
-
-def _recipe_of_file(backbone: Backbone, path: Path) -> InputSpec:
-    """The preprocessing of the version to which the name or the content belongs.
-
-    The file is read only if the versions differ in preprocessing and its name does not
-    contain a checksum.
-    """
-    prefixes = {v.sha256_prefix: v.input for v in backbone.weights if v.sha256_prefix}
-    for prefix, recipe in prefixes.items():
-        if prefix in path.name:
-            return recipe
-    if len(set(prefixes.values())) <= 1 or not path.is_file():
-        return backbone.input
-    checksum = sha256_file(path)
-    for prefix, recipe in prefixes.items():
-        if checksum.startswith(prefix):
-            return recipe
-    _warn_of_guess(backbone.name, tuple(v.name for v in backbone.weights), path)
-    return backbone.input
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_of_guess(backbone: str, versions: tuple[str, ...], path: Path) -> None:
-    """Warn once that the versions differ in preprocessing, and which one is used."""
-    warn_user(
-        f"{path.name} is not a published file of {backbone!r}, whose versions "
-        f"{', '.join(map(repr, versions))} need different preprocessing. That of "
-        f"{versions[0]!r} is used. To choose another one, pass "
-        f"weights=({versions[-1]!r}, {str(path)!r}).",
-        RecipeWarning,
-    )
 
 
 def resolve_source(backbone, weights, seed, image_size) -> WeightsSource:
     """The source of the weights, with preprocessing for the requested input size."""
+    named = names_version(backbone)
     backbone = resolve_backbone(backbone)
-    source = resolve_weights(backbone, weights, seed)
+    source = resolve_weights(backbone, weights, seed, named)
     spec = source.input.scaled(image_size)
     fixed = backbone.size_option and not backbone.convert
     if fixed and source.pretrained and spec != source.input:

@@ -28,6 +28,7 @@ from .._validation import (
     CallbackSupportMixin,
     Interval,
     StrOptions,
+    check_cache,
     check_image_shape,
     check_labels,
     check_value_range,
@@ -526,6 +527,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Images and labels, after all checks that need no network."""
         self._validate_params()
         check_image_shape(self.image_shape)
+        check_cache(self.cache)
         allow_nan = self.on_error == "nan"
         images = read_input(self, X, reset=not continues, allow_nan=allow_nan)
         y = check_labels(self, y)

@@ -7,7 +7,7 @@ from torch import nn
 
 from .._backbones.encoders import ENTERS_BLOCKS, EncoderSource
 from .._backbones.installed import optional
-from .._exceptions import WeightsError
+from .._exceptions import WeightsError, in_one_line
 from .token_networks import TokenNetwork
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
@@ -16,11 +16,25 @@ SAFE = {"trust_remote_code": False, "local_files_only": True}
 def build_encoder(source: EncoderSource) -> TokenNetwork:
     """A new encoder on the CPU; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]), _without_progress_bars():
-        model = _load(source) if source.seed is None else _seeded(source)
+        model = _model_of(source)
     n_blocks = len(source.backbone.layers) - 2
     blocks = _blocks_of(model, n_blocks)
     places = {f"block{i}": block for i, block in enumerate(blocks, 1)}
     return TokenNetwork(model, {ENTERS_BLOCKS: blocks[0], **places}, _call)
+
+
+def _model_of(source: EncoderSource) -> nn.Module:
+    """The encoder of transformers, or an error that says which folder is not one."""
+    try:
+        return _load(source) if source.seed is None else _seeded(source)
+    except (ImportError, MemoryError, WeightsError):
+        raise
+    except Exception as error:  # damaged files make transformers raise anything
+        raise WeightsError(
+            f"transformers cannot make an encoder of the files in {source.name!r} "
+            f"({in_one_line(error)}). Write the folder with save_pretrained of "
+            "transformers."
+        ) from error
 
 
 def _call(model: nn.Module, tokens, mask):

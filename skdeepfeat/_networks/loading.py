@@ -5,6 +5,7 @@ import re
 import torch
 from torch import nn
 
+from .._backbones.contents import strip_wrapper
 from .._backbones.records import Backbone, imported
 from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
@@ -19,7 +20,7 @@ def fill_weights(
     are returned, so that no layer that needs them is read.
     """
     own = module.state_dict()
-    state = _converted(_renamed(state, source.backbone, own), own, source)
+    state = _converted(_renamed(state, source.backbone, own, source.name), own, source)
     absent = _drop_foreign_head(state, own, source.backbone.head)
     if isinstance(source, OwnWeights):  # which may be cut to what its layers need
         absent |= own.keys() - state.keys()
@@ -82,23 +83,18 @@ def _fill_transient_buffers(network: nn.Module, state) -> None:
             buffer.copy_(state[name])
 
 
-# What training in parallel and compiled networks put before all names.
-WRAPPERS = ("module.", "_orig_mod.", "module.")
-
-
-def _renamed(state, backbone: Backbone, own):
-    """A copy with old names replaced, which keeps torch's version metadata."""
+def _renamed(state, backbone: Backbone, own, name: str):
+    """A copy with the network's own names, which keeps torch's version metadata."""
     renamed = state.copy()
     if backbone.rename:
-        for name in list(renamed):
-            renamed[re.sub(*backbone.rename, name)] = renamed.pop(name)
-    for wrapper in WRAPPERS:
-        wrapped = [
-            all(n.startswith(wrapper) for n in names) for names in (renamed, own)
-        ]
-        if wrapped == [True, False]:
-            for name in list(renamed):
-                renamed[name.removeprefix(wrapper)] = renamed.pop(name)
+        for old in list(renamed):
+            renamed[re.sub(*backbone.rename, old)] = renamed.pop(old)
+    try:
+        strip_wrapper(renamed, own, backbone.head)
+    except WeightsError as error:
+        raise WeightsError(
+            f"The weights in {name!r} do not fit backbone {backbone.name!r}: {error}."
+        ) from None
     return renamed
 
 

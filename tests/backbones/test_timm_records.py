@@ -80,11 +80,34 @@ def test_listing_imports_neither_torch_nor_timm():
         ("timm/convnext_tinny", "timm/convnext_tiny"),
         ("timm/resnet18.a1_in1", "timm/resnet18.a1_in1k"),
         ("xception41", "timm/xception41"),
+        ("TIMM/ResNet18", "timm/resnet18"),
+        ("timm/timm/resnet18", "timm/resnet18"),
+        ("hf-hub:timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
     ],
 )
 def test_unknown_names_are_refused_with_the_closest_one(wrong, meant):
     with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
         list_layers(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["timm", "timm/", "timm/zzzzzz", "zzzzzz"])
+def test_names_like_no_other_say_where_all_are_listed(wrong):
+    with pytest.raises(ValueError, match="Unknown backbone") as error:
+        list_layers(wrong)
+    assert "list_backbones('timm/')" in str(error.value)
+    assert "Did you mean" not in str(error.value)
+
+
+def test_the_numbers_of_parameters_are_those_of_timm():
+    names = [name for name in list_backbones("timm/") if "resnet10t" in name]
+    names += ["timm/lcnet_050.ra2_in1k", "timm/vit_tiny_patch16_224.augreg_in21k"]
+    for name in names:
+        with torch.device("meta"):
+            net = timm.create_model(name.removeprefix("timm/"))
+        n_parameters = sum(p.numel() for p in net.parameters())
+        assert timm_records.stated(name, "parameters") == n_parameters
+    for name in list_backbones("timm/"):
+        assert timm_records.stated(name, "parameters") > 1000
 
 
 def test_an_architecture_means_its_default_version():
@@ -364,10 +387,58 @@ def test_a_folder_that_timm_has_saved_is_a_backbone(tmp_path, photos):
     assert not np.array_equal(other, rows)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="names no 'architecture'"):
+SAVED = {"architecture": "lcnet_050", "num_classes": 7}
+WRONG = {  # content of a configuration → words of the sentence about it
+    "{": "is not JSON",
+    "\xff": "is not JSON",
+    "null": "names no 'architecture'",
+    "[]": "names no 'architecture'",
+    '{"model_type": "bert"}': "names no 'architecture'",
+    '{"architecture": ["a"]}': r"architecture=\['a'\] instead of a name",
+    '{"architecture": "resnet018"}': "timm does not have. Did you mean 'resnet18'",
+    json.dumps({**SAVED, "num_classes": "7"}): "num_classes='7' instead of a number",
+    json.dumps({**SAVED, "pretrained_cfg": []}): "instead of settings by name",
+    **{
+        json.dumps({**SAVED, "pretrained_cfg": {name: value}}): f"has {name}="
+        for name, value in [
+            ("input_size", [1, 96, 96]),
+            ("input_size", 96),
+            ("input_size", [3, 0.5, 96]),
+            ("mean", 0.5),
+            ("mean", [0.5, "a", 0.5]),
+            ("std", [0.5, 0.0, 0.5]),
+            ("crop_pct", 0),
+            ("crop_pct", math.nan),
+            ("crop_mode", "middle"),
+            ("interpolation", ["bicubic"]),
+            ("license", {"name": "mit"}),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("content", WRONG)
+def test_a_folder_of_something_else_is_refused(content, state, tmp_path):
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=WRONG[content]) as error:
         list_layers(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "lcnet_050"}))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_settings_of_a_folder_may_be_absent_or_null(tmp_path):
+    save_file(
+        timm.create_model("lcnet_050").state_dict(), tmp_path / "model.safetensors"
+    )
+    empty = dict.fromkeys(["mean", "crop_pct", "classifier", "license"])
+    for settings in ({}, {"pretrained_cfg": None}, {"pretrained_cfg": empty}):
+        about = {"architecture": "lcnet_050", **settings}
+        (tmp_path / "config.json").write_text(json.dumps(about))
+        found = resolve_backbone(str(tmp_path)).input
+        assert (found.image_size, found.resize) == (224, 256)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SAVED))
     with pytest.raises(WeightsError, match="contains no weights"):
         list_layers(str(tmp_path))

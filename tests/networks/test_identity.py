@@ -779,6 +779,8 @@ def test_a_replaced_weights_file_is_refused(way, weights_file, X, tmp_path):
     weights_file(1)
     with pytest.raises(WeightsError, match=r"net\.pth', .* changed since .*fit again"):
         call(X)
+    with pytest.raises(WeightsError, match="changed since"):
+        est.get_feature_names_out()
     weights_file(0)
     est.transform(X)
     weights_file(1)

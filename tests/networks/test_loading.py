@@ -127,7 +127,7 @@ def test_recipe_follows_the_checksum_in_the_name_or_the_content(tmp_path, monkey
     third = tmp_path / "third.pth"
     third.write_bytes(b"z")
     monkeypatch.setattr(
-        "skdeepfeat._backbones.weights.sha256_file", lambda path: "0676ba61ff"
+        "skdeepfeat._backbones.recipes.sha256_file", lambda path: "0676ba61ff"
     )
     assert resolve_weights(backbone, third, 0).input == v1
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +240,37 @@ def test_a_folder_that_is_no_encoder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(WeightsError, match="not the configuration of a transformer"):
         PretrainedTextFeatures(tmp_path).fit(["a"])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
+CONFIGURED = {"model_type": "bert", "num_hidden_layers": DEPTH, "hidden_size": WIDTH}
+DAMAGED = [  # file, its content, and words of the error
+    ("config.json", "{", "Expecting property name"),
+    ("config.json", "null", "contains a NoneType"),
+    ("config.json", '"hidden_size"', "contains a str"),
+    ("config.json", {"num_hidden_layers": "2"}, "'num_hidden_layers' is '2' instead"),
+    ("config.json", {"num_hidden_layers": 0}, "'num_hidden_layers' is 0 instead"),
+    ("config.json", {"hidden_size": None}, "'hidden_size' is None instead"),
+    ("config.json", {"max_position_embeddings": []}, "is \\[\\] instead"),
+    ("config.json", {"model_type": "nothing"}, "transformers cannot make an encoder"),
+    ("model.safetensors", "", "transformers cannot make an encoder"),
+    ("model.safetensors", POINTER, "transformers cannot make an encoder"),
+    ("tokenizer.json", "hello", "tokenizer in .* cannot be read"),
+    ("tokenizer.json", "null", "tokenizer in .* cannot be read"),
+    ("tokenizer_config.json", "{", "tokenizer in .* cannot be read"),
+    ("tokenizer_config.json", "[]", "tokenizer in .* cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "words"), DAMAGED)
+def test_a_damaged_file_in_a_folder_is_refused(file, content, words, bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "damaged")
+    if isinstance(content, dict):
+        content = json.dumps(CONFIGURED | content)
+    (folder / file).write_text(content)
+    with pytest.raises(WeightsError, match=words) as error:
+        PretrainedTextFeatures(str(folder), cache=None).transform(["hello"])
+    assert str(folder) in str(error.value)
 
 
 def test_weights_that_lack_a_layer_are_refused(tmp_path):
