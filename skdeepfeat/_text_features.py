@@ -217,6 +217,11 @@ class PretrainedTextFeatures(PretrainedFeatures):
         spec = source.input.limited(self.max_length)
         return TextNetwork(replace(source, input=spec))
 
+    def _plan(self, fitting=False):
+        plan = super()._plan(fitting)
+        plan.pooled.source.backbone.compare_pooling(self.pooling)
+        return plan
+
     def _reading(self, network) -> TextReading:
         source = network.source
         make = partial(source.backbone.make_tokenizer, source.input.max_length)

@@ -14,6 +14,7 @@ from .._texts.specs import TokenSpec
 from .._texts.words import fast_tokenizer
 from .installed import optional
 from .records import PACKAGE, Identity, Layer
+from .sentence_folders import warn_about_modules
 from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing. Decoders have a depth of their own.
@@ -115,6 +116,10 @@ class EncoderBackbone(TextRecord):
     def weights_files(self) -> list[Path]:
         """The files of the weights, which run no code."""
         return sorted(self.folder.glob("*.safetensors"))
+
+    def compare_pooling(self, pooling: str) -> None:
+        """Warn once if sentence-transformers goes on otherwise."""
+        warn_about_modules(self.folder, self.name, pooling)
 
     def source(self, weights, seed: int) -> "EncoderSource":
         """The weights in the folder, or random ones."""
