@@ -129,6 +129,11 @@ class PretrainedTextFeatures(PretrainedFeatures):
     are computed at once is fixed. They agree to about 1e-6 across batch sizes, and
     between a single row, which is computed alone, and several.
 
+    An encoder computes two short texts when it is loaded. If padding changes its
+    states, each text is computed alone, at its own length. An encoder whose features
+    depend on earlier texts is refused, and so is one of which transformers returns no
+    states between the blocks.
+
     Weights are read from .safetensors files, and no code of a model is run: what needs
     ``trust_remote_code`` is refused. Files of word vectors are read once, binary ones
     by gensim's readers, never as pickles; then they are opened from a table in the
