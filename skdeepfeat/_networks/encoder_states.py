@@ -237,9 +237,10 @@ def padding_of(model: nn.Module) -> int:
 def _tokens_of(model: nn.Module) -> torch.Tensor:
     """A text (1, LONG) without padding."""
     n_words = len(cast(Any, model).get_input_embeddings().weight)
+    words = torch.arange(n_words)
+    words = words[words != padding_of(model)]
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randperm(n_words, generator=generator)
-    return tokens[tokens != padding_of(model)][None, :LONG]
+    return words[torch.randint(len(words), (1, LONG), generator=generator)]
 
 
 def _settings_of(model: nn.Module) -> dict[tuple[str, str], Any]:

@@ -71,7 +71,7 @@ def test_a_network_with_a_setting_that_no_text_changes_gives_rows(tmp_path):
 
 
 def bert_model(**options):
-    config = transformers.BertConfig(vocab_size=50, **{**SIZES, **options})
+    config = transformers.BertConfig(**{"vocab_size": 50, **SIZES, **options})
     return transformers.BertModel(config).eval()
 
 
@@ -82,6 +82,10 @@ def test_an_encoder_that_draws_numbers_is_refused():
     model = bert_model(hidden_dropout_prob=0.5).train()
     with pytest.raises(WeightsError, match="different in every call"):
         make_encoder(model, "here", NODES, WIDTH)
+
+
+def test_an_encoder_may_know_few_words():
+    assert make_encoder(bert_model(vocab_size=3), "here", NODES, WIDTH).pads
 
 
 def test_weights_that_are_not_finite_are_refused():
