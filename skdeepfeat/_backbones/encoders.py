@@ -84,7 +84,8 @@ class EncoderBackbone(TextRecord):
         """The number of tokens in the longest text."""
         longest = _entry(self.config, LONGEST, None) or 512
         if self.config.get("model_type") in OFFSET_POSITIONS:
-            longest -= (self.config.get("pad_token_id") or 0) + 1
+            padding = self.config.get("pad_token_id")
+            longest -= (1 if padding is None else padding) + 1
         limits = [limit.of(self.folder) for limit in LIMITS]
         return int(min([longest, *filter(None, limits)]))
 

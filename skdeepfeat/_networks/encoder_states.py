@@ -60,14 +60,16 @@ def call_encoder(model: nn.Module, tokens, mask):
     return model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
 
 
-def make_encoder(model: nn.Module, folder: str, nodes: list[str], width: int):
+def make_encoder(
+    model: nn.Module, folder: str, nodes: list[str], width: int, padding: int = 0
+) -> EncoderNetwork:
     """The network of an encoder whose states after its blocks have these nodes.
 
     Raises WeightsError if its rows cannot be computed.
     """
     try:
         with measuring(), torch.autocast("cpu", enabled=False):
-            return _Trial(model, nodes, width).network()
+            return _Trial(model, nodes, width, padding).network()
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # of any architecture
@@ -93,11 +95,14 @@ class _Trial:
         Of the states before, between and after the blocks.
     width : int
         Number of features of a token.
+    padding : int
+        The token that stands where there is none.
     """
 
-    def __init__(self, model: nn.Module, nodes: list[str], width: int):
+    def __init__(self, model: nn.Module, nodes: list[str], width: int, padding: int):
         self._model, self._nodes, self._width = model, nodes, width
-        self._long = _tokens_of(model)
+        self._padding = padding
+        self._long = _tokens_of(model, padding)
         self._short = self._long[:, :SHORT]
 
     def network(self) -> EncoderNetwork:
@@ -160,7 +165,7 @@ class _Trial:
         """Whether the short text has the same states beside the long one, padded."""
         tokens = self._long.repeat(2, 1)
         mask = torch.arange(LONG) < torch.tensor([[SHORT], [LONG]])
-        tokens[~mask] = padding_of(self._model)
+        tokens[~mask] = self._padding
         both = self._run(network, tokens, mask)
         first = {node: s[:1, :SHORT] for node, s in both.items()}
         second = {node: s[1:] for node, s in both.items()}
@@ -229,16 +234,11 @@ def _all_same(found: dict, expected: dict) -> bool:
     )
 
 
-def padding_of(model: nn.Module) -> int:
-    """The token that stands where there is none."""
-    return getattr(model.config, "pad_token_id", None) or 0
-
-
-def _tokens_of(model: nn.Module) -> torch.Tensor:
+def _tokens_of(model: nn.Module, padding: int) -> torch.Tensor:
     """A text (1, LONG) without padding."""
     n_words = len(cast(Any, model).get_input_embeddings().weight)
     words = torch.arange(n_words)
-    words = words[words != padding_of(model)]
+    words = words[words != padding]
     generator = torch.Generator().manual_seed(0)
     return words[torch.randint(len(words), (1, LONG), generator=generator)]
 

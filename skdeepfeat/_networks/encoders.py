@@ -32,7 +32,7 @@ def build_encoder(source: EncoderSource) -> EncoderNetwork:
         model = _model_of(source).eval().requires_grad_(False)
     backbone = source.backbone
     nodes = [layer.node for layer in backbone.layers if layer.node != LAST]
-    return make_encoder(model, source.name, nodes, backbone.width)
+    return make_encoder(model, source.name, nodes, backbone.width, backbone.padding)
 
 
 def _model_of(source: EncoderSource) -> Any:

@@ -66,6 +66,24 @@ def test_a_limit_that_is_no_number_is_refused(length, tmp_path):
         PretrainedTextFeatures(folder).fit(["a"])
 
 
+@pytest.mark.parametrize(("padding", "longest"), [(1, 62), (0, 63)])
+def test_positions_that_begin_after_the_padding_are_left_out(
+    padding, longest, tmp_path
+):
+    options = {"pad_token_id": padding, "max_position_embeddings": 64}
+    folder = save_encoder(tmp_path / "roberta", "Roberta", **options)
+    set_entries(folder, model_max_length=None)
+    if padding == 1:  # its default, which need not be in the file
+        config = json.loads((folder / "config.json").read_text())
+        del config["pad_token_id"]
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(TextWarning, match="were cut"):
+        rows = PretrainedTextFeatures(folder, cache=None).transform(["win " * 80])
+    assert np.isfinite(rows).all()
+    record = text_registry.resolve_text_backbone(folder)
+    assert record.input.max_length == longest
+
+
 def test_a_limit_that_leaves_no_room_for_a_word_is_refused(tmp_path):
     folder = save_encoder(tmp_path / "bert")
     set_entries(folder, model_max_length=2)
