@@ -190,3 +190,44 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(tmp_path):
         cut = PretrainedTextFeatures(folder, max_length=8, cache=None)
         np.testing.assert_array_equal(cut.transform(texts), rows)
     assert rows.shape == (5, WIDTH)
+
+
+# Damaged folders ---------------------------------------------------------------------
+
+
+def cut_weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def lose_a_shard(folder):
+    model = transformers.AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="50KB")
+    sorted(folder.glob("*.safetensors"))[0].unlink()
+
+
+def widen(folder):
+    set_entries(folder, "config.json", intermediate_size=128)
+
+
+def need_code(folder):
+    entries = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    set_entries(folder, "config.json", **entries)
+
+
+DAMAGES = {
+    cut_weights: "git lfs pull",
+    lose_a_shard: "Download the missing file",
+    widen: "other shapes than config.json says",
+    need_code: "use an encoder that needs none",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_an_error_of_transformers_comes_with_what_to_do(damage, tmp_path):
+    folder = save_encoder(tmp_path / "bert")
+    damage(folder)
+    with pytest.raises(WeightsError, match=DAMAGES[damage]) as error:
+        PretrainedTextFeatures(folder, cache=None).transform(["win"])
+    assert str(folder) in str(error.value)
