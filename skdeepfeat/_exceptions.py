@@ -21,7 +21,7 @@
         ├── MapWarning        maps of activations that are flat
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         ├── StoreWarning      a store is damaged, full, or not writable
-        └── TextWarning       rows filled with nan, or texts cut
+        └── TextWarning       rows filled with nan, texts cut, another pooling
 
 Wrong parameters raise scikit-learn's ``InvalidParameterError`` or a ``ValueError``.
 """
@@ -172,7 +172,8 @@ class StoreWarning(FeatureWarning):
 
 
 class TextWarning(FeatureWarning):
-    """Some rows were filled with NaN, or some texts were cut."""
+    """Some rows were filled with NaN, some texts were cut, or a folder of
+    sentence-transformers computes more than pooled states."""
 
 
 @dataclass(frozen=True)

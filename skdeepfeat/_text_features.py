@@ -129,6 +129,11 @@ class PretrainedTextFeatures(PretrainedFeatures):
     are computed at once is fixed. They agree to about 1e-6 across batch sizes, and
     between a single row, which is computed alone, and several.
 
+    An encoder computes two short texts when it is loaded. If padding changes its
+    states, each text is computed alone, at its own length. An encoder whose features
+    depend on earlier texts is refused, and so is one of which transformers returns no
+    states between the blocks.
+
     Weights are read from .safetensors files, and no code of a model is run: what needs
     ``trust_remote_code`` is refused. Files of word vectors are read once, those of
     fastText by gensim's reader, and none as a pickle; then they are opened from a table
@@ -218,6 +223,11 @@ class PretrainedTextFeatures(PretrainedFeatures):
         source = backbone.source(self.weights, self.random_state)
         spec = source.input.limited(self.max_length)
         return TextNetwork(replace(source, input=spec))
+
+    def _plan(self, fitting=False):
+        plan = super()._plan(fitting)
+        plan.pooled.source.backbone.compare_pooling(self.pooling)
+        return plan
 
     def _reading(self, network) -> TextReading:
         source = network.source

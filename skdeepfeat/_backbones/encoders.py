@@ -14,33 +14,29 @@ from .._texts.specs import TokenSpec
 from .._texts.words import fast_tokenizer
 from .installed import optional
 from .records import PACKAGE, Identity, Layer
+from .sentence_folders import warn_about_modules
 from .text_records import TextRecord, TextSource, Tokenize
 
-# Names that configurations use for one thing.
-DEPTH = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers")
-WIDTH = ("hidden_size", "dim", "d_model", "n_embd")
+# Names that configurations use for one thing. Decoders have a depth of their own.
+DEPTH = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_length")
 # Entries that say nothing about what is computed.
 ABOUT_FILE = {"_name_or_path", "architectures", "transformers_version", "torch_dtype"}
 ABOUT_FILE |= {"dtype", "id2label", "label2id", "problem_type", "use_cache"}
-# Encoders that change the states once more after the last block.
-NORMALISED_AT_END = {"modernbert", "nomic_bert", "eurobert", "modernbert-decoder"}
 # Encoders that number positions from the one after the padding.
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"}
-OFFSET_POSITIONS |= {"xlm-roberta-xl", "longformer", "roberta-prelayernorm"}
+OFFSET_POSITIONS |= {"xlm-roberta-xl", "longformer", "roberta-prelayernorm", "ibert"}
+OFFSET_POSITIONS |= {"esm", "lilt", "luke", "markuplm", "xmod"}
 
-LAST, ENTERS_BLOCKS = "returned", "block1.input"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+EMBEDDINGS, LAST = "embeddings", "returned"
+
+# Ends of the names of files that a tokenizer may read, and of those that it does not.
+READ = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
+READ += (".spm", ".tiktoken", ".tokenizer")  # type: ignore[assignment]
+NOT_READ = ("modules.json", "generation_config.json", ".index.json")
+NO_VOCABULARY = "there is no vocabulary"
+NOT_FAST = "it is not one of the package tokenizers, which has a tokenizer.json"
 _tokenizers = SharedCache(8)
 
 
@@ -71,11 +67,6 @@ class EncoderBackbone(TextRecord):
                 f"{str(path)!r} is not the configuration of a transformer encoder "
                 f"({error}). Write the folder with save_pretrained of transformers."
             ) from error
-        if found.get("is_encoder_decoder"):
-            raise WeightsError(
-                f"The network in {str(self.folder)!r} has an encoder and a decoder. "
-                "Only encoders give features: save model.get_encoder()."
-            )
         return found
 
     @property
@@ -86,34 +77,28 @@ class EncoderBackbone(TextRecord):
     @cached_property
     def input(self) -> TokenSpec:  # type: ignore[override]
         """Tokens, as many as there are positions."""
-        paths = [self.folder / name for name in TOKENIZER_FILES]
-        files = {path.name: digest_file(path) for path in paths if path.is_file()}
+        files = {p.name: digest_file(p) for p in tokenizer_files(self.folder)}
         return TokenSpec(digest_fields("tokenizer", 1, files), self._longest())
 
     def _longest(self) -> int:
         """The number of tokens in the longest text."""
-        longest = _entry(self.config, LONGEST, 512)
+        longest = _entry(self.config, LONGEST, None) or 512
         if self.config.get("model_type") in OFFSET_POSITIONS:
-            longest -= self.config.get("pad_token_id", 1) + 1
-        path = self.folder / "tokenizer_config.json"
-        try:
-            about = _settings_in(path) if path.is_file() else {}
-            return int(min(longest, about.get("model_max_length") or longest))
-        except (ValueError, TypeError) as error:
-            raise _no_tokenizer(self.folder, error) from error
+            padding = self.config.get("pad_token_id")
+            longest -= (1 if padding is None else padding) + 1
+        limits = [limit.of(self.folder) for limit in LIMITS]
+        return int(min([longest, *filter(None, limits)]))
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
         """The embeddings, each block, and what the network returns."""
         n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
-        plain = self.config.get("model_type") not in NORMALISED_AT_END
-        last = blocks[-1] if plain and blocks else LAST
-        names = ["embeddings", *blocks, "penultimate"]
-        nodes = [ENTERS_BLOCKS, *blocks, last]
+        names = [EMBEDDINGS, *blocks, "penultimate"]
+        nodes = [EMBEDDINGS, *blocks, LAST]
         shape = (self.input.max_length or 0, width)
         return tuple(
-            Layer(name, node, i, "tokens", shape, width, None, min(i, n) / max(n, 1))
+            Layer(name, node, i, "tokens", shape, width, None, min(i, n) / n)
             for i, (name, node) in enumerate(zip(names, nodes, strict=True))
         )
 
@@ -121,7 +106,7 @@ class EncoderBackbone(TextRecord):
     def identity(self) -> Identity:  # type: ignore[override]
         """The configuration, which names the code that is run."""
         about = {k: v for k, v in self.config.items() if k not in ABOUT_FILE}
-        return Identity(digest_fields("encoder", 1, about))
+        return Identity(digest_fields("encoder", 2, about))
 
     @property
     def padding(self) -> int:
@@ -132,6 +117,10 @@ class EncoderBackbone(TextRecord):
     def weights_files(self) -> list[Path]:
         """The files of the weights, which run no code."""
         return sorted(self.folder.glob("*.safetensors"))
+
+    def compare_pooling(self, pooling: str) -> None:
+        """Warn once if sentence-transformers goes on otherwise."""
+        warn_about_modules(self.folder, self.name, pooling)
 
     def source(self, weights, seed: int) -> "EncoderSource":
         """The weights in the folder, or random ones."""
@@ -192,6 +181,47 @@ def _entry(config: dict[str, Any], names: tuple[str, ...], default: Any = _NONE)
     return found
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files in a folder that its tokenizer may read, in order."""
+    named = [path for path in folder.iterdir() if path.name.endswith(READ)]
+    return sorted(
+        path
+        for path in named
+        if not path.name.endswith(NOT_READ)
+        and not path.name.startswith("config")
+        and path.is_file()
+    )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """An entry of a file that limits the number of tokens in a text.
+
+    Parameters
+    ----------
+    file, entry : str
+    """
+
+    file: str
+    entry: str
+
+    def of(self, folder: Path) -> float | None:
+        """The limit in a folder, if there is one."""
+        path = folder / self.file
+        try:
+            found = _settings_in(path).get(self.entry) if path.is_file() else None
+            _check_positive(self.entry, found)
+        except ValueError as error:
+            raise _no_tokenizer(folder, f"{self.file}: {error}") from error
+        return found
+
+
+LIMITS = (
+    Limit("tokenizer_config.json", "model_max_length"),
+    Limit("sentence_bert_config.json", "max_seq_length"),  # of sentence-transformers
+)
+
+
 def _settings_in(path: Path) -> dict[str, Any]:
     """The entries of a file in JSON."""
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -202,16 +232,25 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 def _check_number(config: dict[str, Any], names: tuple[str, ...]) -> None:
     """Refuse an entry that is no positive number; only the longest text may lack."""
-    found = _entry(config, names, 1 if names is LONGEST else _NONE)
-    if not isinstance(found, int) or found < 1:
-        raise ValueError(f"its {names[0]!r} is {found!r} instead of a positive number")
+    found = _entry(config, names, None if names is LONGEST else _NONE)
+    name = next((name for name in names if name in config), names[0])
+    if found is None and names is not LONGEST:
+        raise ValueError(f"its {name!r} is None instead of a positive number")
+    _check_positive(name, found)
 
 
-def _no_tokenizer(folder: Path, error: Exception) -> WeightsError:
+def _check_positive(name: str, found: Any) -> None:
+    """Refuse an entry that is neither missing nor a positive number."""
+    number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    if found is not None and not (number and found >= 1):
+        raise ValueError(f"its {name!r} is {found!r} instead of a positive number")
+
+
+def _no_tokenizer(folder: Path, reason: str) -> WeightsError:
     """The error of a folder with files of a tokenizer that cannot be read."""
     return WeightsError(
-        f"The tokenizer in {str(folder)!r} cannot be read ({in_one_line(error)}). "
-        "Write the folder with save_pretrained of transformers."
+        f"The tokenizer in {str(folder)!r} cannot be read ({reason}). Write it with "
+        "tokenizer.save_pretrained(folder) of transformers."
     )
 
 
@@ -220,6 +259,15 @@ def _load_tokenizer(folder: Path, max_length: int | None) -> Tokenize:
     make = optional("transformers").AutoTokenizer.from_pretrained
     try:
         loaded = make(folder, trust_remote_code=False, local_files_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files make transformers raise anything
-        raise _no_tokenizer(folder, error) from error
-    return fast_tokenizer(loaded.backend_tokenizer, max_length)
+        raise _no_tokenizer(folder, in_one_line(error)) from error
+    fast = getattr(loaded, "backend_tokenizer", None)
+    if fast is None:
+        raise _no_tokenizer(folder, NOT_FAST)
+    if not loaded.get_vocab().keys() - loaded.get_added_vocab().keys():
+        raise _no_tokenizer(folder, NO_VOCABULARY)
+    return fast_tokenizer(
+        fast, max_length, loaded.truncation_side, loaded.split_special_tokens
+    )

@@ -54,6 +54,9 @@ class TextRecord(ABC):
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
         """The function that makes the tokens of a text."""
 
+    def compare_pooling(self, pooling: str) -> None:  # noqa: B027
+        """Warn if the network is meant for another pooling; most are for any."""
+
     @property
     def digest(self) -> bytes:
         """Digest that identifies the network with its own weights."""

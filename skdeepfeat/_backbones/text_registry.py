@@ -8,7 +8,7 @@ from pathlib import Path
 from .._digests import state_of_file
 from .._exceptions import WeightsError, closest, in_one_line
 from .._listing import Field, Listing
-from .encoders import TOKENIZER_FILES, EncoderBackbone
+from .encoders import READ, EncoderBackbone, tokenizer_files
 from .installed import optional
 from .text_modules import TextBackbone
 from .text_records import TextRecord
@@ -17,7 +17,7 @@ from .word_vectors import WordLlama
 
 NAMED = {"wordllama": WordLlama()}
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["config.json", "*.safetensors", "*.index.json", *TOKENIZER_FILES]
+HUB_FILES = ["*.safetensors", *(f"*{end}" for end in READ)]
 
 SHOWN = (  # the columns of the printed list
     Field("backbone", str),
@@ -81,8 +81,9 @@ def _is_of_texts(backbone) -> bool:
 
 def _encoder_at(folder: Path, name: str) -> EncoderBackbone:
     """The encoder in a folder, described again once a file has changed."""
-    paths = [folder / file for file in ("config.json", *TOKENIZER_FILES)]
-    states = [state_of_file(path.stat()) for path in paths if path.is_file()]
+    paths = [p for p in (folder / "config.json",) if p.is_file()]
+    paths += tokenizer_files(folder)
+    states = [f"{path.name} {state_of_file(path.stat())}" for path in paths]
     return _encoder_in(folder, name, tuple(states))
 
 
@@ -110,7 +111,8 @@ def _on_hub(name: str) -> Path:
         return Path(download(name, allow_patterns=HUB_FILES))
     except Exception as error:
         raise WeightsError(
-            f"The encoder {name!r} is not on this machine and could not be downloaded "
-            f"({in_one_line(error)}). Without a connection, copy its folder to this "
-            "machine, and pass its path as backbone=..."
+            f"There is no folder {name!r} here, and no encoder of this name could be "
+            f"downloaded from the hub of Hugging Face ({in_one_line(error)}). Check "
+            "the path, or copy the folder of the encoder to this machine and pass its "
+            "path as backbone=..."
         ) from error

@@ -1,51 +1,65 @@
-"""Builds transformer encoders from their folders."""
+"""Loads transformer encoders from their folders."""
 
 import contextlib
+from typing import Any
 
 import torch
-from torch import nn
 
-from .._backbones.encoders import ENTERS_BLOCKS, EncoderSource
+from .._backbones.encoders import LAST, EncoderSource
 from .._backbones.installed import optional
 from .._exceptions import WeightsError, in_one_line
-from .token_networks import TokenNetwork
+from .encoder_states import EncoderNetwork, make_encoder
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
+# How every encoder is called, whatever its configuration says.
+CALLED = {"return_dict": True, "use_cache": False, "chunk_size_feed_forward": 0}
+CALLED |= {"output_hidden_states": False, "output_attentions": False}
+
+REMEDY = "Write the folder with save_pretrained of transformers."
+# Words of an error of transformers → what to do.
+REMEDIES = {
+    "custom code": "Code in a folder is never run: use an encoder that needs none.",
+    "ignore_mismatched_sizes": "The weights have other shapes than config.json says.",
+    "deserializing": "A .safetensors file is damaged or incomplete: download it again "
+    "(git lfs pull in a clone).",
+    "No such file": "Download the missing file.",
+}
 
 
-def build_encoder(source: EncoderSource) -> TokenNetwork:
+def build_encoder(source: EncoderSource) -> EncoderNetwork:
     """A new encoder on the CPU; the global generator stays as it was."""
     with torch.random.fork_rng(devices=[]), _without_progress_bars():
-        model = _model_of(source)
-    n_blocks = len(source.backbone.layers) - 2
-    blocks = _blocks_of(model, n_blocks)
-    places = {f"block{i}": block for i, block in enumerate(blocks, 1)}
-    return TokenNetwork(model, {ENTERS_BLOCKS: blocks[0], **places}, _call)
+        model = _model_of(source).eval().requires_grad_(False)
+    backbone = source.backbone
+    nodes = [layer.node for layer in backbone.layers if layer.node != LAST]
+    return make_encoder(model, source.name, nodes, backbone.width, backbone.padding)
 
 
-def _model_of(source: EncoderSource) -> nn.Module:
+def _model_of(source: EncoderSource) -> Any:
     """The encoder of transformers, or an error that says which folder is not one."""
     try:
-        return _load(source) if source.seed is None else _seeded(source)
+        model = _load(source) if source.seed is None else _seeded(source)
     except (ImportError, MemoryError, WeightsError):
         raise
     except Exception as error:  # damaged files make transformers raise anything
         raise WeightsError(
             f"transformers cannot make an encoder of the files in {source.name!r} "
-            f"({in_one_line(error)}). Write the folder with save_pretrained of "
-            "transformers."
+            f"({in_one_line(error)}). {_remedy(error)}"
         ) from error
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
-def _call(model: nn.Module, tokens, mask):
-    """The last states that an encoder returns."""
-    return model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+def _remedy(error: Exception) -> str:
+    """What to do about an error of transformers."""
+    return next((do for words, do in REMEDIES.items() if words in str(error)), REMEDY)
 
 
-def _load(source: EncoderSource) -> nn.Module:
+def _load(source: EncoderSource) -> Any:
     """An encoder with the weights in its folder, which run no code."""
-    model, found = optional("transformers").AutoModel.from_pretrained(
+    config = _config_of(source)
+    model, found = _maker(config).from_pretrained(
         source.backbone.folder,
+        config=config,
         use_safetensors=True,
         output_loading_info=True,
         dtype=torch.float32,
@@ -55,12 +69,28 @@ def _load(source: EncoderSource) -> nn.Module:
     return model
 
 
-def _seeded(source: EncoderSource) -> nn.Module:
+def _seeded(source: EncoderSource) -> Any:
     """An encoder with random weights."""
-    transformers = optional("transformers")
     torch.manual_seed(source.seed)
-    config = transformers.AutoConfig.from_pretrained(source.backbone.folder, **SAFE)
-    return transformers.AutoModel.from_config(config, trust_remote_code=False)
+    config = _config_of(source)
+    return _maker(config).from_config(config, trust_remote_code=False)
+
+
+def _maker(config: Any) -> Any:
+    """What makes the encoder: of some architectures, without the decoder."""
+    transformers = optional("transformers")
+    encodes = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
+    name = "AutoModelForTextEncoding" if encodes else "AutoModel"
+    return getattr(transformers, name)
+
+
+def _config_of(source: EncoderSource) -> Any:
+    """The configuration in the folder, with how we call the encoder."""
+    make = optional("transformers").AutoConfig.from_pretrained
+    config = make(source.backbone.folder, **SAFE)
+    for name, value in CALLED.items():
+        setattr(config, name, value)
+    return config
 
 
 @contextlib.contextmanager
@@ -76,17 +106,6 @@ def _without_progress_bars():
             settings.enable_progress_bar()
 
 
-def _blocks_of(model: nn.Module, n: int) -> nn.ModuleList:
-    """The list of blocks in an encoder."""
-    for found in model.modules():
-        if isinstance(found, nn.ModuleList) and len(found) == n:
-            return found
-    raise ValueError(
-        f"{type(model).__name__} has no list of {n} blocks, so that its layers are "
-        "unknown. Wrap it with TextBackbone.from_module."
-    )
-
-
 def _check_complete(found: dict, source: EncoderSource) -> None:
     """Refuse weights that lack entries which a feature needs."""
     missing = sorted(n for n in found["missing_keys"] if not n.startswith("pooler."))
@@ -95,5 +114,6 @@ def _check_complete(found: dict, source: EncoderSource) -> None:
         raise WeightsError(
             f"The weights in {source.name!r} do not fit its configuration: "
             f"{len(entries)} entries are missing or have other shapes "
-            f"({', '.join(entries[:6])})."
+            f"({', '.join(entries[:6])}). Save the whole model with "
+            "model.save_pretrained(folder)."
         )

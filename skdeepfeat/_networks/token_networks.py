@@ -1,7 +1,9 @@
 """Networks of texts: tokens → the states of some layers, shared by all estimators."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,6 +19,24 @@ class _Done(Exception):
     """All wanted states are known."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the states of a layer pass.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    number : int, default=0
+        Which of its calls in a pass, as blocks may share a module.
+    entering : bool, default=False
+        Whether the states enter the module, or leave it.
+    """
+
+    module: nn.Module
+    number: int = 0
+    entering: bool = False
+
+
 class TokenNetwork(nn.Module):
     """Tokens → the states of some layers, computed no further than the deepest.
 
@@ -26,40 +46,42 @@ class TokenNetwork(nn.Module):
     Parameters
     ----------
     net : torch.nn.Module
-    places : mapping of str to torch.nn.Module
-        Node → the module whose output it is; the node "NAME.input" is what enters it.
+    places : mapping of str to Place
+        Node → where its states pass.
     call : callable
         (net, tokens, mask) → what the network returns.
     """
 
-    def __init__(self, net: nn.Module, places: Mapping[str, nn.Module], call: Callable):
+    def __init__(self, net: nn.Module, places: Mapping[str, Place], call: Callable):
         super().__init__()
         self.net, self._run = net, call
         self._call = threading.local()
-        for node, module in places.items():
-            if node.endswith(INPUT_OF):
-                keep = self._keeper_of_input(node)
-                module.register_forward_pre_hook(keep, with_kwargs=True)
+        for node, place in places.items():
+            hook = self._keeper(node, place.number)
+            if place.entering:
+                place.module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
-                module.register_forward_hook(self._keeper(node))
+                place.module.register_forward_hook(hook, with_kwargs=True)
 
     def forward(self, tokens, mask, wanted):
         """(b, length) tokens → node → states."""
         self._call.seen, self._call.wanted = {}, set(wanted)
+        self._call.numbers = Counter()
         try:
             self._keep(RETURNED, self._run(self.net, tokens, mask))
         except _Done:
             pass
         return self._call.seen
 
-    def _keeper_of_input(self, node: str) -> Callable:
-        def keep(module, args, kwargs):
-            self._keep(node, args[0] if args else next(iter(kwargs.values())))
+    def _keeper(self, node: str, number: int) -> Callable:
+        """A hook that keeps what one of the calls of a module takes or returns."""
+
+        def keep(module, args, kwargs, *output):
+            if self._call.numbers[node] == number:
+                self._keep(node, output[0] if output else entering(args, kwargs))
+            self._call.numbers[node] += 1
 
         return keep
-
-    def _keeper(self, node: str) -> Callable:
-        return lambda module, args, output: self._keep(node, output)
 
     def _keep(self, node: str, value) -> None:
         """Keep the states of a layer, and stop after the last that is wanted."""
@@ -67,6 +89,11 @@ class TokenNetwork(nn.Module):
             self._call.seen.setdefault(node, states_of(value))
             if len(self._call.seen) == len(self._call.wanted):
                 raise _Done
+
+
+def entering(args: tuple, kwargs: dict):
+    """The first of what a module takes."""
+    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def states_of(value):

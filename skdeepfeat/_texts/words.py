@@ -117,39 +117,53 @@ class SavedTokenizer:
     ----------
     content : str
         As JSON.
+    side : {"right", "left"}, default="right"
+        Where long texts are cut.
+    splits_special : bool, default=False
+        Whether special tokens in a text are read as other words are.
     """
 
     content: str
+    side: str = "right"
+    splits_special: bool = False
     obstacle: str = ""
 
     @property
     def digest(self) -> bytes:
-        """Digest of the JSON."""
-        return digest_fields("tokenizer", 1, {"json": self.content})
+        """Digest of the JSON, and of what it lacks."""
+        about = {"json": self.content}
+        if (self.side, self.splits_special) != ("right", False):
+            about |= {"side": self.side, "splits special": str(self.splits_special)}
+        return digest_fields("tokenizer", 1, about)
 
     def make(self, max_length: int | None) -> Callable[[str], Tokens]:
         """The tokens of a text, with those that the tokenizer puts around them."""
         from tokenizers import Tokenizer as Fast
 
-        return fast_tokenizer(Fast.from_str(self.content), max_length)
+        fast = Fast.from_str(self.content)
+        return fast_tokenizer(fast, max_length, self.side, self.splits_special)
 
 
-def fast_tokenizer(fast, max_length: int | None) -> Callable[[str], Tokens]:
-    """A function that makes the tokens of a text, and cuts them as `fast` does.
+def fast_tokenizer(
+    fast, max_length: int | None, side: str, splits_special: bool
+) -> Callable[[str], Tokens]:
+    """A function that makes the tokens of a text, and cuts them on one side.
 
     One text at a time, as the threads of tokenizers do not survive a fork.
     """
     fast = type(fast).from_str(fast.to_str())  # which may be in use elsewhere
     fast.no_padding()
     fast.no_truncation()
+    fast.encode_special_tokens = splits_special  # which its JSON does not have
     if max_length is not None:
         around = fast.num_special_tokens_to_add(is_pair=False)
         if max_length <= around:
             raise ValueError(
                 f"The 'max_length' parameter must be at least {around + 1}, as the "
-                f"tokenizer puts {around} tokens around a text. Got {max_length}."
+                f"tokenizer puts {around} tokens around a text. Got {max_length} from "
+                "the parameter or from 'model_max_length' of the tokenizer."
             )
-        fast.enable_truncation(max_length)
+        fast.enable_truncation(max_length, direction=side)
 
     def tokenize(text: str) -> Tokens:
         found = fast.encode(text)
@@ -225,7 +239,10 @@ def tokenizer_of(tokenize, version: str | None) -> Tokenizer:
         return Vocabulary({_key(word): int(n) for word, n in tokenize.items()})
     fast = getattr(tokenize, "backend_tokenizer", tokenize)
     if hasattr(fast, "to_str") and hasattr(fast, "encode"):
-        return SavedTokenizer(fast.to_str())
+        cut_at = (getattr(fast, "truncation", None) or {}).get("direction", "right")
+        side = getattr(tokenize, "truncation_side", cut_at)
+        splits_special = bool(getattr(fast, "encode_special_tokens", False))
+        return SavedTokenizer(fast.to_str(), side, splits_special)
     if callable(tokenize):
         return Function(tokenize, version)
     raise TypeError(

@@ -48,6 +48,47 @@ ARCHITECTURES = {
         "initializer_cutoff_factor": 2.0,
         "local_attention": 16,
     },
+    # Blocks that share their weights, or are followed by more than the next block.
+    "Albert": {**SIZES, "embedding_size": 16, "max_position_embeddings": 64},
+    "DebertaV2, with a convolution": {
+        **SIZES,
+        "max_position_embeddings": 64,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "conv_kernel_size": 3,
+    },
+    # The states are changed once more at the end.
+    "CLIPText": {**SIZES, "max_position_embeddings": 64, "initializer_factor": 4.0},
+    "RobertaPreLayerNorm": {**SIZES, "max_position_embeddings": 66, "pad_token_id": 0},
+    # Texts are padded inside, or the padding is seen.
+    "Longformer": {
+        **SIZES,
+        "max_position_embeddings": 66,
+        "pad_token_id": 0,
+        "attention_window": 16,
+    },
+    "FNet": {**SIZES, "max_position_embeddings": 64},
+    "ConvBert": {**SIZES, "max_position_embeddings": 64, "embedding_size": WIDTH},
+    "MobileBert": {
+        **SIZES,
+        "max_position_embeddings": 64,
+        "embedding_size": 16,
+        "intra_bottleneck_size": 16,
+    },
+    # Decoders.
+    "GPT2": {
+        "n_embd": WIDTH,
+        "n_layer": DEPTH,
+        "n_head": 4,
+        "n_positions": 64,
+        "initializer_range": 0.3,
+    },
+    "Qwen3": {
+        **SIZES,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+    },
 }
 
 
@@ -59,10 +100,11 @@ def save_encoder(folder, architecture="Bert", seed=0, **options):
     folder.mkdir(parents=True, exist_ok=True)
     size = save_tokenizer(folder)
     about = {"vocab_size": size, **ARCHITECTURES[architecture], **options}
-    config = getattr(transformers, f"{architecture}Config")(**about)
+    family = architecture.partition(",")[0]
+    config = getattr(transformers, f"{family}Config")(**about)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{architecture}Model")(config)
+        model = getattr(transformers, f"{family}Model")(config)
         model.eval().save_pretrained(folder)
     return folder
 

@@ -32,7 +32,7 @@ from skdeepfeat import (
     PretrainedTextFeatures,
     list_backbones,
 )
-from skdeepfeat._networks.token_networks import TokenNetwork
+from skdeepfeat._engines.tokens import PooledStates
 
 WITHOUT_DATA = [
     "check_do_not_raise_errors_in_init_or_set_params",
@@ -107,13 +107,13 @@ def test_a_default_estimator_is_small_and_clones():
 def test_a_search_over_depths_and_heads_costs_one_pass(
     bert, messages, tmp_path, monkeypatch
 ):
-    forward, seen = TokenNetwork.forward, [0]
+    forward, seen = PooledStates.forward, [0]
 
-    def counted(self, tokens, mask, wanted):
-        seen[0] += int(mask.any(1).sum())
-        return forward(self, tokens, mask, wanted)
+    def counted(self, padded):
+        seen[0] += int((padded >= 0).any(1).sum())
+        return forward(self, padded)
 
-    monkeypatch.setattr(TokenNetwork, "forward", counted)
+    monkeypatch.setattr(PooledStates, "forward", counted)
     X, y = messages[0][:300], messages[1][:300]
     store = str(tmp_path / "store")
     features = PretrainedTextFeatures(
