@@ -172,8 +172,9 @@ class StoreWarning(FeatureWarning):
 
 
 class TextWarning(FeatureWarning):
-    """Some rows were filled with NaN, some texts were cut, or a folder of
-    sentence-transformers computes more than pooled states."""
+    """Some rows were filled with NaN, some texts were cut, a file of word vectors may
+    be damaged, or a folder of sentence-transformers computes more than pooled states.
+    """
 
 
 @dataclass(frozen=True)
