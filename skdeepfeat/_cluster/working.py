@@ -159,9 +159,18 @@ def carry_out(
         with parallel_config(backend="threading"):
             return _compute(order.accepted(), columns, SentImages(cells), host)
     except ConversionError as error:
-        return error
+        return _alone(error)
     except Exception as error:
         return WorkerError(CANNOT.format(host, in_one_line(error)))
+
+
+def _alone(error: Exception) -> Exception:
+    """An error without those behind it, which need not survive being sent.
+
+    Clusters may pickle causes and tracebacks, too. What they say is in its words.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _compute(plan: Plan, columns: Columns, images: SentImages, host: str) -> Reply:
@@ -205,6 +214,7 @@ def _joined(parts: list[Computed]) -> Computed:
     """Several batches as one, which is stored in one transaction."""
     names = ("rows", "errors", "in_range", "sources")
     lists = {name: [v for part in parts for v in getattr(part, name)] for name in names}
+    lists["errors"] = list(map(_alone, lists["errors"]))
     features = {
         pooled: np.concatenate([part.features[pooled] for part in parts])
         for pooled in parts[0].features

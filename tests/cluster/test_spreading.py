@@ -21,6 +21,7 @@ from skdeepfeat._cluster import spreading
 from skdeepfeat._cluster.backends import BACKENDS, Backend
 from skdeepfeat._cluster.working import Order, carry_out
 from skdeepfeat._exceptions import ConversionError
+from skdeepfeat._images.cells import Cell
 
 pytest_plugins = ["cluster_fixtures"]
 
@@ -174,6 +175,36 @@ def test_an_error_in_a_worker_names_its_host_and_is_not_repeated(
     with pytest.raises(WorkerError, match=r"host '.*' cannot compute this: TypeError"):
         features.transform(files)
     assert order and len(sizes) <= 4  # those that were in flight
+
+
+class Unpicklable(OSError):
+    """As those of servers: its arguments do not make it again."""
+
+    def __init__(self, status, history):
+        super().__init__(f"{status}")
+
+
+def test_returned_errors_leave_behind_what_caused_them(
+    threads, features, files, monkeypatch
+):
+    def read(reference):
+        raise Unpicklable(404, ()) from FileNotFoundError()
+
+    def convert(*arguments):
+        raise ConversionError("some step") from Unpicklable(1, ())
+
+    def returned(path):
+        return carry_out(order, plan.columns, [Cell.of(0, path, ())])
+
+    plan = features._plan()
+    order = Order.of(plan)
+    monkeypatch.setattr("skdeepfeat._cluster.working.run", convert)
+    converted = returned(files[0])
+    monkeypatch.setattr("skdeepfeat._images.references.File.read", read)
+    (unread,) = returned(files[1]).computed.errors
+    for error, words in (converted, "some step"), (unread, "404"):
+        assert words in str(error)
+        assert not (error.__cause__ or error.__context__ or error.__traceback__)
 
 
 def test_a_difference_of_versions_is_named(threads, features, files, monkeypatch):
