@@ -168,7 +168,8 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
-        with replacing(Path(path)) as incomplete:
+        path = Path(path).expanduser()
+        with replacing(path) as incomplete:
 
             def make_output(*shape):
                 return np.lib.format.open_memmap(incomplete, "w+", np.float32, shape)

@@ -23,6 +23,14 @@ NOT_LASTING = (
     "folder, name the network with from_module(net, ..., version='1'), and "
     "change the version whenever you change its code."
 )
+NO_STORE = (
+    "There is no feature store in {!r}: the file {!r} is missing. Check the path."
+)
+OTHER_VERSION = (
+    "The store {!r} was written by another version of skdeepfeat, whose rows this one "
+    "does not read. Use that version, or compute the features again."
+)
+PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
@@ -91,8 +99,8 @@ class FeatureStore:
         if self.path == "":
             raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            path = os.path.abspath(os.path.expanduser(self.path))
-            object.__setattr__(self, "path", path)
+            path = _as_path(self.path, "path")
+            object.__setattr__(self, "path", os.path.abspath(path))
         bound = self.max_bytes or 0
         is_whole = isinstance(bound, Integral)
         if not isinstance(self.name, str) or not is_whole or bound < 0:
@@ -178,12 +186,8 @@ class FeatureStore:
         >>> first.info()["layers"]
         {'mini stem avg': 4}
         """
-        other = other if isinstance(other, FeatureStore) else FeatureStore(other)
-        if other.path is not None and not (Path(other.path) / FILE).exists():
-            raise ValueError(
-                f"There is no store to merge in {str(other.path)!r}: the file "
-                f"{FILE!r} is missing. Check the path."
-            )
+        other = other if isinstance(other, FeatureStore) else _store_in(other)
+        other._check_exists()
         mine, its = self.open(), other.open()
         if mine is its or _is_same_folder(self, other):
             raise ValueError(f"{other!r} is this store itself; merge another one.")
@@ -223,7 +227,16 @@ class FeatureStore:
         >>> store.export(f"{store.path}.npy", "mini penultimate avg")
         4
         """
-        return export(self.open(), Path(path), layer)
+        self._check_exists()
+        return export(self.open(), _as_path(path, "path"), layer)
+
+    def _check_exists(self) -> None:
+        """Refuse a folder in which there is no store."""
+        if self.path is None or (Path(self.path) / FILE).exists():
+            return
+        others = sorted(Path(self.path).glob("features.v*.sqlite"))
+        missing = NO_STORE.format(str(self.path), FILE)
+        raise ValueError(OTHER_VERSION.format(others[0].name) if others else missing)
 
     def _repr_html_(self) -> str:
         return facts_as_html(repr(self), self.info())
@@ -231,6 +244,18 @@ class FeatureStore:
     def clear(self) -> None:
         """Remove all stored features."""
         self.open().clear()
+
+
+def _store_in(folder) -> FeatureStore:
+    """The store of a folder that exists."""
+    return FeatureStore(_as_path(folder, "other", "a FeatureStore or "))
+
+
+def _as_path(value, name: str, also: str = "") -> Path:
+    """The path that a parameter names."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(PATH_ONLY.format(name, also, value))
+    return Path(value).expanduser()
 
 
 def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:
