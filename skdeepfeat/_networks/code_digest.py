@@ -18,6 +18,9 @@ from .descriptions import PUBLISHERS, describe_value
 from .tracer import HOOKS
 
 NOT_OWN = PUBLISHERS | sys.stdlib_module_names | {"numpy"}
+# What Python notes of a class, which depends on its place or on what was done with it.
+NOT_CODE = {"__dict__", "__weakref__", "__slotnames__", "__firstlineno__"}
+NOT_CODE |= {"__static_attributes__", "__abstractmethods__", "_abc_impl"}
 MOST_FUNCTIONS = 2000  # that are looked at
 
 
@@ -71,8 +74,8 @@ def _is_own(thing) -> bool:
 
 def _values_of(thing) -> list:
     """What a function or class consists of: its code, and the values of its names."""
-    if isinstance(thing, type):
-        return list(vars(thing).values())
+    if isinstance(thing, type):  # of which a copy by value has another order
+        return [v for k, v in sorted(vars(thing).items()) if k not in NOT_CODE]
     cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
     given = (thing.__defaults__, thing.__kwdefaults__)
     return [thing.__code__, *given, *cells, *_globals_of(thing)]

@@ -170,7 +170,7 @@ def test_an_error_in_a_worker_names_its_host_and_is_not_repeated(
     order = spreading.Order.of
     monkeypatch.setattr("skdeepfeat._cluster.working.computation_here", fail)
     monkeypatch.setattr(
-        spreading.Order, "of", lambda plan: Order(plan, b"other", b"", {})
+        spreading.Order, "of", lambda plan: Order(plan, b"other", b"", {}, {})
     )
     with pytest.raises(WorkerError, match=r"host '.*' cannot compute this: TypeError"):
         features.transform(files)
@@ -208,10 +208,13 @@ def test_returned_errors_leave_behind_what_caused_them(
 
 
 def test_a_difference_of_versions_is_named(threads, features, files, monkeypatch):
-    other = Order(features._plan(), b"another", b"other features", {"torch": "1.0"})
+    versions, settings = {"torch": "1.0"}, {"PIL.ImageFile.LOAD_TRUNCATED_IMAGES": "1"}
+    about = (b"another", b"other features", versions, settings)
+    other = Order(features._plan(), *about)
     monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
-    with pytest.raises(WorkerError, match=r"torch is .* there and 1\.0 here"):
+    with pytest.raises(WorkerError, match=r"torch is .* there and 1\.0 here") as error:
         features.transform(files)
+    assert "LOAD_TRUNCATED_IMAGES is as usual there and 1 here" in str(error.value)
 
 
 def test_a_network_that_no_worker_can_convert_runs_on_torch(
