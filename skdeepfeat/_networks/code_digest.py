@@ -41,7 +41,7 @@ def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
         if id(thing) not in seen and _is_own(thing):
             seen.add(id(thing))
             values = _values_of(thing)
-            found.append([thing.__qualname__, *(_in_words(value) for value in values)])
+            found.append([thing.__name__, *(_in_words(value) for value in values)])
             waiting += values
     return digest_fields("code", 1, {"functions": found})
 
@@ -118,7 +118,7 @@ def _in_words(value) -> Any:
     try:
         return digest_fields("value", 1, {"value": describe_value(value)})
     except TypeError:
-        return type(value).__qualname__
+        return type(value).__name__
 
 
 def _describe_code(code: CodeType) -> list:

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from skdeepfeat import (
+    Backbone,
     EngineWarning,
     ImageError,
     ImageWarning,
@@ -215,6 +217,32 @@ def test_a_difference_of_versions_is_named(threads, features, files, monkeypatch
     with pytest.raises(WorkerError, match=r"torch is .* there and 1\.0 here") as error:
         features.transform(files)
     assert "LOAD_TRUNCATED_IMAGES is as usual there and 1 here" in str(error.value)
+
+
+def test_an_order_that_cannot_be_made_is_no_fault_of_the_workers(
+    threads, features, files, monkeypatch
+):
+    def fail(plan):
+        raise LookupError("of the caller")
+
+    monkeypatch.setattr(spreading.Order, "of", fail)
+    with pytest.raises(LookupError, match="of the caller"):
+        features.transform(files)
+
+
+def test_another_code_of_a_network_is_named(threads, features, files, monkeypatch):
+    class Branching(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) if x.mean() > -9 else x
+
+    backbone = Backbone.from_module(Branching(3, 4, 3), image_size=32)
+    plan = features.set_params(backbone=backbone, layer=-1)._plan()
+    other = replace(Order.of(plan), token=b"other code", computation=b"other")
+    monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
+    with pytest.raises(
+        WorkerError, match=r"known by its code alone \(torch\.fx cannot"
+    ):
+        features.set_params(cache=None).transform(files)
 
 
 def test_a_network_that_no_worker_can_convert_runs_on_torch(
