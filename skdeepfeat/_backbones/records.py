@@ -375,7 +375,8 @@ class Backbone:
         ----------
         net : torch.nn.Module
             The network, which takes a batch of shape (n, 3, image_size, image_size). It
-            is copied, so later changes to `net` do not affect the backbone.
+            is copied, so later changes to `net` do not affect the backbone, and
+            computed in single precision unless `precision` says otherwise.
         image_size : int
             Side of the network's input in pixels. Images are resized to a square of
             this side, without crop and without keeping their aspect ratio.
@@ -426,7 +427,7 @@ class Backbone:
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(copy_of(net).to("meta").eval()),
+            build=Skeleton(copy_of(net).to("meta").float().eval()),
             input=InputSpec(image_size, None, mean=mean, std=std),
             head=head,
             arrays=arrays,

@@ -154,7 +154,8 @@ def _reads_shape(node: fx.Node) -> bool:
 def _end_when_run(structure: Structure) -> End:
     """The same for a network that fx cannot trace: found by running it."""
     size, network = structure.image_size, structure.real_network()
-    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, size, size, generator=generator, dtype=torch.float32)
     with torch.no_grad():
         returned = network(x)
         if can_stop_early(network):

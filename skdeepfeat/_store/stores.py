@@ -76,7 +76,9 @@ class FeatureStore:
         Maximum size in bytes, at least 0. A full store removes the least recently used
         rows if it is in memory, and rows of the least recently used layers if it is in
         a folder. None means 1 GiB in memory and 20 GiB in a folder. The first use of a
-        store in a process sets its size.
+        store in a process sets its size. A folder takes about 90,000 bytes without any
+        row, and its file does not shrink when rows are removed: their space is used
+        again. `clear` makes it small.
 
     See Also
     --------
@@ -157,7 +159,8 @@ class FeatureStore:
         """Copy what another store contains; nothing is computed.
 
         Rows are identified by the content of the images, so that images which both
-        stores contain are there once. Damaged rows are left out, with a warning.
+        stores contain are there once. Damaged rows are left out, with a warning. Rows
+        that are written to `other` meanwhile are left out, too.
 
         Parameters
         ----------
@@ -167,12 +170,15 @@ class FeatureStore:
         Returns
         -------
         n_rows : int
-            Number of rows read, one for each image and layer.
+            Number of rows read from `other`, one for each image and layer. They include
+            rows that this store has already, and those for which it has no space: a
+            warning then gives the number of rows that it keeps.
 
         Raises
         ------
         ValueError
-            If there is no store in the folder, or if both are the same store.
+            If there is no store in the folder, if it is damaged, or if both are the
+            same store.
 
         Examples
         --------
@@ -202,7 +208,9 @@ class FeatureStore:
             The file to write, which is replaced if it exists. ``"features.parquet"``
             gets the columns "path", "key" and "features" (needs pyarrow).
             ``"features.npy"`` gets the features, and ``"features.csv"`` beside it the
-            columns "path" and "key" of the same rows.
+            columns "path" and "key" of the same rows; this file, too, is replaced if an
+            export wrote it. Bytes of a path that are not UTF-8 become ``\\x`` and two
+            digits, with a warning.
         layer : str or None, default=None
             Name of the layer in the "layers" of `info`, such as "mini penultimate avg".
             None means the only one that is stored.
@@ -216,7 +224,11 @@ class FeatureStore:
         Raises
         ------
         ValueError
-            If no such layer is stored, or several kinds of features have this name.
+            If no such layer is stored, several kinds of features have this name, the
+            store is damaged, or no export wrote the .csv file beside.
+        RuntimeError
+            If rows are removed meanwhile, on a network disk. Elsewhere, the file has
+            the rows that were stored when the export began.
 
         Examples
         --------

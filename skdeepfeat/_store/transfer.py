@@ -54,8 +54,8 @@ def merge(table: Table, other: Table) -> int:
     _warn_of_damage(stored)
     if is_full:
         warn_user(
-            f"The store has reached its limit of {table.max_bytes:,} bytes, so some "
-            f"rows were removed. Use {larger}.",
+            f"The store has reached its limit of {table.max_bytes:,} bytes, so it "
+            f"keeps only {table.info()['rows']:,} rows. Use {larger}.",
             StoreWarning,
         )
     return n_rows

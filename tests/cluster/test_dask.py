@@ -7,6 +7,7 @@ import threading
 import weakref
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -294,6 +295,14 @@ def test_urls_are_read_and_remembered(on_dask, features, files, alone, log):
     features.transform(urls)
     assert features.stats_["n_computed"] == 0
     assert set(log.counts.values()) == {1}
+
+
+def test_files_in_the_memory_of_the_caller_are_named(on_dask, features, files):
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/a.png", Path(files[0]).read_bytes())
+    features.set_params(protocols=("memory",))
+    with pytest.raises(ImageError, match=r"'memory://' names exists in one process"):
+        features.transform(["memory://a.png"])
 
 
 def test_rows_that_have_arrived_do_not_stay_in_memory(on_dask, features, monkeypatch):
