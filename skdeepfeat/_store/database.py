@@ -56,6 +56,7 @@ TROUBLES = {
     sqlite3.SQLITE_READONLY: "is not writable",
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
 }
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 UNSAFE = (
@@ -99,7 +100,7 @@ class Database:
         try:
             with self.lock:
                 return work(self.connect())
-        except (sqlite3.Error, OSError) as error:
+        except (*ERRORS, OSError) as error:
             self._report(error)
             return otherwise()
 
@@ -189,6 +190,8 @@ class Database:
     def _report(self, error: Exception) -> None:
         """Warn of an error, and replace the database if it is damaged."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if isinstance(error, UnicodeDecodeError):
+            code = sqlite3.SQLITE_CORRUPT
         if isinstance(error, PermissionError):
             code = sqlite3.SQLITE_READONLY
         if code in DAMAGED:
@@ -296,7 +299,7 @@ def _open_to_read(file: Path) -> sqlite3.Connection:
     """A connection beside a process that writes, or else to the file as it stands."""
     try:
         return _open_as(file, "mode=ro")
-    except sqlite3.Error:
+    except ERRORS:
         return _open_as(file, "immutable=1")
 
 
@@ -306,7 +309,7 @@ def _open_as(file: Path, mode: str) -> sqlite3.Connection:
     db = _connection_to(name, uri=True, timeout=BUSY_SECONDS)
     try:
         db.execute("SELECT 1 FROM rows").fetchone()
-    except sqlite3.Error:
+    except ERRORS:
         db.close()
         raise
     return db

@@ -21,7 +21,7 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, FILE, Database
+from .database import ASIDE, ERRORS, FILE, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
@@ -228,7 +228,7 @@ class DiskTable:
         try:
             with self._database.reading() as db:
                 yield DiskSnapshot(db)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise ValueError(
                 f"The feature store in {str(self.folder)!r} cannot be read ({error}), "
                 "and was left as it is. If it is a copy, copy it again."

@@ -260,7 +260,7 @@ class FeatureStore:
 
 def _store_in(folder) -> FeatureStore:
     """The store of a folder that exists."""
-    return FeatureStore(_as_path(folder, "other", "a FeatureStore or "))
+    return FeatureStore(_as_path(folder, "other", "a FeatureStore, "))
 
 
 def _as_path(value, name: str, also: str = "") -> Path:

@@ -256,7 +256,14 @@ def without_tables(file):
     db.close()
 
 
+def misspelt(file):
+    statement = b"CREATE TABLE rows"
+    damaged = file.read_bytes().replace(statement, b"CREATE TABL\xe1 rows")
+    file.write_bytes(damaged)
+
+
 DAMAGES = {
+    "misspelt": misspelt,
     "truncated": halved,
     "garbage": lambda file: file.write_bytes(b"garbage" * 999),
     "empty": lambda file: file.write_bytes(b""),
@@ -326,7 +333,7 @@ NO_STORES = [3, None, b"store", ["a", "b"], PretrainedCNNFeatures()]
 @pytest.mark.parametrize("other", NO_STORES)
 def test_what_is_no_store_is_not_merged(make, photo_files, other):
     first, _ = make("first", photo_files[:1])
-    with pytest.raises(ValueError, match="'other' parameter must be a FeatureStore or"):
+    with pytest.raises(ValueError, match="'other' parameter must be a FeatureStore, "):
         first.merge(other)
 
 
