@@ -115,10 +115,9 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Another connection, which changes nothing, and no change is seen by.
+        """Another connection, which changes nothing and does not see what changes.
 
-        With a rollback journal, it would keep others from writing, so there changes
-        are seen.
+        With a rollback journal, it does, because others could not write meanwhile.
         """
         with contextlib.closing(self._open_beside()) as db:
             db.execute("PRAGMA query_only = 1")

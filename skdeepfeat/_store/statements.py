@@ -113,12 +113,9 @@ def delete_rows(db, fingerprint: bytes, keys) -> None:
 
 def _sound(seed: int, checksum, key, in_range, data) -> bytes | None:
     """The data of a row; None if it is damaged, which may change any type."""
-    types = type(key), type(in_range), type(data)
-    if types != (bytes, int, bytes) or checksum_of(seed, key, in_range, data) != (
-        checksum
-    ):
+    if (type(key), type(in_range), type(data)) != (bytes, int, bytes):
         return None
-    return data
+    return data if checksum_of(seed, key, in_range, data) == checksum else None
 
 
 def checksum_of(seed: int, key: bytes, in_range: int, data: bytes) -> int:
@@ -143,11 +140,11 @@ def count_rows_of_no_column(db) -> int:
     return db.execute(rows).fetchone()[0]
 
 
+# Columns ----------------------------------------------------------------------------
+
 IS_COLUMN = (  # and not damaged, which may change any type
     "(typeof(fingerprint), typeof(label), typeof(used)) = ('blob', 'text', 'real')"
 )
-
-# Columns ----------------------------------------------------------------------------
 
 
 def _number_of(db, column, asked: bool) -> int:

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -75,7 +75,7 @@ def export(table: Table, path: Path, layer: str | None) -> int:
     write = _writer(path)
     with table.snapshot() as stored:
         layer = _resolve_layer(stored.layers, layer)
-        names = _names_of(stored, layer)
+        names = _as_text(_names_of(stored, layer))
         _warn_of_damage(stored)
         n_rows = sum(map(len, names.values()))
         write(path, n_rows, _blocks(names, n_rows, stored.dump(layer)))
@@ -101,9 +101,9 @@ def _resolve_layer(known: Mapping[str, int], layer: str | None) -> str:
 
 
 def _names_of(stored: Snapshot, layer: str) -> dict[bytes, list[str]]:
-    """Key of each image → its paths as text; [""] if none is known."""
+    """Key of each image → its paths; [""] if none is known."""
     paths = defaultdict(list)
-    for name, key in _readable(stored.files()):
+    for name, _, key in stored.files():
         paths[key].append(name)
     names: dict[bytes, list[str]] = {}
     columns: set[bytes] = set()
@@ -117,16 +117,18 @@ def _names_of(stored: Snapshot, layer: str) -> dict[bytes, list[str]]:
     return names
 
 
-def _readable(files: Iterable[tuple[str, str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """(path, digest) of files; bytes of a path that are no text become visible."""
-    odd = []
-    for name, _, key in files:
-        text = os.fsencode(name).decode(errors="backslashreplace")
-        yield text, key
-        if text != name:
-            odd.append(text)
+def _as_text(names: dict[bytes, list[str]]) -> dict[bytes, list[str]]:
+    """The same with paths that can be written; bytes that are no text are visible."""
+    texts = {key: list(map(_escaped, some)) for key, some in names.items()}
+    both = zip(chain(*names.values()), chain(*texts.values()), strict=True)
+    odd = [text for name, text in both if text != name]
     if odd:
         warn_user(NOT_UTF8.format(len(odd), odd[0]), StoreWarning)
+    return texts
+
+
+def _escaped(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 Blocks = Iterator[tuple[list[str], list[str], np.ndarray]]
