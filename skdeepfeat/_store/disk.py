@@ -38,6 +38,7 @@ from .statements import (
 )
 from .waiting import begin_of, computed_by, locked, say_once
 
+EMPTY_BYTES = 100_000  # more than a database without rows takes
 STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 
@@ -241,7 +242,8 @@ class DiskTable:
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
-        return f"cache=FeatureStore({str(self.folder)!r}, max_bytes={n_bytes})"
+        bound = n_bytes + EMPTY_BYTES
+        return f"cache=FeatureStore({str(self.folder)!r}, max_bytes={bound})"
 
     def info(self) -> dict[str, Any]:
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sqlite3
 import warnings
 from pathlib import Path
@@ -90,9 +91,33 @@ def test_damaged_rows_are_not_merged(make, photo_files):
 def test_a_merge_keeps_to_the_bound(make, photo_files, tmp_path):
     second, _ = make("second", photo_files)
     small = FeatureStore(name="small", max_bytes=1500)
-    with pytest.warns(StoreWarning, match="limit of 1,500 bytes.*max_bytes="):
+    with pytest.warns(
+        StoreWarning, match=r"limit of 1,500 bytes.*max_bytes="
+    ) as caught:
         small.merge(second)
     assert small.info()["bytes"] <= 1500
+    assert f"keeps only {small.info()['rows']} rows" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("place", [{}, {"path": "store"}])
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_the_proposed_bound_is_enough_and_not_far_more(
+    make, photo_files, tmp_path, monkeypatch, place, kind
+):
+    monkeypatch.chdir(tmp_path)
+    source, _ = make("source", photo_files)
+    if kind == "memory":
+        source, disk = FeatureStore(name=f"source {tmp_path}"), source
+        source.merge(disk)
+    small = FeatureStore(**place, name=f"small {tmp_path}", max_bytes=1500)
+    with pytest.warns(StoreWarning) as caught:
+        small.merge(source)
+    enough = int(re.search(r"max_bytes=(\d+)", str(caught[0].message))[1])
+    assert enough < 102_000 + 2 * source.info()["bytes"]
+    small.open().forget()
+    large = FeatureStore(tmp_path / "large" if place else None, "large", enough)
+    large.merge(source)
+    assert large.info()["rows"] == source.info()["rows"]
 
 
 def test_stores_that_cannot_be_merged_are_refused(make, photo_files, tmp_path):
@@ -218,8 +243,10 @@ def test_stores_that_merge_each_other_read_each_row_once(
     first, _ = make("first", photo_files[:4])
     second, _ = make("second", photo_files[2:])
     n_layers, write = len(first.info()["layers"]), DiskTable.write
+    left = iter(range(4 * n_layers))  # so that a mistake is no endless loop
 
     def back(table, *arguments):
+        next(left)
         monkeypatch.setattr(DiskTable, "write", write)
         second.merge(first)
         monkeypatch.setattr(DiskTable, "write", back)
