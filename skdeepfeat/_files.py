@@ -13,6 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A file that is replaced keeps its permissions, as with open().
     """
+    _check_place(path)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -22,3 +23,17 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a path where no file can be written."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"There is a folder at {str(path)!r}, where a file is to be written. "
+            "Choose another name."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(path.parent)!r} for the file {path.name!r}. "
+            "Create it first."
+        )

@@ -174,7 +174,8 @@ class PretrainedFeatures(
         (4, 1280)
         """
         check_npy(path)
-        with replacing(Path(path)) as incomplete:
+        path = Path(path).expanduser()
+        with replacing(path) as incomplete:
 
             def make_output(*shape):
                 return np.lib.format.open_memmap(incomplete, "w+", np.float32, shape)

@@ -110,6 +110,36 @@ def test_layers_read_together_equal_layers_read_alone(photos):
     np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
 
 
+@pytest.fixture
+def double_precision():
+    """The default dtype of torch, as other code may set it."""
+    clear_caches()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    clear_caches()
+
+
+@pytest.mark.parametrize("weights", ["default", None])
+def test_the_default_dtype_changes_nothing(photos, weights, request):
+    network = PretrainedCNNFeatures("mini", weights=weights, engine="torch", cache=None)
+    rows = network.transform(photos)
+    request.getfixturevalue("double_precision")
+    np.testing.assert_array_equal(network.transform(photos), rows)
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_a_network_in_double_precision_is_computed_in_single(photos):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    rows = [
+        PretrainedCNNFeatures(Backbone.from_module(one, image_size=32), cache=None)
+        .set_params(engine="torch")
+        .transform(photos)
+        for one in (net, copy.deepcopy(net).double())
+    ]
+    np.testing.assert_array_equal(*rows)
+
+
 def test_global_state_is_left_alone(photos):
     before = torch.random.get_rng_state(), torch.get_num_threads()
     random_net = PretrainedCNNFeatures("squeezenet1_1", weights=None, layer="stem")

@@ -95,6 +95,13 @@ def test_every_parameter_is_documented_with_its_default():
         assert f"default={default}" in doc[start : start + 200], name
 
 
+def test_the_page_of_errors_lists_every_public_one():
+    page = (ROOT / "docs" / "guide" / "errors.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    public = [cls.__name__ for cls in CLASSES if issubclass(cls, Exception)]
+    assert sorted(listed) == sorted(public)
+
+
 def test_the_api_page_lists_every_public_name_once():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = re.findall(r"^   (\w+)$", page, re.MULTILINE)

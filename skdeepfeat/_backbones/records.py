@@ -430,7 +430,8 @@ class Backbone:
         ----------
         net : torch.nn.Module
             The network, which takes a batch of shape (n, 3, image_size, image_size). It
-            is copied, so later changes to `net` do not affect the backbone. Tokens that
+            is copied, so later changes to `net` do not affect the backbone, and
+            computed in single precision unless `precision` says otherwise. Tokens that
             belong to no place in the image, such as a class token, are left out when
             others are pooled. They are found where the network joins them to the
             others. If that is not clear, set its attribute ``num_prefix_tokens`` to the
@@ -486,7 +487,7 @@ class Backbone:
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(copy_of(net).to("meta").eval()),
+            build=Skeleton(copy_of(net).to("meta").float().eval()),
             input=InputSpec(image_size, None, mean=mean, std=std),
             head=head,
             arrays=arrays,

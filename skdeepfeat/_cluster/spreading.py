@@ -103,8 +103,8 @@ class Cluster(ExitStack):
         if errors:
             yield empty(rows.columns, errors)
         self._start()
-        task, columns = delayed(carry_out), rows.columns
-        tasks = (task(self._order, columns, some) for some in self._chunks(cells))
+        task, order, columns = delayed(carry_out), self._order, rows.columns
+        tasks = (task(order, columns, some) for some in self._chunks(cells))
         for reply in clock.each(self._replies(tasks), "workers"):
             yield self._accept(reply, window, rows)
 

@@ -26,10 +26,18 @@ PACKAGES = ("skdeepfeat", "torch", "torchvision", "timm", "openvino", "pillow")
 SHARED_BYTES = 2**20  # of weights that are sent once to each worker
 
 CANNOT = "The worker on host {!r} cannot compute this: {}."
-COMPUTES_OTHERS = (
-    "it would compute other features than the caller's process, because {}; install "
-    "the same versions there, and give both the same files of weights"
+COMPUTES_OTHERS = "it would compute other features than the caller's process, because "
+VERSION = "{} is {} there and {} here; install the same version"
+SETTING = "{} is {} there and {} here; set it to the same value"
+NO_DESCRIPTION = (
+    "the network is another one there, which is known by its code alone ({}); install "
+    "the same code there, or set Backbone.from_module(..., version='1')"
 )
+SOMETHING = (
+    "the weights or the decoders of images differ; install the same packages, and give "
+    "both the same files of weights"
+)
+USUAL = "as usual"  # a setting that has its default
 
 # Plans that this process carries out, by token: networks of the user's own are
 # unpacked, checked and identified once.
@@ -50,18 +58,22 @@ class Order:
         Digest of what the caller expects to be computed.
     versions : dict of str to str
         Of the packages that compute.
+    settings : dict of str to str
+        Of the caller's process, that decide what is read.
     """
 
     plan: Plan
     token: bytes
     computation: bytes
     versions: dict[str, str]
+    settings: dict[str, str]
 
     @classmethod
     def of(cls, plan: Plan) -> "Order":
         """The order of a call."""
         plan = replace(plan, device=plan.device_class)
-        return cls(plan, secrets.token_bytes(16), computation_here(plan), _versions())
+        about = computation_here(plan), _versions(), plan.reading.settings
+        return cls(plan, secrets.token_bytes(16), *about)
 
     def __sizeof__(self):
         """By this Dask decides which arguments each worker is sent only once.
@@ -78,21 +90,33 @@ class Order:
         return _accepted.get(self.token, self._check)
 
     def _check(self) -> Plan:
-        if computation_here(self.plan) != self.computation:
-            raise ValueError(COMPUTES_OTHERS.format(self._difference()))
+        same_settings = self.plan.reading.settings == self.settings
+        if computation_here(self.plan) != self.computation or not same_settings:
+            raise ValueError(COMPUTES_OTHERS + self._difference())
         reading = self.plan.reading.in_worker(_n_threads())
         return replace(self.plan, reading=reading)
 
     def _difference(self) -> str:
-        """What differs from the caller's process, in words."""
-        here = _versions()
-        others = [
-            f"{name} is {here.get(name, 'absent')} there and "
-            f"{self.versions.get(name, 'absent')} here"
-            for name in PACKAGES
-            if here.get(name) != self.versions.get(name)
+        """What differs from the caller's process, in words, and what to do."""
+        settings = self.plan.reading.settings
+        found = [
+            *_differences(VERSION, _versions(), self.versions, "absent"),
+            *_differences(SETTING, settings, self.settings, USUAL),
         ]
-        return ", ".join(others) or "the weights or the decoders of images differ"
+        obstacle = self.plan.obstacle
+        other = NO_DESCRIPTION.format(obstacle) if obstacle else SOMETHING
+        return "; ".join(found) or other
+
+
+def _differences(words: str, there: dict, here: dict, absent: str) -> list[str]:
+    """What differs between two processes, in words."""
+    pairs = {
+        name: (there.get(name, absent), here.get(name, absent))
+        for name in sorted(there.keys() | here.keys())
+    }
+    return [
+        words.format(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]
+    ]
 
 
 def _versions() -> dict[str, str]:
@@ -159,9 +183,18 @@ def carry_out(
         with parallel_config(backend="threading"):
             return _compute(order.accepted(), columns, SentImages(cells), host)
     except ConversionError as error:
-        return error
+        return _alone(error)
     except Exception as error:
         return WorkerError(CANNOT.format(host, in_one_line(error)))
+
+
+def _alone(error: Exception) -> Exception:
+    """An error without those behind it, which need not survive being sent.
+
+    Clusters may pickle causes and tracebacks, too. What they say is in its words.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _compute(plan: Plan, columns: Columns, images: SentImages, host: str) -> Reply:
@@ -205,6 +238,7 @@ def _joined(parts: list[Computed]) -> Computed:
     """Several batches as one, which is stored in one transaction."""
     names = ("rows", "errors", "in_range", "sources")
     lists = {name: [v for part in parts for v in getattr(part, name)] for name in names}
+    lists["errors"] = list(map(_alone, lists["errors"]))
     features = {
         pooled: np.concatenate([part.features[pooled] for part in parts])
         for pooled in parts[0].features

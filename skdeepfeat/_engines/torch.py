@@ -23,8 +23,8 @@ class Normalise(nn.Module):
     def __init__(self, spec: InputSpec):
         super().__init__()
         for name in ("mean", "std"):
-            channels = torch.tensor(getattr(spec, name)).view(1, 3, 1, 1)
-            self.register_buffer(name, channels)
+            channels = torch.tensor(getattr(spec, name), dtype=torch.float32)
+            self.register_buffer(name, channels.view(1, 3, 1, 1))
 
     def forward(self, batch):
         return batch.div(255).sub_(self.mean).div_(self.std)

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from .._clock import Clock
 from .._exceptions import ImageError
@@ -250,6 +251,11 @@ class ImageReading:
         """Named values that determine pixels, apart from image and network."""
         fields = {"value_range": self.value_range, "decode": self.decode}
         return {**fields, "decoders": switches()}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Settings of this process that decide what is read."""
+        return switches() | {"PIL.Image.MAX_IMAGE_PIXELS": f"{Image.MAX_IMAGE_PIXELS}"}
 
     def windows(self, images: Images, recall) -> Iterator[Window]:
         """All images in order, in windows, hashed."""

@@ -14,6 +14,9 @@ OTHER_FILE = (
 )
 
 
+IN_PROCESS = "memory://"  # files of fsspec, in the memory of the process
+
+
 class UnreadWindow(Window):
     """Some rows of X; unknown files have a key of their name instead of their content.
 
@@ -68,6 +71,8 @@ class UnreadWindow(Window):
         if not self.is_unread(error.row):
             return error
         reason = f"{error.reason} (on host {host!r})"
+        if error.source.startswith(IN_PROCESS):
+            reason += f"; what {IN_PROCESS!r} names exists in one process alone"
         return ImageError(error.row, error.source, reason)
 
     def accept(self, row: int, state: str, key: bytes, host: str) -> list:

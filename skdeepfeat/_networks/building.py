@@ -1,7 +1,9 @@
 """Builds a network: record + weights → a module in ``eval`` mode without gradients."""
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -44,7 +46,24 @@ def build_network(source: WeightsSource) -> tuple[nn.Module, frozenset[str]]:
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
         module, absent = fill_weights(module, state, source)
-    return module.eval().requires_grad_(False), absent
+    return module.float().eval().requires_grad_(False), absent
+
+
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """A context in which new tensors are in single precision, as in a fresh process.
+
+    If the caller's default is another one, their seeded values would differ.
+    """
+    usual = torch.get_default_dtype()
+    if usual == torch.float32:  # else other threads would see the change
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
@@ -56,7 +75,7 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
     options = dict(backbone.options) if official else {}
     if backbone.size_option:
         options[backbone.size_option] = image_size
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), single_precision():
         # torchvision announces a future default of GoogLeNet's initialisation.
         warnings.filterwarnings("ignore", category=FutureWarning)
         return build(**options)

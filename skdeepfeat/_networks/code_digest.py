@@ -18,6 +18,9 @@ from .descriptions import PUBLISHERS, describe_value
 from .tracer import HOOKS
 
 NOT_OWN = PUBLISHERS | sys.stdlib_module_names | {"numpy"}
+# What Python notes of a class, which depends on its place or on what was done with it.
+NOT_CODE = {"__dict__", "__weakref__", "__slotnames__", "__firstlineno__"}
+NOT_CODE |= {"__static_attributes__", "__abstractmethods__", "_abc_impl"}
 MOST_FUNCTIONS = 2000  # that are looked at
 
 
@@ -38,7 +41,7 @@ def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
         if id(thing) not in seen and _is_own(thing):
             seen.add(id(thing))
             values = _values_of(thing)
-            found.append([thing.__qualname__, *(_in_words(value) for value in values)])
+            found.append([thing.__name__, *(_in_words(value) for value in values)])
             waiting += values
     return digest_fields("code", 1, {"functions": found})
 
@@ -71,8 +74,8 @@ def _is_own(thing) -> bool:
 
 def _values_of(thing) -> list:
     """What a function or class consists of: its code, and the values of its names."""
-    if isinstance(thing, type):
-        return list(vars(thing).values())
+    if isinstance(thing, type):  # of which a copy by value has another order
+        return [v for k, v in sorted(vars(thing).items()) if k not in NOT_CODE]
     cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
     given = (thing.__defaults__, thing.__kwdefaults__)
     return [thing.__code__, *given, *cells, *_globals_of(thing)]
@@ -115,7 +118,7 @@ def _in_words(value) -> Any:
     try:
         return digest_fields("value", 1, {"value": describe_value(value)})
     except TypeError:
-        return type(value).__qualname__
+        return type(value).__name__
 
 
 def _describe_code(code: CodeType) -> list:

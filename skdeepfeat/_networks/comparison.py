@@ -39,9 +39,12 @@ def measuring():
 def two_images(spec: InputSpec, size: int) -> torch.Tensor:
     """A bright and a dark image of noise, as they enter a network."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.rand(2, 3, size, size, generator=generator)
+    pixels = torch.rand(2, 3, size, size, generator=generator, dtype=torch.float32)
     pixels[1] *= 0.3
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32).view(3, 1, 1)
+        for v in (spec.mean, spec.std)
+    )
     return (pixels - mean) / std
 
 

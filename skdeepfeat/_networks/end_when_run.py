@@ -41,7 +41,8 @@ def end_when_run(structure: Structure) -> End:
 
 
 def _noise(size: int) -> torch.Tensor:
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, size, size, generator=generator, dtype=torch.float32)
 
 
 def children_in_features(network: Any, image_size: int) -> set[str]:

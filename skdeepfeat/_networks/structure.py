@@ -243,7 +243,7 @@ class Structure:
         """
         size, n = image_size or self.image_size, 2
         device = "meta" if self.traceable else "cpu"
-        x = torch.zeros(n, 3, size, size, device=device)
+        x = torch.zeros(n, 3, size, size, device=device, dtype=torch.float32)
         network = self.skeleton if self.traceable else self.real_network()
         with torch.no_grad():
             values = bind(self, network, nodes)(x)

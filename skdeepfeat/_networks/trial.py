@@ -172,7 +172,8 @@ def run_once(backbone: Backbone, image_size: int) -> Trial:
 
 def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
     """A run without values, which shows which steps overwrite which values."""
-    images = torch.zeros(2, 3, image_size, image_size, device="meta")
+    shape = (2, 3, image_size, image_size)
+    images = torch.zeros(shape, device="meta", dtype=torch.float32)
     return Trial(skeleton, images, None)
 
 
@@ -229,7 +230,8 @@ def looks_at_values(network: nn.Module, image_size: int) -> bool:
     """Whether a network can only be run on images with values, as it may do something
     else for others."""
     with measuring(), FakeTensorMode(allow_non_fake_inputs=True):
-        images = torch.zeros(2, 3, image_size, image_size)
+        shape = (2, 3, image_size, image_size)
+        images = torch.zeros(shape, dtype=torch.float32)
         try:
             network(images)
         except Exception:  # whatever its code raises without values

@@ -93,6 +93,31 @@ class Computed:
     files: list[tuple[str, str, bytes]] = field(default_factory=list)
 
 
+class Snapshot(Protocol):
+    """What a table holds at one moment; calls may write to the table meanwhile.
+
+    Attributes
+    ----------
+    layers : dict of str to int
+        Label → number of rows.
+    n_damaged : int
+        How many damaged rows the last dump has left out.
+    """
+
+    layers: dict[str, int]
+    n_damaged: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the rows take."""
+
+    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
+        """All sound rows, some of one column at a time; those with a label if given."""
+
+    def files(self) -> list[tuple[str, str, bytes]]:
+        """(name, state, digest) of all files hashed before."""
+
+
 class Table(Protocol):
     """Content key → feature row, by the fingerprint of a column.
 
@@ -178,11 +203,11 @@ class Table(Protocol):
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
         """Store (name, state, digest) of files, unless they are stored already."""
 
-    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
-        """All sound rows, some of one column at a time; those with a label if given."""
+    def snapshot(self) -> AbstractContextManager["Snapshot"]:
+        """A context with what is stored now, which is read without any change to it.
 
-    def all_files(self) -> list[tuple[str, str, bytes]]:
-        """(name, state, digest) of all files hashed before."""
+        Raises ValueError, also while it is read, if it cannot be read.
+        """
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""

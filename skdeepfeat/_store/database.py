@@ -30,7 +30,7 @@ from pathlib import Path
 
 from .._exceptions import StoreWarning, warn_user
 from .._processes import FORK_SECONDS, RLock, leave_to_parent
-from .file_systems import locks_hold, mount_of
+from .file_systems import Mount, locks_hold, mount_of
 from .statements import writing
 from .waiting import locked
 
@@ -56,6 +56,7 @@ TROUBLES = {
     sqlite3.SQLITE_READONLY: "is not writable",
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
 }
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 UNSAFE = (
@@ -99,7 +100,7 @@ class Database:
         try:
             with self.lock:
                 return work(self.connect())
-        except (sqlite3.Error, OSError) as error:
+        except (*ERRORS, OSError) as error:
             self._report(error)
             return otherwise()
 
@@ -112,6 +113,29 @@ class Database:
             self._inode = _inode(self.file)
         return self._connection
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Another connection, which changes nothing and does not see what changes.
+
+        With a rollback journal, it does, because others could not write meanwhile.
+        """
+        with contextlib.closing(self._open_beside()) as db:
+            db.execute("PRAGMA query_only = 1")
+            if db.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                db.execute("BEGIN")
+            yield db
+
+    def _open_beside(self) -> sqlite3.Connection:
+        """A connection to the file as it is, which is neither created nor replaced."""
+        mount = mount_of(self.folder)
+        if not self._is_writable(mount):
+            return _open_to_read(self.file)
+        db = _open_as(self.file, "mode=rw")
+        if mount.is_shared:  # the file may be a copy of one on a local disk
+            with self._alone():
+                db.execute("PRAGMA journal_mode = DELETE")
+        return db
+
     @property
     def sizes(self) -> list[int]:
         """Bytes of each of the files of the database that exist."""
@@ -123,8 +147,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         """Open for reading and writing, or, where that is forbidden, for reading."""
         mount = mount_of(self.folder)
-        writable = os.access(self.folder, os.W_OK) and not mount.without_locks
-        if self.file.exists() and not writable:
+        if self.file.exists() and not self._is_writable(mount):
             return _open_to_read(self.file)
         if where := mount.without_locks:
             raise ValueError(UNSAFE.format(folder=str(self.folder), where=where))
@@ -142,6 +165,9 @@ class Database:
             db.close()
             raise
         return db
+
+    def _is_writable(self, mount: Mount) -> bool:
+        return os.access(self.folder, os.W_OK) and not mount.without_locks
 
     def _alone(self):
         """A context in which no other process sets up this folder."""
@@ -163,6 +189,8 @@ class Database:
     def _report(self, error: Exception) -> None:
         """Warn of an error, and replace the database if it is damaged."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if isinstance(error, UnicodeDecodeError):
+            code = sqlite3.SQLITE_CORRUPT
         if isinstance(error, PermissionError):
             code = sqlite3.SQLITE_READONLY
         if code in DAMAGED:
@@ -236,9 +264,14 @@ class Database:
 
 def _connection_to(name: str, **options) -> sqlite3.Connection:
     """A connection without transactions of its own, for all threads."""
-    return sqlite3.connect(
-        name, isolation_level=None, check_same_thread=False, **options
-    )
+    db = sqlite3.connect(name, isolation_level=None, check_same_thread=False, **options)
+    db.text_factory = _text
+    return db
+
+
+def _text(data: bytes) -> str:
+    """A text of the database, which may be damaged."""
+    return data.decode(errors="replace")
 
 
 # Settings for a disk of one machine, and for one that several may share, where a
@@ -265,16 +298,17 @@ def _open_to_read(file: Path) -> sqlite3.Connection:
     """A connection beside a process that writes, or else to the file as it stands."""
     try:
         return _open_as(file, "mode=ro")
-    except sqlite3.Error:
+    except ERRORS:
         return _open_as(file, "immutable=1")
 
 
 def _open_as(file: Path, mode: str) -> sqlite3.Connection:
     """A connection in a mode of SQLite, which must be able to read rows."""
-    db = _connection_to(f"{file.absolute().as_uri()}?{mode}", uri=True)
+    name = f"{file.absolute().as_uri()}?{mode}"
+    db = _connection_to(name, uri=True, timeout=BUSY_SECONDS)
     try:
         db.execute("SELECT 1 FROM rows").fetchone()
-    except sqlite3.Error:
+    except ERRORS:
         db.close()
         raise
     return db

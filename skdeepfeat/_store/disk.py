@@ -12,7 +12,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,17 @@ import numpy as np
 
 from .._digests import digest
 from .._processes import wait_until
-from .base import ColumnRows, Found, Label
+from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, FILE, Database
+from .database import ASIDE, ERRORS, FILE, Database
 from .eviction import evict
+from .snapshots import DiskSnapshot
 from .statements import (
     add_to_counter,
     count_rows,
     delete_rows,
     put_rows,
     select,
-    select_after,
-    select_columns,
     select_counters,
     select_keys,
     select_rows,
@@ -40,6 +38,7 @@ from .statements import (
 )
 from .waiting import begin_of, computed_by, locked, say_once
 
+EMPTY_BYTES = 100_000  # more than a database without rows takes
 STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 
@@ -222,38 +221,19 @@ class DiskTable:
         if new:
             self._database.attempt(work, lambda: None)
 
-    def all_files(self) -> list[tuple[str, str, bytes]]:
-        """(name, state, digest) of all files hashed before."""
-
-        def work(db):
-            found = db.execute("SELECT path, state, digest FROM files")
-            return [(os.fsdecode(name), *others) for name, *others in found]
-
-        return self._database.attempt(work, list) if self._exists else []
-
     # The whole ----------------------------------------------------------------------
 
-    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
-        """All sound rows; see :class:`Table`."""
-        columns = self._database.attempt(select_columns, list) if self._exists else []
-        for number, column, asked in columns:
-            if label in (None, column.label):
-                yield from self._dump(number, column, asked)
-
-    def _dump(self, number: int, column: Label, asked: bool) -> Iterator[ColumnRows]:
-        """The sound rows of one column."""
-        last, seed = 0, column.fingerprint
-        while rows := self._database.attempt(
-            partial(select_after, number=number, fingerprint=seed, rowid=last), list
-        ):
-            last = rows[-1][0]
-            sound = [row[1:] for row in rows if row[-1] is not None]
-            if len(sound) < len(rows):
-                self._database.warn("has damaged rows, which are left out")
-            if sound:
-                keys, in_range, data = zip(*sound, strict=True)
-                found = np.stack([np.frombuffer(row, "<f4") for row in data])
-                yield ColumnRows(column, keys, found, in_range, asked)
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[DiskSnapshot]:
+        """A context with the rows of now; see :class:`Table`."""
+        try:
+            with self._database.reading() as db:
+                yield DiskSnapshot(db)
+        except ERRORS as error:
+            raise ValueError(
+                f"The feature store in {str(self.folder)!r} cannot be read ({error}), "
+                "and was left as it is. If it is a copy, copy it again."
+            ) from error
 
     @property
     def _exists(self) -> bool:
@@ -262,7 +242,8 @@ class DiskTable:
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
-        return f"cache=FeatureStore({str(self.folder)!r}, max_bytes={n_bytes})"
+        bound = n_bytes + EMPTY_BYTES
+        return f"cache=FeatureStore({str(self.folder)!r}, max_bytes={bound})"
 
     def info(self) -> dict[str, Any]:
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""

@@ -12,7 +12,7 @@ def evict(db, max_bytes: int) -> bool:
     has_dropped : bool
     """
     n_dropped = 0
-    while _bytes_used(db) > max_bytes and n_dropped < MOST_EVICTED:
+    while bytes_used(db) > max_bytes and n_dropped < MOST_EVICTED:
         oldest = _least_recently_used(db)
         if oldest is None:
             break
@@ -33,7 +33,7 @@ def _least_recently_used(db) -> int | None:
     return found and found[0]
 
 
-def _bytes_used(db) -> int:
+def bytes_used(db) -> int:
     """The size of the database without its free pages."""
     pages, free, size = (
         db.execute(f"PRAGMA {name}").fetchone()[0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._processes import FORK_SECONDS, Condition
 from .base import ROW_OVERHEAD, ColumnRows, Found, Label
+from .snapshots import MemorySnapshot
 from .waiting import begin_of, computed_by, say_once
 
 
@@ -175,23 +176,19 @@ class MemoryTable:
     def write_files(self, files: Sequence[tuple[str, str, bytes]]) -> None:
         """Nothing; see `read_files`."""
 
-    def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
-        """All rows; see :class:`Table`."""
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[MemorySnapshot]:
+        """A context with the rows of now; see :class:`Table`."""
         with self._changed:
-            labels = dict(self._labels)
+            labels = {sign: Label(sign, name) for sign, name in self._labels.items()}
             stored = [
-                (name, kept, rows is self._asked)
+                ColumnRows(labels[sign], [key], row[None], [fits], rows is self._asked)
                 for rows in (self._spare, self._asked)
-                for name, kept in rows.items()
+                for (sign, key), (row, fits) in rows.items()
             ]
-        for (fingerprint, key), (row, in_range), asked in stored:
-            column = Label(fingerprint, labels[fingerprint])
-            if label in (None, column.label):
-                yield ColumnRows(column, [key], row[None], [in_range], asked)
-
-    def all_files(self) -> list[tuple[str, str, bytes]]:
-        """Nothing; see `read_files`."""
-        return []
+            size = self._bytes
+        layers = Counter(rows.column.label for rows in stored)
+        yield MemorySnapshot(layers, size, stored)
 
     def info(self) -> dict[str, Any]:
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""

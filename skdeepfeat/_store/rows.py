@@ -67,6 +67,10 @@ class Reading(Protocol):
     def about(self) -> dict[str, Any]:
         """Named values that determine the input, apart from row and network."""
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """Settings of this process that decide what is read; the same everywhere."""
+
     def windows(self, rows: Any, recall: Callable) -> Iterator[Any]:
         """All rows in order, in windows, hashed; `recall` takes names of files."""
 

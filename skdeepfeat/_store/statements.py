@@ -1,6 +1,7 @@
 """What is read from and written to the database of a folder, one statement each."""
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -45,8 +46,7 @@ def select_rows(db, fingerprint: bytes, keys) -> Iterator[tuple]:
     )
     seed = crc32(fingerprint)
     for key, checksum, in_range, data in select(db, query, (fingerprint,), keys):
-        is_sound = checksum == checksum_of(seed, key, in_range, data)
-        yield key, bool(in_range), data if is_sound else None
+        yield key, bool(in_range), _sound(seed, checksum, key, in_range, data)
 
 
 def select_keys(db, fingerprint: bytes, keys) -> dict[bytes, bool]:
@@ -58,23 +58,38 @@ def select_keys(db, fingerprint: bytes, keys) -> dict[bytes, bool]:
     return dict(select(db, query, (fingerprint,), keys))
 
 
-def select_after(db, number: int, fingerprint: bytes, rowid: int) -> list[tuple]:
+def select_after(
+    db, number: int, fingerprint: bytes, rowid: int, last: int
+) -> list[tuple]:
     """(rowid, key, in_range, data) of the next rows of a column; see `select_rows`."""
     seed = crc32(fingerprint)
     found = db.execute(
         "SELECT rowid, key, checksum, in_range, data FROM rows INDEXED BY rows_by_age "
-        "WHERE column = ? AND rowid > ? ORDER BY rowid LIMIT ?",
-        (number, rowid, AT_ONCE),
+        "WHERE column = ? AND rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?",
+        (number, rowid, last, AT_ONCE),
     )
-    rows = []
-    for place, key, checksum, in_range, data in found:
-        is_sound = checksum == checksum_of(seed, key, in_range, data)
-        rows.append((place, key, bool(in_range), data if is_sound else None))
-    return rows
+    return [
+        (place, key, bool(in_range), _sound(seed, checksum, key, in_range, data))
+        for place, key, checksum, in_range, data in found
+    ]
+
+
+def last_rowid(db) -> int:
+    """The highest rowid; all rows that are added later have a higher one."""
+    return db.execute("SELECT coalesce(max(rowid), 0) FROM rows").fetchone()[0]
+
+
+# Rows are stored again when stores are merged, or when two machines compute them.
+PUT = """
+INSERT INTO rows VALUES (?, ?, ?, ?, ?) ON CONFLICT (column, key) DO UPDATE SET
+checksum = excluded.checksum, in_range = excluded.in_range, data = excluded.data
+WHERE (checksum, in_range, data)
+IS NOT (excluded.checksum, excluded.in_range, excluded.data)
+"""
 
 
 def put_rows(db, rows: ColumnRows) -> None:
-    """Store the rows of one column."""
+    """Store the rows of one column; equal ones are left as they are."""
     number = _number_of(db, rows.column, rows.asked)
     seed = crc32(rows.column.fingerprint)
     blobs = [row.tobytes() for row in np.asarray(rows.rows, "<f4")]
@@ -84,7 +99,7 @@ def put_rows(db, rows: ColumnRows) -> None:
             rows.keys, map(int, rows.in_range), blobs, strict=True
         )
     ]
-    db.executemany("REPLACE INTO rows VALUES (?, ?, ?, ?, ?)", stored)
+    db.executemany(PUT, stored)
 
 
 def delete_rows(db, fingerprint: bytes, keys) -> None:
@@ -94,6 +109,13 @@ def delete_rows(db, fingerprint: bytes, keys) -> None:
         "(SELECT id FROM columns WHERE fingerprint = ?)",
         [(key, fingerprint) for key in keys],
     )
+
+
+def _sound(seed: int, checksum, key, in_range, data) -> bytes | None:
+    """The data of a row; None if it is damaged, which may change any type."""
+    if (type(key), type(in_range), type(data)) != (bytes, int, bytes):
+        return None
+    return data if checksum_of(seed, key, in_range, data) == checksum else None
 
 
 def checksum_of(seed: int, key: bytes, in_range: int, data: bytes) -> int:
@@ -106,12 +128,23 @@ def count_rows(db) -> dict[str, int]:
     return dict(
         db.execute(
             "SELECT label, count(*) FROM rows JOIN columns ON id = column "
-            "GROUP BY label ORDER BY label"
+            f"WHERE {IS_COLUMN} GROUP BY label ORDER BY label"
         )
     )
 
 
+def count_rows_of_no_column(db) -> int:
+    """The number of rows that are lost because their column is damaged."""
+    query = f"SELECT id FROM columns WHERE {IS_COLUMN}"
+    rows = f"SELECT count(*) FROM rows WHERE column NOT IN ({query})"
+    return db.execute(rows).fetchone()[0]
+
+
 # Columns ----------------------------------------------------------------------------
+
+IS_COLUMN = (  # and not damaged, which may change any type
+    "(typeof(fingerprint), typeof(label), typeof(used)) = ('blob', 'text', 'real')"
+)
 
 
 def _number_of(db, column, asked: bool) -> int:
@@ -130,7 +163,10 @@ def _number_of(db, column, asked: bool) -> int:
 
 def select_columns(db) -> list[tuple[int, Label, bool]]:
     """Number, name, and whether it was requested, of all columns."""
-    found = db.execute("SELECT id, fingerprint, label, used FROM columns ORDER BY id")
+    found = db.execute(
+        "SELECT id, fingerprint, label, used FROM columns "
+        f"WHERE {IS_COLUMN} ORDER BY id"
+    )
     return [(n, Label(sign, label), used > 0) for n, sign, label, used in found]
 
 
@@ -140,6 +176,18 @@ def stamp_columns(db, fingerprints, now: float, accuracy: float) -> None:
         "UPDATE columns SET used = ? WHERE fingerprint = ? AND used < ?",
         [(now, fingerprint, now - accuracy) for fingerprint in fingerprints],
     )
+
+
+# Files ------------------------------------------------------------------------------
+
+
+def select_files(db) -> list[tuple[str, str, bytes]]:
+    """(path, state, digest) of all files; damage may change any type."""
+    found = db.execute(
+        "SELECT path, state, digest FROM files WHERE (typeof(path), typeof(state), "
+        "typeof(digest)) = ('blob', 'text', 'blob')"
+    )
+    return [(os.fsdecode(path), *others) for path, *others in found]
 
 
 # Counters ---------------------------------------------------------------------------

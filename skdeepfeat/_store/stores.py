@@ -23,6 +23,14 @@ NOT_LASTING = (
     "folder, name the network with from_module(net, ..., version='1'), and "
     "change the version whenever you change its code."
 )
+NO_STORE = (
+    "There is no feature store in {!r}: the file {!r} is missing. Check the path."
+)
+OTHER_VERSION = (
+    "The store {!r} was written by another version of skdeepfeat, whose rows this one "
+    "does not read. Use that version, or compute the features again."
+)
+PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
@@ -68,7 +76,9 @@ class FeatureStore:
         Maximum size in bytes, at least 0. A full store removes the least recently used
         rows if it is in memory, and rows of the least recently used layers if it is in
         a folder. None means 1 GiB in memory and 20 GiB in a folder. The first use of a
-        store in a process sets its size.
+        store in a process sets its size. A folder takes about 90,000 bytes without any
+        row, and its file does not shrink when rows are removed: their space is used
+        again. `clear` makes it small.
 
     See Also
     --------
@@ -91,8 +101,8 @@ class FeatureStore:
         if self.path == "":
             raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            path = os.path.abspath(os.path.expanduser(self.path))
-            object.__setattr__(self, "path", path)
+            path = _as_path(self.path, "path")
+            object.__setattr__(self, "path", os.path.abspath(path))
         bound = self.max_bytes or 0
         is_whole = isinstance(bound, Integral)
         if not isinstance(self.name, str) or not is_whole or bound < 0:
@@ -149,7 +159,8 @@ class FeatureStore:
         """Copy what another store contains; nothing is computed.
 
         Rows are identified by the content of the images, so that images which both
-        stores contain are there once. Damaged rows are left out, with a warning.
+        stores contain are there once. Damaged rows are left out, with a warning. Rows
+        that are written to `other` meanwhile are left out, too.
 
         Parameters
         ----------
@@ -159,12 +170,15 @@ class FeatureStore:
         Returns
         -------
         n_rows : int
-            Number of rows read, one for each image and layer.
+            Number of rows read from `other`, one for each image and layer. They include
+            rows that this store has already, and those for which it has no space: a
+            warning then gives the number of rows that it keeps.
 
         Raises
         ------
         ValueError
-            If there is no store in the folder, or if both are the same store.
+            If there is no store in the folder, if it is damaged, or if both are the
+            same store.
 
         Examples
         --------
@@ -178,12 +192,8 @@ class FeatureStore:
         >>> first.info()["layers"]
         {'mini stem avg': 4}
         """
-        other = other if isinstance(other, FeatureStore) else FeatureStore(other)
-        if other.path is not None and not (Path(other.path) / FILE).exists():
-            raise ValueError(
-                f"There is no store to merge in {str(other.path)!r}: the file "
-                f"{FILE!r} is missing. Check the path."
-            )
+        other = other if isinstance(other, FeatureStore) else _store_in(other)
+        other._check_exists()
         mine, its = self.open(), other.open()
         if mine is its or _is_same_folder(self, other):
             raise ValueError(f"{other!r} is this store itself; merge another one.")
@@ -198,7 +208,9 @@ class FeatureStore:
             The file to write, which is replaced if it exists. ``"features.parquet"``
             gets the columns "path", "key" and "features" (needs pyarrow).
             ``"features.npy"`` gets the features, and ``"features.csv"`` beside it the
-            columns "path" and "key" of the same rows.
+            columns "path" and "key" of the same rows; this file, too, is replaced if an
+            export wrote it. Bytes of a path that are not UTF-8 become ``\\x`` and two
+            digits, with a warning.
         layer : str or None, default=None
             Name of the layer in the "layers" of `info`, such as "mini penultimate avg".
             None means the only one that is stored.
@@ -212,7 +224,11 @@ class FeatureStore:
         Raises
         ------
         ValueError
-            If no such layer is stored, or several kinds of features have this name.
+            If no such layer is stored, several kinds of features have this name, the
+            store is damaged, or no export wrote the .csv file beside.
+        RuntimeError
+            If rows are removed meanwhile, on a network disk. Elsewhere, the file has
+            the rows that were stored when the export began.
 
         Examples
         --------
@@ -223,7 +239,16 @@ class FeatureStore:
         >>> store.export(f"{store.path}.npy", "mini penultimate avg")
         4
         """
-        return export(self.open(), Path(path), layer)
+        self._check_exists()
+        return export(self.open(), _as_path(path, "path"), layer)
+
+    def _check_exists(self) -> None:
+        """Refuse a folder in which there is no store."""
+        if self.path is None or (Path(self.path) / FILE).exists():
+            return
+        others = sorted(Path(self.path).glob("features.v*.sqlite"))
+        missing = NO_STORE.format(str(self.path), FILE)
+        raise ValueError(OTHER_VERSION.format(others[0].name) if others else missing)
 
     def _repr_html_(self) -> str:
         return facts_as_html(repr(self), self.info())
@@ -231,6 +256,18 @@ class FeatureStore:
     def clear(self) -> None:
         """Remove all stored features."""
         self.open().clear()
+
+
+def _store_in(folder) -> FeatureStore:
+    """The store of a folder that exists."""
+    return FeatureStore(_as_path(folder, "other", "a FeatureStore, "))
+
+
+def _as_path(value, name: str, also: str = "") -> Path:
+    """The path that a parameter names."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(PATH_ONLY.format(name, also, value))
+    return Path(value).expanduser()
 
 
 def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:

@@ -71,6 +71,8 @@ class TextReading:
         """Nothing: a text is what it is."""
         return {}
 
+    settings = about
+
     def windows(self, texts: Texts, recall) -> Iterator[TextWindow]:
         """All texts in order, in windows, hashed."""
         return texts.windows()

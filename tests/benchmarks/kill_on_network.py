@@ -87,10 +87,11 @@ def started(folder, host, seed):
 def check(folder):
     """Number of rows in the store; fails if one is wrong or a file damaged."""
     table, n_rows = FeatureStore(folder).open(), 0
-    for some in table.dump():
-        numbers = [int.from_bytes(key, "little") for key in some.keys]
-        np.testing.assert_array_equal(some.rows, rows_of(numbers)[1])
-        n_rows += len(numbers)
+    with table.snapshot() as stored:
+        for some in stored.dump():
+            numbers = [int.from_bytes(key, "little") for key in some.keys]
+            np.testing.assert_array_equal(some.rows, rows_of(numbers)[1])
+            n_rows += len(numbers)
     with table._database.lock:
         db = table._database.connect()
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -3,20 +3,31 @@
 import os
 import shutil
 import socket
+import threading
 import weakref
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_backbone
+from PIL import Image
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from watching import watch
 
-from skdeepfeat import ImageError, ImageWarning, PretrainedCNNFeatures, WorkerError
+from skdeepfeat import (
+    Backbone,
+    ImageError,
+    ImageWarning,
+    PretrainedCNNFeatures,
+    WorkerError,
+)
 from skdeepfeat._cluster.spreading import place_to_compute
 from skdeepfeat._images.unread import UnreadWindow
 
@@ -190,6 +201,69 @@ def test_a_worker_that_would_compute_something_else_is_refused(
     assert features.cache.info()["rows"] == 0
 
 
+def local_network():
+    """A network whose code is defined in a function, which only its code identifies."""
+
+    class Branching(torch.nn.Module):
+        gain: float = 2.0
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def last(self, x):
+            return x.relu().mean((2, 3))
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.last(x * self.gain if x.mean() > -9 else x)
+
+    return Branching().eval()
+
+
+def test_a_network_that_only_its_code_identifies_travels(on_dask, features, files):
+    backbone = Backbone.from_module(local_network(), image_size=32)
+    features.set_params(backbone=backbone, cache=None)
+    with joblib.parallel_config(backend="loky"):
+        alone = features.transform([Image.open(path) for path in files[:9]])
+    np.testing.assert_allclose(features.transform(files[:9]), alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [("Image", "MAX_IMAGE_PIXELS", 50), ("ImageFile", "LOAD_TRUNCATED_IMAGES", True)],
+)
+def test_a_setting_that_the_workers_do_not_have_is_named(
+    on_dask, features, files, monkeypatch, module, name, value
+):
+    monkeypatch.setattr(f"PIL.{module}.{name}", value)
+    with pytest.raises(WorkerError, match=f"PIL.{module}.{name} is .* {value} here"):
+        features.transform(files)
+    assert features.cache.info()["rows"] == 0
+
+
+@pytest.fixture
+def url(files):
+    """Of a server of the folder of these files."""
+    folder = os.path.dirname(files[0])
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_answers_404_is_an_error_of_its_row(on_dask, features, url):
+    """The exception of its client cannot be pickled."""
+    pytest.importorskip("aiohttp")
+    features.set_params(on_error="nan", protocols=("http",))
+    with pytest.warns(ImageWarning, match="1 of 2 images"):
+        rows = features.transform([f"{url}/0.png", f"{url}/gone.png"])
+    ((row, _, reason),) = features.errors_
+    assert row == 1 and "answered 404" in reason and HOST in reason
+    assert np.isnan(rows).any(1).tolist() == [False, True]
+
+
 def test_the_engine_is_chosen_by_the_caller(on_dask, features, files, monkeypatch):
     pytest.importorskip("openvino")
     features.set_params(engine="auto").transform(files[:2])
@@ -221,6 +295,14 @@ def test_urls_are_read_and_remembered(on_dask, features, files, alone, log):
     features.transform(urls)
     assert features.stats_["n_computed"] == 0
     assert set(log.counts.values()) == {1}
+
+
+def test_files_in_the_memory_of_the_caller_are_named(on_dask, features, files):
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/a.png", Path(files[0]).read_bytes())
+    features.set_params(protocols=("memory",))
+    with pytest.raises(ImageError, match=r"'memory://' names exists in one process"):
+        features.transform(["memory://a.png"])
 
 
 def test_rows_that_have_arrived_do_not_stay_in_memory(on_dask, features, monkeypatch):

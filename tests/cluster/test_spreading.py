@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from skdeepfeat import (
+    Backbone,
     EngineWarning,
     ImageError,
     ImageWarning,
@@ -21,6 +23,7 @@ from skdeepfeat._cluster import spreading
 from skdeepfeat._cluster.backends import BACKENDS, Backend
 from skdeepfeat._cluster.working import Order, carry_out
 from skdeepfeat._exceptions import ConversionError
+from skdeepfeat._images.cells import Cell
 
 pytest_plugins = ["cluster_fixtures"]
 
@@ -169,18 +172,77 @@ def test_an_error_in_a_worker_names_its_host_and_is_not_repeated(
     order = spreading.Order.of
     monkeypatch.setattr("skdeepfeat._cluster.working.computation_here", fail)
     monkeypatch.setattr(
-        spreading.Order, "of", lambda plan: Order(plan, b"other", b"", {})
+        spreading.Order, "of", lambda plan: Order(plan, b"other", b"", {}, {})
     )
     with pytest.raises(WorkerError, match=r"host '.*' cannot compute this: TypeError"):
         features.transform(files)
     assert order and len(sizes) <= 4  # those that were in flight
 
 
+class Unpicklable(OSError):
+    """As those of servers: its arguments do not make it again."""
+
+    def __init__(self, status, history):
+        super().__init__(f"{status}")
+
+
+def test_returned_errors_leave_behind_what_caused_them(
+    threads, features, files, monkeypatch
+):
+    def read(reference):
+        raise Unpicklable(404, ()) from FileNotFoundError()
+
+    def convert(*arguments):
+        raise ConversionError("some step") from Unpicklable(1, ())
+
+    def returned(path):
+        return carry_out(order, plan.columns, [Cell.of(0, path, ())])
+
+    plan = features._plan()
+    order = Order.of(plan)
+    monkeypatch.setattr("skdeepfeat._cluster.working.run", convert)
+    converted = returned(files[0])
+    monkeypatch.setattr("skdeepfeat._images.references.File.read", read)
+    (unread,) = returned(files[1]).computed.errors
+    for error, words in (converted, "some step"), (unread, "404"):
+        assert words in str(error)
+        assert not (error.__cause__ or error.__context__ or error.__traceback__)
+
+
 def test_a_difference_of_versions_is_named(threads, features, files, monkeypatch):
-    other = Order(features._plan(), b"another", b"other features", {"torch": "1.0"})
+    versions, settings = {"torch": "1.0"}, {"PIL.ImageFile.LOAD_TRUNCATED_IMAGES": "1"}
+    about = (b"another", b"other features", versions, settings)
+    other = Order(features._plan(), *about)
     monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
-    with pytest.raises(WorkerError, match=r"torch is .* there and 1\.0 here"):
+    with pytest.raises(WorkerError, match=r"torch is .* there and 1\.0 here") as error:
         features.transform(files)
+    assert "LOAD_TRUNCATED_IMAGES is as usual there and 1 here" in str(error.value)
+
+
+def test_an_order_that_cannot_be_made_is_no_fault_of_the_workers(
+    threads, features, files, monkeypatch
+):
+    def fail(plan):
+        raise LookupError("of the caller")
+
+    monkeypatch.setattr(spreading.Order, "of", fail)
+    with pytest.raises(LookupError, match="of the caller"):
+        features.transform(files)
+
+
+def test_another_code_of_a_network_is_named(threads, features, files, monkeypatch):
+    class Branching(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) if x.mean() > -9 else x
+
+    backbone = Backbone.from_module(Branching(3, 4, 3), image_size=32)
+    plan = features.set_params(backbone=backbone, layer=-1)._plan()
+    other = replace(Order.of(plan), token=b"other code", computation=b"other")
+    monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
+    with pytest.raises(
+        WorkerError, match=r"known by its code alone \(torch\.fx cannot"
+    ):
+        features.set_params(cache=None).transform(files)
 
 
 def test_a_network_that_no_worker_can_convert_runs_on_torch(

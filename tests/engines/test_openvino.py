@@ -261,6 +261,15 @@ def test_auto_takes_it_but_not_for_networks_of_ones_own(photos):
     assert est.stats_["engine"] == "torch"
 
 
+def test_bfloat16_depends_little_on_layers_of_the_same_pass(photos):
+    read = {"precision": "bfloat16"}
+    alone = features(**read).transform(photos)
+    both = features(layer=("stem", "penultimate"), **read).transform(photos)
+    np.testing.assert_allclose(
+        both[:, -alone.shape[1] :], alone, atol=0.02 * np.abs(alone).max()
+    )
+
+
 def test_bfloat16_points_the_same_way(photos):
     full, low = (
         features(precision=p).transform(photos) for p in ("float32", "bfloat16")

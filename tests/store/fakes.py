@@ -5,6 +5,20 @@ import contextlib
 from skdeepfeat._store.base import ColumnRows, Found, Label
 
 
+class FakeSnapshot:
+    n_damaged = 0
+
+    def __init__(self, layers, n_bytes, rows, files):
+        self.layers, self.n_bytes = layers, n_bytes
+        self._rows, self._files = rows, dict(files)
+
+    def dump(self, label=None):
+        return [rows for rows in self._rows if label in (None, rows.column.label)]
+
+    def files(self):
+        return [(name, *file) for name, file in self._files.items()]
+
+
 class FakeTable:
     """Rows in a dict; `misses` counts those that were written."""
 
@@ -70,14 +84,14 @@ class FakeTable:
     def write_files(self, files):
         self.files.update({name: (state, digest) for name, state, digest in files})
 
-    def dump(self, label=None):
-        for (fingerprint, key), (row, fits) in self.rows.items():
-            column = Label(fingerprint, self.labels[fingerprint])
-            if label in (None, column.label):
-                yield ColumnRows(column, [key], row[None], [fits], True)
-
-    def all_files(self):
-        return [(name, *file) for name, file in self.files.items()]
+    @contextlib.contextmanager
+    def snapshot(self):
+        rows = [
+            ColumnRows(Label(sign, self.labels[sign]), [key], row[None], [fits], True)
+            for (sign, key), (row, fits) in self.rows.items()
+        ]
+        info = self.info()
+        yield FakeSnapshot(info["layers"], info["bytes"], rows, self.files)
 
     def larger(self, n_bytes):
         return f"FakeTable({n_bytes})"

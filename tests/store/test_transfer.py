@@ -1,7 +1,10 @@
 """Stores are merged, and one layer is exported, without computing anything."""
 
 import csv
+import os
+import re
 import sqlite3
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,8 @@ import pytest
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures, StoreWarning
 from skdeepfeat._store import transfer
 from skdeepfeat._store.database import FILE
+from skdeepfeat._store.disk import DiskTable
+from skdeepfeat._store.file_systems import Mount
 
 
 @pytest.fixture
@@ -65,7 +70,8 @@ def test_files_known_to_one_store_are_not_hashed_again(make, photo_files, monkey
     second, _ = make("second", photo_files)
     first, _ = make("first", photo_files[:1])
     first.merge(second.path)
-    known = {name for name, _, _ in first.open().all_files()}
+    with first.open().snapshot() as stored:
+        known = {name for name, _, _ in stored.files()}
     assert known == set(photo_files)
 
 
@@ -75,8 +81,9 @@ def test_damaged_rows_are_not_merged(make, photo_files):
     with sqlite3.connect(f"{second.path}/{FILE}") as db:
         db.execute("UPDATE rows SET data = zeroblob(40) WHERE rowid = 3")
     db.close()
-    with pytest.warns(StoreWarning, match="has damaged rows, which are left out"):
-        assert first.merge(second) == 5
+    for _ in range(2):  # each time
+        with pytest.warns(StoreWarning, match="1 damaged rows .* were left out"):
+            assert first.merge(second) == 5
     features.transform(photo_files)
     assert features.stats_["n_computed"] == 1
 
@@ -84,9 +91,33 @@ def test_damaged_rows_are_not_merged(make, photo_files):
 def test_a_merge_keeps_to_the_bound(make, photo_files, tmp_path):
     second, _ = make("second", photo_files)
     small = FeatureStore(name="small", max_bytes=1500)
-    with pytest.warns(StoreWarning, match="limit of 1,500 bytes.*max_bytes="):
+    with pytest.warns(
+        StoreWarning, match=r"limit of 1,500 bytes.*max_bytes="
+    ) as caught:
         small.merge(second)
     assert small.info()["bytes"] <= 1500
+    assert f"keeps only {small.info()['rows']} rows" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("place", [{}, {"path": "store"}])
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_the_proposed_bound_is_enough_and_not_far_more(
+    make, photo_files, tmp_path, monkeypatch, place, kind
+):
+    monkeypatch.chdir(tmp_path)
+    source, _ = make("source", photo_files)
+    if kind == "memory":
+        source, disk = FeatureStore(name=f"source {tmp_path}"), source
+        source.merge(disk)
+    small = FeatureStore(**place, name=f"small {tmp_path}", max_bytes=1500)
+    with pytest.warns(StoreWarning) as caught:
+        small.merge(source)
+    enough = int(re.search(r"max_bytes=(\d+)", str(caught[0].message))[1])
+    assert enough < 102_000 + 2 * source.info()["bytes"]
+    small.open().forget()
+    large = FeatureStore(tmp_path / "large" if place else None, "large", enough)
+    large.merge(source)
+    assert large.info()["rows"] == source.info()["rows"]
 
 
 def test_stores_that_cannot_be_merged_are_refused(make, photo_files, tmp_path):
@@ -95,7 +126,7 @@ def test_stores_that_cannot_be_merged_are_refused(make, photo_files, tmp_path):
     for same in (first, FeatureStore(tmp_path / "link")):
         with pytest.raises(ValueError, match="is this store itself"):
             first.merge(same)
-    with pytest.raises(ValueError, match=r"no store to merge in .*absent"):
+    with pytest.raises(ValueError, match=r"no feature store in .*absent"):
         first.merge(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
 
@@ -154,20 +185,277 @@ def test_what_cannot_be_exported_is_refused(make, photo_files, tmp_path, layer):
     assert not list(tmp_path.glob("rows*"))
 
 
-def test_rows_that_vanish_during_an_export_are_an_error(
-    make, photo_files, tmp_path, layer, monkeypatch
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """A function that lets something happen in the middle of an export."""
+
+    def meanwhile(happen):
+        def late(*arguments):
+            found = names_of(*arguments)
+            happen()
+            return found
+
+        names_of = transfer._names_of
+        monkeypatch.setattr(transfer, "_names_of", late)
+
+    return meanwhile
+
+
+def delete_half(store):
+    with sqlite3.connect(f"{store.path}/{FILE}") as db:
+        db.execute("DELETE FROM rows WHERE rowid % 2")
+    db.close()
+
+
+def test_an_export_does_not_see_what_changes_meanwhile(
+    make, photo_files, tmp_path, layer, meanwhile
 ):
+    store, features = make("store", photo_files[:4])
+    other, _ = make("other", photo_files[2:])
+    rows = features.transform(photo_files[:4])
+
+    def change():
+        store.merge(other)
+        delete_half(store)
+
+    meanwhile(change)
+    assert store.export(tmp_path / "rows.npy", layer) == 4
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows)
+
+
+def test_rows_that_vanish_on_a_shared_disk_during_an_export_are_an_error(
+    make, photo_files, tmp_path, layer, meanwhile, monkeypatch
+):
+    monkeypatch.setattr(Mount, "is_shared", True)
     store, _ = make("store", photo_files)
-    names_of = transfer._names_of
-
-    def late(table, name):
-        found = names_of(table, name)
-        with sqlite3.connect(f"{store.path}/{FILE}") as db:
-            db.execute("DELETE FROM rows WHERE rowid % 2")
-        db.close()
-        return found
-
-    monkeypatch.setattr(transfer, "_names_of", late)
+    meanwhile(lambda: delete_half(store))
     with pytest.raises(RuntimeError, match="try again"):
         store.export(tmp_path / "rows.npy", layer)
     assert not list(tmp_path.glob("rows*"))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_stores_that_merge_each_other_read_each_row_once(
+    make, photo_files, monkeypatch, is_shared
+):
+    monkeypatch.setattr(Mount, "is_shared", is_shared)
+    monkeypatch.setattr("skdeepfeat._store.statements.AT_ONCE", 1)
+    first, _ = make("first", photo_files[:4])
+    second, _ = make("second", photo_files[2:])
+    n_layers, write = len(first.info()["layers"]), DiskTable.write
+    left = iter(range(4 * n_layers))  # so that a mistake is no endless loop
+
+    def back(table, *arguments):
+        next(left)
+        monkeypatch.setattr(DiskTable, "write", write)
+        second.merge(first)
+        monkeypatch.setattr(DiskTable, "write", back)
+        return write(table, *arguments)
+
+    monkeypatch.setattr(DiskTable, "write", back)
+    assert first.merge(second) == 4 * n_layers
+    assert first.info()["layers"] == second.info()["layers"]
+
+
+def test_equal_rows_are_not_written_again(make, photo_files):
+    first, _ = make("first", photo_files[:4])
+    second, _ = make("second", photo_files[2:])
+    first.merge(second)
+    before = rowids(first)
+    first.merge(second)
+    assert rowids(first) == before
+
+
+def rowids(store):
+    db = sqlite3.connect(f"{store.path}/{FILE}")
+    found = db.execute("SELECT rowid, column, key FROM rows ORDER BY rowid").fetchall()
+    db.close()
+    return found
+
+
+def halved(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_tables(file):
+    with sqlite3.connect(file) as db:
+        db.execute("DROP TABLE rows")
+    db.close()
+
+
+def misspelt(file):
+    statement = b"CREATE TABLE rows"
+    damaged = file.read_bytes().replace(statement, b"CREATE TABL\xe1 rows")
+    file.write_bytes(damaged)
+
+
+DAMAGES = {
+    "misspelt": misspelt,
+    "truncated": halved,
+    "garbage": lambda file: file.write_bytes(b"garbage" * 999),
+    "empty": lambda file: file.write_bytes(b""),
+    "without tables": without_tables,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_store_is_an_error_and_left_as_it_is(
+    make, photo_files, tmp_path, damage, layer
+):
+    second, _ = make("second", photo_files)
+    second.open().close()
+    file = Path(second.path) / FILE
+    DAMAGES[damage](file)
+    before = file.read_bytes()
+    first, _ = make("first", photo_files[:1])
+    with pytest.raises(ValueError, match=r"second' cannot be read .*left as it is"):
+        first.merge(second)
+    with pytest.raises(ValueError, match=r"second' cannot be read .*left as it is"):
+        second.export(tmp_path / "rows.npy", layer)
+    assert file.read_bytes() == before
+    assert not (file.parent / "damaged.sqlite").exists()
+    assert not list(tmp_path.glob("rows*"))
+
+
+@pytest.mark.parametrize("column", ["label", "fingerprint", "used"])
+@pytest.mark.parametrize("value", ["CAST(x'ff41' AS TEXT)", "NULL", "7"])
+def test_damage_to_the_name_of_a_column_is_no_other_error(
+    make, photo_files, column, value
+):
+    first, _ = make("first", photo_files[:1])
+    second, _ = make("second", photo_files)
+    n_rows = second.info()["rows"]
+    with sqlite3.connect(f"{second.path}/{FILE}") as db:
+        db.execute(f"UPDATE columns SET {column} = {value} WHERE id = 1")
+        db.execute("UPDATE files SET state = CAST(x'ff41' AS TEXT) WHERE rowid = 1")
+    db.close()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        n_merged = first.merge(second)
+    n_lost = sum(int(str(one.message).split()[0]) for one in caught)
+    assert n_merged + n_lost == n_rows
+    second.info()
+
+
+@pytest.mark.parametrize(
+    "change", ["key = 7", "key = NULL", "in_range = 'a'", "checksum = NULL", "data = 7"]
+)
+def test_a_row_of_other_types_is_damaged(make, photo_files, change):
+    first, _ = make("first", photo_files[:1])
+    second, features = make("second", photo_files, prefetch_layers=[])
+    with sqlite3.connect(f"{second.path}/{FILE}") as db:
+        db.execute(f"UPDATE rows SET {change} WHERE rowid = 3")
+    db.close()
+    with pytest.warns(StoreWarning, match="1 damaged rows"):
+        assert first.merge(second) == 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoreWarning)
+        features.transform(photo_files)
+    assert features.stats_["n_computed"] == 1
+
+
+NO_STORES = [3, None, b"store", ["a", "b"], PretrainedCNNFeatures()]
+
+
+@pytest.mark.parametrize("other", NO_STORES)
+def test_what_is_no_store_is_not_merged(make, photo_files, other):
+    first, _ = make("first", photo_files[:1])
+    with pytest.raises(ValueError, match="'other' parameter must be a FeatureStore, "):
+        first.merge(other)
+
+
+def test_a_store_of_another_version_is_named(make, photo_files, tmp_path):
+    first, _ = make("first", photo_files[:1])
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "features.v1.sqlite").touch()
+    with pytest.raises(ValueError, match=r"'features.v1.sqlite' .* another version"):
+        first.merge(tmp_path / "old")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"rows.npy"])
+def test_what_is_no_path_is_refused(make, photo_files, path):
+    store, _ = make("store", photo_files[:1])
+    with pytest.raises(ValueError, match="'path' parameter must be a str or a path"):
+        store.export(path)
+    if path is not None:
+        with pytest.raises(ValueError, match="'path' parameter must be a str or a"):
+            FeatureStore(path)
+
+
+def test_an_empty_store_has_nothing_to_export(tmp_path):
+    with pytest.raises(ValueError, match="no rows to export"):
+        FeatureStore(name="nothing").export(tmp_path / "rows.npy")
+    with pytest.raises(ValueError, match="no feature store in"):
+        FeatureStore(tmp_path / "absent").export(tmp_path / "rows.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_rows_are_reported_at_each_export(make, photo_files, tmp_path, layer):
+    store, _ = make("store", photo_files, prefetch_layers=[])
+    for n_sound, where in ((5, "rowid = 3"), (5, "rowid = 3"), (0, "1")):
+        with sqlite3.connect(f"{store.path}/{FILE}") as db:
+            db.execute(f"UPDATE rows SET checksum = 0 WHERE {where}")
+        db.close()
+        if not n_sound:
+            with pytest.raises(ValueError, match=f"All stored rows of {layer!r} are"):
+                store.export(tmp_path / "rows.npy")
+            return
+        with pytest.warns(StoreWarning, match="1 damaged rows .* left out"):
+            assert store.export(tmp_path / "rows.npy") == n_sound
+
+
+def test_files_beside_are_replaced_only_if_an_export_wrote_them(
+    make, photo_files, tmp_path, layer
+):
+    store, _ = make("store", photo_files)
+    (tmp_path / "rows.csv").write_text("my own table")
+    with pytest.raises(ValueError, match=r"rows.csv.* not written by an export"):
+        store.export(tmp_path / "rows.npy", layer)
+    assert (tmp_path / "rows.csv").read_text() == "my own table"
+    for _ in range(2):
+        store.export(tmp_path / "features.NPY", layer)
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.csv"])
+def test_neither_file_is_written_if_one_cannot_be(
+    make, photo_files, tmp_path, layer, name
+):
+    store, _ = make("store", photo_files)
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"There is a folder at .*{name}"):
+        store.export(tmp_path / "rows.npy", layer)
+    assert [path.name for path in tmp_path.glob("rows*")] == [name]
+
+
+def test_a_missing_folder_is_named(make, photo_files, tmp_path, layer):
+    store, features = make("store", photo_files)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent' .*'rows.npy'"):
+        store.export(tmp_path / "absent" / "rows.npy", layer)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent' .*'rows.npy'"):
+        features.transform_to(tmp_path / "absent" / "rows.npy", photo_files)
+
+
+def test_the_home_folder_may_be_abbreviated(
+    make, photo_files, tmp_path, layer, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store, features = make("store", photo_files)
+    store.export("~/rows.parquet", layer)
+    features.transform_to("~/rows.npy", photo_files)
+    written = {path.name for path in tmp_path.glob("rows*")}
+    assert written == {"rows.parquet", "rows.npy"}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_paths_that_are_no_text_are_readable(make, photo_files, tmp_path, suffix):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")
+    Path(odd).write_bytes(Path(photo_files[0]).read_bytes())
+    store, _ = make("store", [odd], prefetch_layers=[])
+    with pytest.warns(StoreWarning, match=r"1 paths are not valid UTF-8.*xff"):
+        store.export(tmp_path / f"rows{suffix}")
+    if suffix == ".npy":
+        with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as file:
+            (line,) = csv.DictReader(file)
+    else:
+        (line,) = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert line["path"] == f"{tmp_path}/a\\xff.png"
