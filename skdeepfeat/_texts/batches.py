@@ -1,13 +1,18 @@
 """Texts → tokens → batches of fixed shapes."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .._exceptions import TextError
 from .specs import TokenSpec, WordSpec
 from .windows import Texts, TextWindow, name_of
+
+READ_AT_ONCE = 32  # texts that a thread makes tokens of
+AHEAD = 4  # times as many, before they are needed
 
 
 class NoTokens(ValueError):
@@ -86,16 +91,11 @@ class TextReading:
         meanwhile: bool,
     ) -> Iterator[TextBatch]:
         """Batches of texts of about the same length, so that little is padded."""
-        tokenize = self.make_tokenizer()
         waiting: dict[int, dict[int, Tokens]] = defaultdict(dict)
         errors: list[TextError] = []
-        for row in rows:
-            try:
-                found = tokenize(window.texts[row])
-            except NoTokens as error:
-                failed = TextError(row, name_of(window.texts[row]), str(error))
-                failed.__cause__ = error
-                errors.append(failed)
+        for row, found in _tokenized(self.make_tokenizer(), window, rows):
+            if isinstance(found, TextError):
+                errors.append(found)
                 continue
             length = spec.padded_length(len(found.tokens))
             waiting[length][row] = found
@@ -106,6 +106,40 @@ class TextReading:
         if errors:
             length = spec.padded_length(0)
             yield replace(_collect(window, {}, spec, length, 1), errors=errors)
+
+
+def _tokenized(tokenize, window: TextWindow, rows: Iterable[int]) -> Iterator[tuple]:
+    """Rows in order, each with its tokens or error; the next ones are made meanwhile.
+
+    One thread makes them, because tokenizers of users need not be safe in several.
+    """
+
+    def read(some: list[int]) -> list[tuple]:
+        return [(row, _tokens_of(tokenize, row, window.texts[row])) for row in some]
+
+    rows = iter(rows)
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(1, "skdeepfeat-tokenize") as pool:
+        try:
+            while some := list(islice(rows, READ_AT_ONCE)):
+                waiting.append(pool.submit(read, some))
+                if len(waiting) > AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _tokens_of(tokenize, row: int, text: str) -> Tokens | TextError:
+    """The tokens of a text, or why it has none."""
+    try:
+        return tokenize(text)
+    except NoTokens as error:
+        failed = TextError(row, name_of(text), str(error))
+        failed.__cause__ = error
+        return failed
 
 
 def _collect(window, some: dict[int, Tokens], spec, length, batch_size) -> TextBatch:

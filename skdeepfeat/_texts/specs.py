@@ -10,7 +10,7 @@ import numpy as np
 PADDING = -1
 # Longest text → steps of its padded length.
 STEPS = ((64, 8), (128, 16), (256, 32), (math.inf, 64))
-SHORT = 32  # tokens; of longer texts, as many fewer are computed at once
+SHORT = 64  # tokens; of longer texts, as many fewer are computed at once
 UNLIMITED = 2**31 - 1  # tokens
 
 # What is concatenated: the mean or the largest value of each feature over the tokens,
