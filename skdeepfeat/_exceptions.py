@@ -172,8 +172,10 @@ class StoreWarning(FeatureWarning):
 
 
 class TextWarning(FeatureWarning):
-    """Some rows were filled with NaN, some texts were cut, a file of word vectors may
-    be damaged, or a folder of sentence-transformers computes more than pooled states.
+    """Some rows are NaN, some texts were cut, or other features may be meant.
+
+    They may be if a file of word vectors is damaged, or if a folder of
+    sentence-transformers computes more than pooled states.
     """
 
 

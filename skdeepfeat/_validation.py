@@ -44,6 +44,7 @@ __all__ = [
     "HasMethods",
     "Interval",
     "StrOptions",
+    "can",
     "check_cache",
     "check_columns",
     "check_image_shape",
@@ -186,9 +187,14 @@ def check_columns(estimator, X, *, reset) -> None:
         validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
+def can(X, name: str) -> bool:
+    """Whether objects of this class have a method or property; columns are none."""
+    return hasattr(type(X), name)
+
+
 def only_column(frame, noun: str, example: str):
     """The column of a frame that has one, of such things as its rows are."""
-    in_arrow = hasattr(frame, "column_names")
+    in_arrow = can(frame, "column_names")
     names = list(frame.column_names if in_arrow else frame.columns)
     if len(names) != 1:
         raise ValueError(

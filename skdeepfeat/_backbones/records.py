@@ -399,8 +399,9 @@ class Backbone:
     def __getstate__(self):
         state = {name: value for name, value in vars(self).items() if name != "memo"}
         # The functions themselves, not their names: a reader of the file sees them.
-        named = {name: state[name] for name in FUNCTIONS if _is_foreign(state[name])}
-        return state | {name: imported(function) for name, function in named.items()}
+        named = {name: getattr(self, name) for name in FUNCTIONS}
+        foreign = {name: value for name, value in named.items() if _is_foreign(value)}
+        return state | {name: imported(value) for name, value in foreign.items()}
 
     def __setstate__(self, state):
         for function in map(state.get, FUNCTIONS):

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from .._processes import fork_safe
-from .._validation import only_column
+from .._validation import can, only_column
 from .decoding import CHANNELS
 from .kinds import is_short_float, is_tensor, kind_of
 from .recognition import (
     SINGLE,
-    can,
     is_closed,
     is_file,
     is_frame,

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
+from .._validation import can
 from .kinds import is_tensor
 
 NUMERIC = ("int", "uint", "float", "bool", "double", "half")  # begin a dtype's name
@@ -17,11 +18,6 @@ IN_MEMORY = (list, tuple, Mapping, np.ndarray, *SINGLE)
 def is_query(X) -> bool:
     """Whether this is a query of polars or narwhals that has not run."""
     return can(X, "collect")
-
-
-def can(X, name: str) -> bool:
-    """Whether objects of this class have a method or property; columns are none."""
-    return hasattr(type(X), name)
 
 
 def is_frame(X) -> bool:

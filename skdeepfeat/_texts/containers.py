@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import only_column
+from .._validation import can, only_column
 
 
 def unwrap_container(X):
     """The frame or Series that one of narwhals stands for; any other X itself."""
-    return X.to_native() if hasattr(X, "to_native") else X
+    return X.to_native() if can(X, "to_native") else X
 
 
 def cells_of(X) -> list:
@@ -61,7 +61,7 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         lambda X: f"Got one {type(X).__name__} instead; pass [X] for a single text.",
     ),
     (
-        lambda X: hasattr(X, "collect") and not hasattr(X, "__len__"),
+        lambda X: can(X, "collect") and not can(X, "__len__"),
         lambda X: f"Got a {type(X).__name__}, which has not run; pass X.collect().",
     ),
     (
@@ -88,6 +88,6 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
 CONTAINERS: tuple[tuple[Callable[[Any], bool], Callable[[Any], list]], ...] = (
     (_is_frame, _only_column),
     (lambda X: isinstance(X, np.ndarray), _of_array),
-    (lambda X: hasattr(X, "to_pylist"), lambda X: X.to_pylist()),  # an Arrow column
+    (lambda X: can(X, "to_pylist"), lambda X: X.to_pylist()),  # an Arrow column
     (lambda X: True, list),
 )

@@ -130,6 +130,12 @@ def test_messages_never_quote_a_text():
     assert "password" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["collect", "to_native", "column_names", "to_pylist"])
+def test_columns_may_have_any_name(name, expected):
+    found = PretrainedTextFeatures(cache=None).transform(pd.DataFrame({name: TEXTS}))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_columns_are_remembered_and_compared():
     features = PretrainedTextFeatures().fit(pd.DataFrame({"message": TEXTS}))
     names = features.get_feature_names_out()
