@@ -52,7 +52,13 @@ def copy_of(net):
             f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
             f"network, for instance as a global of its module.{_hint(net, error)}"
         ) from error
-    return evaluating(_as_written(copied))
+    try:
+        return evaluating(_as_written(copied))
+    except NotImplementedError as error:  # of networks that torch.export returned
+        raise TypeError(
+            f"This {type(net).__name__} cannot be put into evaluation mode: {error} "
+            "Pass the network that was exported."
+        ) from error
 
 
 def _hint(net, error: Exception) -> str:
