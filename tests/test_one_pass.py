@@ -39,7 +39,7 @@ from skdeepfeat import (
 )
 
 N = 40
-DEEPEST_FIRST = ["block9", "block5", "block2"]
+DEEPEST_FIRST = ["logits", "block5", "block2"]
 HEADS = [KNeighborsClassifier(k) for k in (1, 3, 5, 7, 9)] + [GaussianNB()]
 
 
@@ -509,7 +509,7 @@ def test_the_memory_store_stays_within_its_limit_during_a_search(files):
 
 def test_transform_to_a_file(files, tmp_path):
     paths = [*files[0], files[0][3]]
-    features = PretrainedCNNFeatures(tiny_backbone(), layer=("block1", "block9"))
+    features = PretrainedCNNFeatures(tiny_backbone(), layer=("block1", "logits"))
     expected = features.transform(paths)
     rows = features.transform_to(tmp_path / "rows.npy", paths)
     assert isinstance(rows, np.memmap) and rows.dtype == np.float32

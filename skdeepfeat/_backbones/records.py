@@ -3,7 +3,6 @@
 A :class:`Backbone` is an immutable value. This module does not import torch.
 """
 
-import copy
 import importlib
 import re
 import secrets
@@ -20,6 +19,7 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
+from .copies import check_module, copy_of
 from .inspector import inspector
 from .layouts import LAYOUTS
 from .tensors import as_array, digest_tensors
@@ -483,12 +483,15 @@ class Backbone:
         noise. If their outputs differ, the network is used as it is, untraced.
         """
         check_module(net)
+        net = copy_of(net)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {key: as_array(value) for key, value in tensors.items()}
         mean, std = (tuple(map(float, values)) for values in (mean, std))
+        skeleton = Skeleton(net.to("meta").float())
+        skeleton()  # copies of it are what is built, so it must be possible to copy it
         backbone = cls(
             name=name or type(net).__name__,
-            build=Skeleton(copy_of(net).to("meta").float().eval()),
+            build=skeleton,
             input=InputSpec(image_size, None, mean=mean, std=std),
             head=head,
             arrays=arrays,
@@ -519,7 +522,7 @@ class Skeleton:
     module: Any
 
     def __call__(self):
-        return copy.deepcopy(self.module)
+        return copy_of(self.module)
 
     def __getstate__(self):
         from .skeletons import take_out_tensors
@@ -541,28 +544,6 @@ def _hooks_of_all_modules() -> list[list]:
     places = ("_global_forward_pre_hooks", "_global_forward_hooks")
     found = [[place, *getattr(torch, place, ())] for place in places]
     return [hooks for hooks in found if len(hooks) > 1]
-
-
-def check_module(net) -> None:
-    """Refuse what is not a network in plain Python; torch need not be imported."""
-    kinds = [base.__name__ for base in type(net).__mro__]
-    if "Module" not in kinds or "ScriptModule" in kinds:
-        raise TypeError(
-            "from_module takes a torch.nn.Module in plain Python, got "
-            f"{type(net).__name__} instead."
-        )
-
-
-def copy_of(net):
-    """A deep copy of a network, or a TypeError that says why it cannot be copied."""
-    try:
-        return copy.deepcopy(net)
-    except Exception as error:  # copying an attribute may raise anything
-        raise TypeError(
-            "Backbone.from_module copies the network, and something in this "
-            f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
-            "network, for instance as a global of its module."
-        ) from error
 
 
 def builder_of(backbone: Backbone) -> Callable[..., Any]:

@@ -14,8 +14,9 @@ from .._texts.batches import NoTokens, Tokens
 from .._texts.specs import TokenSpec
 from .._texts.words import Tokenizer, tokenizer_of
 from .._validation import Interval, validate_parameter_constraints
+from .copies import check_module, copy_of
 from .inspector import inspector
-from .records import PACKAGE, Identity, Layer, Skeleton, check_module, copy_of
+from .records import PACKAGE, Identity, Layer, Skeleton
 from .tensors import as_array, digest_tensors
 from .text_records import TextRecord, TextSource, Tokenize
 
@@ -254,8 +255,9 @@ class TextBackbone:
         given = {"max_length": max_length, "padding": padding}
         validate_parameter_constraints(CONSTRAINTS, given, "TextBackbone.from_module")
         padding, max_length = int(padding), max_length and int(max_length)
-        tensors = dict(net.state_dict()) | dict(net.named_buffers())
-        copied = copy_of(net).cpu().eval()
+        copied = copy_of(net).cpu()
+        tensors = dict(copied.state_dict()) | dict(copied.named_buffers())
+        arrays = {key: as_array(value) for key, value in tensors.items()}
         n_tokens = inspector().count_tokens(copied)
         _check_tokens(tokenize, padding, n_tokens)
         layers = inspector().find_text_layers(copied, padding, max_length, head)
@@ -268,7 +270,7 @@ class TextBackbone:
         record = ModuleRecord(
             name=name or type(net).__name__,
             build=Skeleton(copied.to("meta")),
-            arrays={key: as_array(value) for key, value in tensors.items()},
+            arrays=arrays,
             tokenizer=tokenizer,
             input=TokenSpec(tokenizer.digest, max_length),
             padding=padding,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .._backbones.copies import evaluating
 from .._backbones.records import Backbone, Skeleton, builder_of
 from .._backbones.tensors import as_array, digest_tensors
 from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
@@ -46,7 +47,7 @@ def build_network(source: WeightsSource) -> tuple[nn.Module, frozenset[str]]:
         module = _without_initialisation(backbone, size)
         values_as_before(backbone, size, None, module)
         module, absent = fill_weights(module, state, source)
-    return module.float().eval().requires_grad_(False), absent
+    return evaluating(module.float()).requires_grad_(False), absent
 
 
 @contextlib.contextmanager
@@ -86,7 +87,7 @@ def skeleton_of(backbone: Backbone, image_size: int) -> tuple[nn.Module, bytes]:
     structure, and the digest of the values that this drops."""
     network = _without_initialisation(backbone, image_size)
     values = values_as_before(backbone, image_size, None, network)
-    return network.to("meta").eval(), values
+    return evaluating(network.to("meta")), values
 
 
 def with_transient_buffers(skeleton: nn.Module, backbone, image_size: int) -> list:
@@ -105,7 +106,7 @@ def trial_network(backbone: Backbone, image_size: int) -> nn.Module:
     if backbone.arrays is not None:
         return build_network(OwnWeights(backbone, backbone.input))[0]
     build = functools.partial(call_builder, backbone, image_size, official=True)
-    return _with_seed(0, build).eval().requires_grad_(False)
+    return evaluating(_with_seed(0, build)).requires_grad_(False)
 
 
 def _without_initialisation(backbone: Backbone, image_size: int) -> nn.Module:

@@ -84,14 +84,41 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
 
     Where a network says what enters its classifier, no later one.
     """
-    children = [name for name, _ in structure.skeleton.named_children()]
-    used = _in_order_of_use(structure, children)
+    head = structure.backbone.head or end.classifier
+    used = _parts_around(structure, head)
     if structure.classified is not None:
         used = [name for name in used if _is_before_head(structure, name)]
     elif end.penultimate == CLASSIFIED:
         before = children_in_features(structure.real_network(), structure.image_size)
         used = [name for name in used if name in before]
+    else:
+        used = _before_head(structure, used, head)
     return {f"block{i}": name for i, name in enumerate(used, 1)}
+
+
+def _parts_around(structure: Structure, head: str | None) -> list[str]:
+    """The top-level children of a network in the order of use.
+
+    Those of the only child with weights, if the classifier is a part of it: the network
+    is a wrapper then.
+    """
+    inner = ""
+    while True:
+        part = structure.skeleton.get_submodule(inner)
+        names = [f"{inner}.{n}".lstrip(".") for n, _ in part.named_children()]
+        weighs = [name for name in names if structure.has_weights(name)]
+        if len(weighs) != 1 or not head or not head.startswith(f"{weighs[0]}."):
+            return _in_order_of_use(structure, names)
+        inner = weighs[0]
+
+
+def _before_head(structure: Structure, names: list[str], head: str | None) -> list[str]:
+    """These parts up to the one that is or contains the classifier, without it."""
+    around = [n for n in names if head and f"{head}.".startswith(f"{n}.")]
+    if not around:
+        return names
+    before = names[: names.index(around[0])] if structure.traceable else names
+    return [name for name in before if name not in around]
 
 
 def _is_before_head(structure: Structure, name: str) -> bool:

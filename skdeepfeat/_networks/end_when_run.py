@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .comparison import only_tensor, same
+from .comparison import only_tensor, same, tensors_of
 from .end import End, is_vector
 from .hooks import CLASSIFIED, INPUT_OF, RETURNED, name_of_use
-from .structure import Structure, is_convolution, kind_of_classifier
+from .structure import Structure, is_convolution, is_matrix, kind_of_classifier
 from .whole import Whole, can_stop_early
 
 # After these, the output of a linear layer is no score.
@@ -20,6 +20,8 @@ ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish),
     *(F.hardswish, F.softplus, torch.tanh, F.normalize),
 )
+# Modules whose classes are from here use their weights as their names say.
+KNOWN = "torch.nn.modules"
 
 
 def end_when_run(structure: Structure) -> End:
@@ -35,9 +37,8 @@ def end_when_run(structure: Structure) -> End:
     if not isinstance(returned, torch.Tensor):
         return End()
     uses = _run_with_weights(network, x)
-    if uses and _may_multiply(network, uses[-1].value, returned):
-        return End()
-    return _end_after(uses, returned)
+    end = _classifier_at_end(uses, returned)
+    return end or _end_without(network, x, uses, returned)
 
 
 def _noise(size: int) -> torch.Tensor:
@@ -66,20 +67,35 @@ class Use:
     value: Any
 
 
-def _end_after(uses: list[Use], returned: torch.Tensor) -> End:
-    """The end of a network that uses these modules in this order.
-
-    All parts are None if it is not clear.
-    """
-    features = End(penultimate=RETURNED)
+def _classifier_at_end(uses: list[Use], returned: torch.Tensor) -> End | None:
+    """The end of a network that returns the scores of the last of these modules."""
     last = uses[-1] if uses else None
     if last is None or not isinstance(last.value, torch.Tensor):
-        return features
-    if not any(is_vector(value.shape[1:]) for value in (last.value, returned)):
-        return features  # values for each place
+        return None
     kind = kind_of_classifier(last.module)
-    if kind and _is_one_of(_results_of(kind, last.value), returned):
-        return End(last.name, last.node + INPUT_OF, last.node)
+    vector = any(is_vector(value.shape[1:]) for value in (last.value, returned))
+    if (
+        not kind
+        or not vector
+        or not _is_one_of(_results_of(kind, last.value), returned)
+    ):
+        return None
+    return End(last.name, last.node + INPUT_OF, last.node)
+
+
+def _end_without(network: nn.Module, x, uses: list[Use], returned) -> End:
+    """The end of a network that returns features; all parts are None if it is not
+    clear."""
+    features, last = End(penultimate=RETURNED), uses[-1] if uses else None
+    value = last.value if last else None
+    values = [v for v in (returned, value) if isinstance(v, torch.Tensor)]
+    if not any(v.ndim == 1 or is_vector(v.shape[1:]) for v in values):
+        return features  # values for each place
+    if _depends_on(_unknown_weights(network, uses, returned), network, x, returned):
+        return End()
+    if last is None or value is None or len(values) < 2:
+        return features
+    kind = kind_of_classifier(last.module)
     return End() if _may_be_scores(kind, uses, returned) else features
 
 
@@ -94,21 +110,44 @@ def _may_be_scores(kind: str | None, uses: list[Use], returned: torch.Tensor) ->
         other = others[-1] if others else last
         several = other.module is not last.module and kind_of_classifier(other.module)
         return bool(several) and _shape(other.value) == _shape(last.value)
-    whole = is_convolution(last.module) and is_vector(last.value.shape[1:])
-    return whole and _is_one_of(_results_of("linear", last.value.flatten(1)), returned)
+    return is_convolution(last.module) and _is_one_of(_after_filters(last), returned)
 
 
-def _may_multiply(network: nn.Module, value, returned: torch.Tensor) -> bool:
-    """Whether a matrix, in a module around others, may turn a value into the result."""
-    around = [module for module in network.modules() if [*module.children()]]
-    weights = [p for module in around for p in module.parameters(recurse=False)]
-    widths = returned.shape[1:] if returned.ndim == 2 else ()
-    return any(
-        sorted(matrix.shape) == sorted((size, width))
-        for matrix in weights
-        for size in (_shape(value) or ())[1:]
-        for width in widths
-    )
+def _after_filters(last: Use) -> list[torch.Tensor]:
+    """What a network may return if filters give the scores, for one place or more."""
+    if is_vector(last.value.shape[1:]):
+        return _results_of("linear", last.value.flatten(1))
+    maps = last.value.flatten(2)
+    return [maps.mean(2), maps.amax(2), maps.logsumexp(2)]
+
+
+def _unknown_weights(network: nn.Module, uses: list[Use], returned) -> list:
+    """Weights that no known module has used and that may give the result."""
+    known = {
+        use.module for use in uses if type(use.module).__module__.startswith(KNOWN)
+    }
+    owners = [module for module in network.modules() if module not in known]
+    weights = [tensor for module in owners for tensor in _tensors_of(module)]
+    width = returned.shape[1:].numel() if returned.ndim > 1 else 1
+    if width == 1:
+        return [tensor for tensor in weights if tensor.numel() > 1]
+    return [t for t in weights if is_matrix(t) and width in t.shape]
+
+
+def _depends_on(weights: list, network: nn.Module, x, returned: torch.Tensor) -> bool:
+    """Whether a network returns something else with other weights, which it keeps."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in weights:
+        other = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        tensor.data = other.to(tensor.device)
+    with torch.no_grad():
+        return bool(weights) and not same(only_tensor(network(x)), returned)
+
+
+def _tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters, buffers and other tensors of a module itself, with fractions."""
+    own = tensors_of(list(vars(module).values()))
+    return [tensor for tensor in own if tensor.is_floating_point()]
 
 
 def _is_one_of(values: list[torch.Tensor], expected: torch.Tensor) -> bool:

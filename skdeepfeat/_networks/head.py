@@ -30,6 +30,14 @@ AFTER_SCORES |= {"dropout", "dropout1d", "dropout2d", "featuredropout", "alphadr
 POOLS = {"adaptiveavgpool2d", "avgpool2d", "adaptivemaxpool2d", "maxpool2d"}
 POOLS |= {"mean", "amax"}
 AFTER_MAPS = AFTER_SCORES | POOLS | {"relu"}
+# After these, what a linear layer or a filter gives are features, not scores; so are
+# the results of modules with weights, such as norms.
+ACTIVATIONS = {"relu", "relu6", "leakyrelu", "prelu", "elu", "selu", "celu", "gelu"}
+ACTIVATIONS |= {"silu", "mish", "hardswish", "hardsigmoid", "softplus", "softsign"}
+ACTIVATIONS |= {"normalize", "layernorm", "batchnorm", "groupnorm", "rmsnorm", "sign"}
+LIMITS = {"tanh", "atan"}  # activations that also limit scores, if they are scaled back
+SCALES = {"mul", "div", "truediv"}
+EXPONENTIALS = {"exp", "logsumexp", "softmax", "logsoftmax"}  # of scores, as a rule
 # Steps that choose places, of which the layer before the scores has others, too.
 CHOOSES = {"getitem", "select"}
 UNCLEAR = {"product", "filters"}  # kinds of scores that may as well be features
@@ -61,18 +69,19 @@ def end_of(structure: Structure) -> End:
     if end := scores and _end_with(structure, scores, name):
         return end
     # Values for each place are no classes of an image.
-    several = len(_classifiers_before(structure, returned)) > 1
-    return End() if several else End(penultimate=name)
+    unclear = scores is None and _may_mix_scores(structure, returned)
+    return End() if unclear else End(penultimate=name)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The step that may compute class scores, its kind, and the kinds of those after
-    it."""
+    """The step that may compute class scores, its kind, the kinds of those after it,
+    and whether one of these makes them features."""
 
     node: fx.Node
     kind: str
     follows: frozenset[str]
+    activated: bool
 
 
 def _end_with(structure: Structure, scores: Scores, returned: str) -> End | None:
@@ -83,15 +92,14 @@ def _end_with(structure: Structure, scores: Scores, returned: str) -> End | None
     name = structure.name_of(scores.node)
     shapes = structure.shapes((name, returned))
     whole = is_vector(shapes.get(name))
-    if scores.kind == "filters" and not whole:
-        return None
-    maps = scores.kind == "convolution" or not whole
-    if not scores.follows <= (AFTER_MAPS if maps else AFTER_SCORES):
-        return None
     if not whole and not is_vector(shapes.get(returned)):
         return None  # values for each place
+    maps = scores.kind == "convolution" or not whole
+    known = scores.follows <= (AFTER_MAPS if maps else AFTER_SCORES)
+    if scores.activated and (scores.kind == "filters" or not known):
+        return None
     unpooled = not whole and (scores.follows & CHOOSES or not scores.follows & POOLS)
-    if unpooled or scores.kind in UNCLEAR:
+    if not known or unpooled or scores.kind in UNCLEAR:
         return End()
     return End(structure.owner_of_weights(name), name + INPUT_OF, name)
 
@@ -111,14 +119,28 @@ def _stated_end(structure: Structure, classified: str, returned: str) -> End:
 def _scores_before(structure: Structure, node: fx.Node) -> Scores | None:
     """The possible class scores that reach this step through steps that read only
     them."""
-    follows: set[str] = set()
+    follows: list[fx.Node] = []
     while not (kind := _kind_of_scores(structure, node)):
         entered = _only_input(structure, node)
         if entered is None:
             return None
-        follows.add(structure.kind(node))
+        follows.append(node)
         node = entered
-    return Scores(node, kind, frozenset(follows))
+    words = frozenset(map(structure.kind, follows))
+    return Scores(node, kind, words, _is_activated(structure, follows))
+
+
+def _is_activated(structure: Structure, follows: list[fx.Node]) -> bool:
+    """Whether one of the steps after a layer, the last one first, makes its results
+    features."""
+    scaled = False
+    for step in follows:
+        word = structure.kind(step)
+        scaled = scaled or word in SCALES
+        weighs = step.op == "call_module" and structure.uses_weights(step)
+        if weighs or word in ACTIVATIONS or (word in LIMITS and not scaled):
+            return True
+    return False
 
 
 def _kind_of_scores(structure: Structure, node: fx.Node) -> str | None:
@@ -131,9 +153,11 @@ def _kind_of_scores(structure: Structure, node: fx.Node) -> str | None:
     return "filters" if is_convolution(module) else None
 
 
-def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
-    """The possible classifiers whose scores reach a step, none from another one's."""
-    found, seen, waiting = [], set(), [node]
+def _may_mix_scores(structure: Structure, node: fx.Node) -> bool:
+    """Whether a step may be computed from the scores of several classifiers, or from
+    those of one classifier as a softmax is."""
+    found, seen = [], set()
+    waiting = [node]
     while waiting:
         step = waiting.pop()
         if step in seen:
@@ -144,7 +168,9 @@ def _classifiers_before(structure: Structure, node: fx.Node) -> list[fx.Node]:
         elif step.op not in ENDS and not _mixes_with_weights(structure, step):
             waiting += [n for n in step.all_input_nodes if n in structure.from_image]
     below = {n for step in found for n in steps_below(step)}
-    return [step for step in found if step not in below]
+    last = [step for step in found if step not in below]
+    after = {structure.kind(n) for n in seen - below if n.op not in ENDS}
+    return len(last) > 1 or bool(last and after & EXPONENTIALS)
 
 
 def _mixes_with_weights(structure: Structure, node: fx.Node) -> bool:
@@ -158,5 +184,5 @@ def _only_input(structure: Structure, node: fx.Node) -> fx.Node | None:
     inputs = [n for n in node.all_input_nodes if n in structure.from_image]
     if len(inputs) != 1 or inputs[0].op in ENDS:
         return None
-    readers = [user for user in inputs[0].users if not reads_shape(user)]
+    readers = [n for n in inputs[0].users if n in structure.live and not reads_shape(n)]
     return inputs[0] if readers == [node] else None

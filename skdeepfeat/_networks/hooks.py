@@ -1,6 +1,5 @@
 """Reads activations with hooks, for networks that torch.fx cannot trace."""
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Container
@@ -8,6 +7,7 @@ from collections.abc import Container
 import torch
 from torch import nn
 
+from .._backbones.copies import copy_of
 from .._processes import Lock
 from .comparison import only_tensor, tensors_of
 from .whole import Whole
@@ -52,7 +52,7 @@ class HookedNetwork:
         pass
 
     def __init__(self, network: nn.Module, nodes: tuple[str, ...]):
-        self._network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+        self._network = copy_of(network).to(memory_format=torch.contiguous_format)
         self._lock = Lock()
         self._wanted = frozenset(nodes)
         self._seen: dict[str, torch.Tensor] = {}
@@ -85,6 +85,10 @@ class HookedNetwork:
         self._uses[node] += 1
         if self._seen.keys() == self._wanted:
             raise self._Done
+
+    def returned(self, x):
+        """What the copy of the network returns, which reads no layer."""
+        return self._whole.net(x.contiguous())
 
     def __call__(self, x):
         with self._lock:

@@ -25,6 +25,7 @@ def fill_weights(
     if isinstance(source, OwnWeights):  # which may be cut to what its layers need
         absent |= own.keys() - state.keys()
     _check_shapes(state, own, source)
+    _check_numbers(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
         module = module.to_empty(device="cpu")
     result = module.load_state_dict(state, strict=False)
@@ -49,6 +50,35 @@ def _check_shapes(state, own, source: WeightsSource) -> None:
     ]
     if wrong:
         raise WeightsError(_misfit(source, "with other shapes", wrong))
+
+
+def _check_numbers(state, own, source: WeightsSource) -> None:
+    """Refuse entries that are not numbers of the network's kind, or no numbers."""
+    read = {name: state[name] for name in own if name in state}
+    wrong = [f"{n}: {why}" for n, t in read.items() if (why := _wrong(t, own[n]))]
+    if wrong:
+        raise WeightsError(_misfit(source, "without plain numbers", wrong, NUMBERS))
+
+
+def _wrong(tensor: torch.Tensor, own: torch.Tensor) -> str:
+    """Why a tensor of a file cannot be read as the network's own, or ""."""
+    if tensor.is_meta:
+        return "it has no values, as on the device 'meta'"
+    if tensor.layout != torch.strided:
+        return f"it is {str(tensor.layout).removeprefix('torch.')}"
+    kinds = _kind(tensor), _kind(own)
+    if kinds[0] != kinds[1]:
+        return f"file {tensor.dtype}, network {own.dtype}"
+    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        return "it contains NaN"
+    return ""
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """What kind of numbers a tensor has; those of quantised networks are whole."""
+    if tensor.is_complex():
+        return "complex"
+    return "fractions" if tensor.is_floating_point() else "whole"
 
 
 def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> None:
@@ -135,11 +165,14 @@ def _foreign_head(state, own, head: str | None) -> set[str]:
     }
 
 
-def _misfit(source: WeightsSource, what: str, entries: list[str]) -> str:
+NUMBERS = "Save the weights of the network itself, in float32, after a training run."
+FOREIGN = "Is it a file of another network?"
+
+
+def _misfit(source: WeightsSource, what: str, entries: list[str], advice=FOREIGN):
     """A message about entries that do not fit, which names at most six of them."""
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
     return (
         f"The weights in {source.name!r} do not fit backbone "
-        f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). Is it a "
-        "file of another network?"
+        f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). {advice}"
     )

@@ -95,6 +95,13 @@ class Structure:
                 found.add(node)
         return found
 
+    @functools.cached_property
+    def live(self) -> set[fx.Node]:
+        """The steps that the network needs for what it returns, and its end."""
+        assert self.graph is not None
+        output = self.graph.output_node()
+        return {output, *steps_below(output)}
+
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
         """The graph that returns {node: value} for these nodes and computes no more."""
         assert self.graph is not None
@@ -201,15 +208,27 @@ class Structure:
         """
         if node.op == "call_module":
             module = self.skeleton.get_submodule(str(node.target))
-            return kind_of_classifier(module)
-        if self.kind(node) not in PRODUCTS:
-            return None
+            product = isinstance(module, nn.Bilinear)
+            return "product" if product else kind_of_classifier(module)
         weight = node.args[1] if len(node.args) > 1 else None
         own = isinstance(weight, fx.Node) and weight.op == "get_attr"
         if node.target is F.linear and own:
             return "linear"
         read = [n in self.from_image for n in node.all_input_nodes]
-        return "product" if read.count(True) == 1 and not all(read) else None
+        if read.count(True) != 1 or all(read):
+            return None
+        product = self.kind(node) in PRODUCTS or self._reads_matrix(node)
+        return "product" if product else None
+
+    def _reads_matrix(self, node: fx.Node) -> bool:
+        """Whether a step combines what depends on the image, number by number, with
+        weights for several classes."""
+        if self.kind(node) not in ELEMENTWISE:
+            return False
+        others = {n for n in node.all_input_nodes if n not in self.from_image}
+        others |= {n for other in others for n in steps_below(other)}
+        owned = [n for n in others if n.op == "get_attr"]
+        return any(is_matrix(attrgetter(str(n.target))(self.skeleton)) for n in owned)
 
     def module_of(self, target: str) -> str:
         """The module of a target: itself, or the owner of a parameter."""
@@ -277,7 +296,10 @@ def nodes_within(name: str, nodes) -> list[str]:
     return [node for node in nodes if node.startswith(name + ".")]
 
 
-PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum"}  # functions and methods
+PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum", "bmm", "baddbmm", "inner"}
+PRODUCTS |= {"tensordot", "bilinear", "conv1d", "conv2d", "conv3d"}
+PRODUCTS |= {"cosinesimilarity", "cdist", "pairwisedistance"}
+ELEMENTWISE = {"mul", "sub", "add", "div", "truediv", "rsub", "addcmul"}
 SHAPES = {"size", "dim", "numel"}  # methods that read no values
 ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are no values
 
@@ -327,7 +349,13 @@ def kind_of_classifier(module: nn.Module) -> str | None:
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether a module mixes all channels of maps, at more than one place."""
-    return isinstance(module, nn.Conv2d) and module.groups == 1
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(module, kinds) and module.groups == 1
+
+
+def is_matrix(tensor: torch.Tensor) -> bool:
+    """Whether weights have more than one axis with several numbers."""
+    return sum(n > 1 for n in tensor.shape) > 1
 
 
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):

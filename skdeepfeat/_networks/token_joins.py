@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from .._backbones.layouts import MOST_OTHERS
+from .map_areas import areas_before
 from .stages import other_tokens
 from .structure import Structure, steps_below
 from .tracer import ENDS
@@ -48,8 +49,20 @@ def other_tokens_at(structure: Structure, node: str, n: int) -> int | None:
     stated = other_tokens(structure.skeleton)
     if stated and stated < n and (_is_square(n - stated) or not _is_square(n)):
         return stated
-    clear = _is_square(n) or stated == 0 or (below and not _may_join(structure, below))
-    return 0 if clear else None
+    if stated == 0 or (below and not _may_join(structure, below)):
+        return 0
+    return 0 if _are_places(n, areas_before(structure, node, below)) else None
+
+
+def _are_places(n: int, areas: list[int]) -> bool:
+    """Whether n tokens are those of the places of a map, by the areas of the maps.
+
+    They are not if a later map has a few places less: then others are among them.
+    """
+    if n not in areas:
+        return False
+    later = areas[len(areas) - areas[::-1].index(n) :]
+    return not any(0 < n - area <= MOST_OTHERS for area in later)
 
 
 def _nearest(joins: dict[fx.Node, Join], below: set[fx.Node], n: int) -> Join | None:

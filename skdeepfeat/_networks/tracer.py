@@ -158,7 +158,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m, module_qualified_name):
         """Whether a module is one step."""
-        if m is self._net:
+        if m is self._net or isinstance(m, torch.nn.DataParallel):
             return False
         is_leaf = super().is_leaf_module(m, module_qualified_name)
         published = type(m).__module__.startswith("torchvision.")

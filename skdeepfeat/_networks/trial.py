@@ -18,6 +18,7 @@ from .building import skeleton_of, trial_network, with_transient_buffers
 from .channels_last import with_channels_last
 from .code_digest import digest_code
 from .comparison import check_rows, copied, measuring, same, two_images
+from .hooks import HookedNetwork
 from .loading import transient_buffers
 from .overwriting import Watcher, make_out_of_place, overwrites_nothing, without_inplace
 from .repeats import merge_repeats
@@ -27,6 +28,11 @@ from .whole import Intermediates, Whole, can_stop_early
 _tried = SharedCache(32)
 
 DIFFERS = "the graph it finds computes something else"
+COPY_DIFFERS = (
+    "Backbone {name!r} cannot give features: a copy of its network computes something "
+    "else. Check the methods '__deepcopy__' and 'train' of its modules: a copy must "
+    "have the same weights, and stay in evaluation mode after eval()."
+)
 
 
 @dataclass
@@ -125,7 +131,17 @@ def _with_graph(backbone: Backbone, found: Traced, trial: Trial) -> Traced:
             faults.append(str(error))
         except Exception as error:  # fx raises whatever the traced code raises
             faults.append(in_one_line(error))
+    _check_copy(backbone.name, trial)
     return replace(found, skeleton=skeleton_of(backbone, size)[0], fault=faults[0])
+
+
+def _check_copy(name: str, trial: Trial) -> None:
+    """Refuse a network whose hooked copy, which runs in place of a graph, differs."""
+    if trial.returned is None:
+        return
+    copied = HookedNetwork(trial.network, ())
+    if not same(copied.returned(trial.images.clone()), trial.returned):
+        raise ValueError(COPY_DIFFERS.format(name=name))
 
 
 @dataclass(frozen=True)

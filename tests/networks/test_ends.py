@@ -149,6 +149,22 @@ def test_what_is_no_score_is_returned_without_a_graph(finish, X):
     assert_reads(net, X, net)
 
 
+PROJECTED = {
+    "hash": lambda x: torch.tanh(x),
+    "signs": lambda x: torch.tanh(x).sign(),
+    "on a sphere": lambda x: 16 * F.normalize(x),
+    "by its norm": lambda x: x / x.norm(dim=1, keepdim=True),
+    "layer norm": lambda x: F.layer_norm(x, (5,)),
+    "gelu": lambda x: F.gelu(x) * 2,
+}
+
+
+@pytest.mark.parametrize("finish", PROJECTED.values(), ids=PROJECTED)
+def test_embeddings_after_a_linear_layer_are_returned(finish, X):
+    net = Net(5, finish)
+    assert_reads(net, X, net)
+
+
 class Product(Net):
     """Its scores come from a parameter, in no linear layer."""
 
@@ -186,6 +202,83 @@ class Filters(Net):
         return self.fc(x if self.traceable or x.sum() > -1e9 else -x).flatten(1)
 
 
+class WithHead(Net):
+    """`end` computes scores from a head and the features."""
+
+    def __init__(self, fc, end, traceable=True):
+        super().__init__(traceable=traceable)
+        self.fc, self.end = fc, end
+
+    def forward(self, x):
+        return self.end(self.fc, self.features(x))
+
+
+class OnMaps(Net):
+    """Filters give scores at each place, which `end` joins."""
+
+    def __init__(self, size, end, traceable=True):
+        super().__init__(traceable=traceable)
+        self.fc, self.end = nn.Conv2d(6, 4, size), end
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.end(self.fc(x if self.traceable or x.sum() > -1e9 else -x))
+
+
+def half(x):
+    return x.chunk(2, 1)[0]
+
+
+class Weights(nn.Module):
+    """A leaf that holds weights as any code may, and is called or not."""
+
+    def __init__(self, kind="parameter"):
+        super().__init__()
+        weight = torch.randn(4, 6)
+        if kind == "buffer":
+            self.register_buffer("weight", weight)
+        elif kind == "attribute":
+            self.weight = weight
+        else:
+            self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def product(fc, e):
+    return e @ fc.weight.T
+
+
+OWN_HEADS = {
+    "cosine": (Weights, lambda fc, e: fc(e)),
+    "buffer": (lambda: Weights("buffer"), product),
+    "attribute": (lambda: Weights("attribute"), product),
+    "list": (
+        lambda: nn.ParameterList([nn.Parameter(torch.randn(6, 4))]),
+        lambda fc, e: e @ fc[0],
+    ),
+    "weights of a layer": (lambda: nn.Linear(6, 4), product),
+    "similarity": (
+        Weights,
+        lambda fc, e: F.cosine_similarity(e[:, None], fc.weight[None], dim=-1),
+    ),
+    "distance": (Weights, lambda fc, e: -torch.cdist(e, fc.weight)),
+    "sum of products": (Weights, lambda fc, e: (e[:, None] * fc.weight).sum(2)),
+    "sum of squares": (Weights, lambda fc, e: ((e[:, None] - fc.weight) ** 2).sum(2)),
+}
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+@pytest.mark.parametrize("case", OWN_HEADS.values(), ids=OWN_HEADS)
+def test_heads_of_own_code_have_to_be_named(case, traceable, X):
+    make, end = case
+    net = WithHead(make(), end, traceable)
+    assert structure_of(backbone_of(net), SIDE).traceable == traceable
+    with pytest.raises(ValueError, match=r"Backbone.from_module\(..., penultimate="):
+        rows(net, X)
+
+
 UNCLEAR = {
     "product": Product,
     "cosine": Cosine,
@@ -193,6 +286,21 @@ UNCLEAR = {
     "filters": Filters,
     "untraced product": lambda: Product(traceable=False),
     "untraced filters": lambda: Filters(traceable=False),
+    "bilinear": lambda: WithHead(nn.Bilinear(6, 6, 4), lambda fc, e: fc(e, e)),
+    "one axis": lambda: WithHead(
+        nn.Conv1d(6, 4, 1), lambda fc, e: fc(e[:, :, None])[:, :, 0]
+    ),
+    "maps, logsumexp": lambda: OnMaps(1, lambda x: x.flatten(2).logsumexp(2)),
+    "filters, mean": lambda: OnMaps(3, lambda x: x.mean((2, 3))),
+    "untraced filters, mean": lambda: OnMaps(3, lambda x: x.mean((2, 3)), False),
+    "clamp": lambda: Net(5, lambda x: x.clamp(-9, 9)),
+    "soft cap": lambda: Net(5, lambda x: 30 * torch.tanh(x / 30)),
+    "cumsum": lambda: Net(5, lambda x: x.sigmoid().cumsum(1)),
+    "half": lambda: Net(6, half),
+    "own softmax": lambda: Net(5, lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
+    "untraced layer that is not called": lambda: WithHead(
+        nn.Linear(6, 4), lambda fc, e: fc.forward(e), False
+    ),
     "untraced and scaled": lambda: Net(5, lambda x: x / 0.07, traceable=False),
 }
 

@@ -49,6 +49,26 @@ def test_pth_and_safetensors_give_the_same(state, file, photos):
     np.testing.assert_array_equal(found, expected)
 
 
+NO_NUMBERS = {
+    "whole": (lambda w: (w * 100).to(torch.int8), "file torch.int8, network"),
+    "complex": (lambda w: w.to(torch.complex64), "file torch.complex64, network"),
+    "no values": (lambda w: w.to("meta"), "has no values"),
+    "sparse": (lambda w: w.to_sparse(), "is sparse_coo"),
+    "NaN": (lambda w: w * float("nan"), "contains NaN"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize(("change", "why"), NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_entries_without_plain_numbers_are_refused(
+    change, why, state, photos, tmp_path
+):
+    name = "features.0.weight"
+    torch.save({**state, name: change(state[name])}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=rf"{name}: .*{why}.*float32"):
+        features(tmp_path / "net.pth").transform(photos)
+
+
 def test_missing_left_over_and_misshapen_entries_are_named(state, file, photos):
     cases = {
         "missing from the file .features.3.squeeze.bias": {

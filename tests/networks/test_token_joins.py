@@ -98,12 +98,20 @@ def test_parts_of_an_image_that_are_joined_are_all_pooled(X):
     np.testing.assert_allclose(rows(net, X), everything, rtol=1e-4, atol=1e-6)
 
 
+def assigned(own, x):
+    joined = x.new_zeros(x.shape[0], PLACES + 9, 8)
+    joined[:, :9], joined[:, 9:] = own, x
+    return joined
+
+
 UNCLEAR = {
     "behind": {"join": lambda own, x: torch.cat([x, own], 1)},
     "around": {"n": 2, "join": lambda o, x: torch.cat([o[:, :1], x, o[:, 1:]], 1)},
     "padded": {"join": lambda own, x: nn.functional.pad(x, (0, 0, 1, 0))},
     "untraced": {"name": "cls", "traceable": False},
     "many": {"n": 40},
+    "untraced, a square in all": {"n": 9, "traceable": False},
+    "assigned, a square in all": {"n": 9, "join": assigned},
     "two sizes": {"join": lambda own, x: torch.cat([x[:, 12:], x], 1)},
 }
 
@@ -131,6 +139,29 @@ def test_the_end_of_a_network_is_refused_alike(X):
     backbone = Backbone.from_module(net.eval(), image_size=SIDE, penultimate="mix")
     with pytest.raises(ValueError, match="Layer 'mix' of backbone 'Tokens' gives 17"):
         PretrainedCNNFeatures(backbone).fit_transform(X)
+
+
+class Places(nn.Module):
+    """All tokens are those of places, of filters or of patches of pixels."""
+
+    def __init__(self, by_filters):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 8, 8) if by_filters else nn.Linear(192, 8)
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        if isinstance(self.embed, nn.Linear):
+            x = self.embed(nn.functional.unfold(x, 8, stride=8).transpose(1, 2))
+        else:
+            x = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.mix(x if x.sum() > -1e9 else -x).mean(1))
+
+
+@pytest.mark.parametrize("by_filters", [True, False])
+def test_tokens_of_places_alone_are_pooled_without_a_graph(by_filters, X):
+    net = Places(by_filters)
+    everything = average_of_places(net, X, slice(None))
+    np.testing.assert_allclose(rows(net, X), everything, rtol=1e-4, atol=1e-6)
 
 
 class First(nn.Module):

@@ -1,0 +1,89 @@
+"""Private copies of a user's network, in evaluation mode; torch is not imported."""
+
+import copy
+
+WEIGHT_NORM = (
+    " torch.nn.utils.weight_norm keeps such a tensor: use "
+    "torch.nn.utils.parametrizations.weight_norm, which does not."
+)
+OWN_COPY = (
+    " The method '__deepcopy__' of {} must also copy a network on the device 'meta', "
+    "whose tensors have no values."
+)
+
+
+def check_module(net) -> None:
+    """Refuse what is not a network in plain Python; torch need not be imported."""
+    if "Module" not in _kinds(net) or "ScriptModule" in _kinds(net):
+        raise TypeError(
+            "from_module takes a torch.nn.Module in plain Python, got "
+            f"{type(net).__name__} instead."
+        )
+    for name, module in net.named_modules():
+        if "ScriptModule" in _kinds(module):
+            raise TypeError(
+                "from_module takes a torch.nn.Module in plain Python, and its module "
+                f"{name!r} is compiled by TorchScript. Use the module that "
+                "torch.jit.script or torch.jit.trace was given."
+            )
+    for name, tensor in net.named_parameters():
+        if type(tensor).__name__.startswith("Uninitialized"):
+            raise ValueError(
+                f"The parameter {name!r} of the network has no shape yet: a lazy "
+                "layer gets it in the first call. Run the network once on a batch of "
+                "images before you pass it to from_module."
+            )
+
+
+def _kinds(thing) -> list[str]:
+    return [base.__name__ for base in type(thing).__mro__]
+
+
+def copy_of(net):
+    """A deep copy of a network in evaluation mode, or an error that says why not.
+
+    Modules that torch.compile returned are replaced by those that it was given.
+    """
+    try:
+        copied = copy.deepcopy(net)
+    except Exception as error:  # copying an attribute may raise anything
+        raise TypeError(
+            "Backbone.from_module copies the network, and something in this "
+            f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
+            f"network, for instance as a global of its module.{_hint(net, error)}"
+        ) from error
+    try:
+        return evaluating(_as_written(copied))
+    except NotImplementedError as error:  # of networks that torch.export returned
+        raise TypeError(
+            f"This {type(net).__name__} cannot be put into evaluation mode: {error} "
+            "Pass the network that was exported."
+        ) from error
+
+
+def _hint(net, error: Exception) -> str:
+    """What else to do about an error of a copy, or ""."""
+    if "deepcopy protocol" in str(error):
+        return WEIGHT_NORM
+    own = [type(m).__name__ for m in net.modules() if hasattr(type(m), "__deepcopy__")]
+    return OWN_COPY.format(own[0]) if own else ""
+
+
+def evaluating(net):
+    """The same network in evaluation mode, whatever its methods return.
+
+    Some networks return to training when they are copied.
+    """
+    net.eval()
+    return net
+
+
+def _as_written(net):
+    """A network without torch.compile: modules compiled alone would hide the rest."""
+    while "OptimizedModule" in _kinds(net):
+        net = net._orig_mod
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if "OptimizedModule" in _kinds(child):
+                setattr(module, name, _as_written(child))
+    return net
