@@ -16,7 +16,7 @@ import numpy as np
 
 from .._caches import Memo
 from .._digests import digest_fields
-from .._exceptions import WeightsError
+from .._exceptions import WeightsError, closest
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
 from .copies import check_module, copy_of
@@ -487,6 +487,9 @@ class Backbone:
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {key: as_array(value) for key, value in tensors.items()}
         mean, std = (tuple(map(float, values)) for values in (mean, std))
+        if head is not None:
+            _check_head(net, head)
+            penultimate = penultimate or f"{head}.input"
         skeleton = Skeleton(net.to("meta").float())
         skeleton()  # copies of it are what is built, so it must be possible to copy it
         backbone = cls(
@@ -563,6 +566,17 @@ def imported(reference) -> Callable[..., Any]:
         return reference
     module, _, function = reference.partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _check_head(net, head: str) -> None:
+    """Refuse a name that is none of a network's modules."""
+    names = [name for name, _ in net.named_modules() if name]
+    if head not in names:
+        raise ValueError(
+            f"head={head!r} names no module of this {type(net).__name__}."
+            f"{closest(head, names)} Pass the name of the module that computes the "
+            "class scores, one of net.named_modules()."
+        )
 
 
 def _is_foreign(function) -> bool:

@@ -435,3 +435,29 @@ def test_filters_may_have_three_axes(X):
     assert backbone_of(Volumes()).lasting
     net = Volumes()
     assert_reads(net, X)
+
+
+class Deep(Net):
+    """A head of several layers behind the features."""
+
+    def __init__(self, traceable=True):
+        super().__init__(traceable=traceable)
+        self.fc = nn.Sequential(
+            nn.Dropout(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)
+        )
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_named_head_is_what_penultimate_enters(traceable, X):
+    net = Deep(traceable)
+    assert rows(net, X).shape == (3, 5)
+    backbone = Backbone.from_module(
+        net.eval(), image_size=SIDE, mean=(0,) * 3, std=(1,) * 3, head="fc"
+    )
+    found = PretrainedCNNFeatures(backbone, cache=None).fit_transform(X)
+    torch.testing.assert_close(found, computed(net.features, X), rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_that_is_no_module_is_refused():
+    with pytest.raises(ValueError, match=r"head='fx' names no module.*mean 'fc'"):
+        Backbone.from_module(Net(), image_size=SIDE, head="fx")
