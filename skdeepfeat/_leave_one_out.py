@@ -96,19 +96,24 @@ def _nearest(features, predicted: np.ndarray, k: int) -> np.ndarray:
     """The k nearest other rows of these rows, (n_predicted, k), in no order."""
     standardised = _Standardised(features)
     points = np.concatenate([x for _, x in standardised.rows(some=predicted)])
-    nearest = np.empty((len(points), 0), int)
-    distances = np.empty((len(points), 0))  # squared, less the squares of the points
+    points, place = points.astype(np.float32), np.arange(len(points))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     for rows, x in standardised.rows(width=len(points)):
-        further = (x**2).sum(axis=1) - 2 * (points @ x.T)
-        numbers = np.arange(len(features))[rows]
-        further[predicted[:, None] == numbers] = np.inf
-        distances = np.hstack([distances, further])
-        nearest = np.hstack([nearest, np.broadcast_to(numbers, further.shape)])
-        kept = min(k, distances.shape[1])
-        best = np.argpartition(distances, kept - 1, axis=1)[:, :kept]
-        distances = np.take_along_axis(distances, best, axis=1)
-        nearest = np.take_along_axis(nearest, best, axis=1)
-    return nearest
+        x = x.astype(np.float32)  # only the order of distances matters
+        distances = (x**2).sum(axis=1) - 2 * (points @ x.T)  # squared, less points²
+        own = predicted - rows.start
+        inside = (own >= 0) & (own < len(x))
+        distances[place[inside], own[inside]] = np.inf
+        best = _smallest(distances, k)
+        found.append((np.take_along_axis(distances, best, axis=1), best + rows.start))
+    distances, nearest = (np.hstack(parts) for parts in zip(*found, strict=True))
+    return np.take_along_axis(nearest, _smallest(distances, k), axis=1)
+
+
+def _smallest(values: np.ndarray, k: int) -> np.ndarray:
+    """Columns of the k smallest values in each row, in no order; all if there are k."""
+    k = min(k, values.shape[1])
+    return np.argpartition(values, k - 1, axis=1)[:, :k]
 
 
 def _leave_one_out(features, targets) -> LeaveOneOut:
