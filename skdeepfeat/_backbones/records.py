@@ -489,7 +489,6 @@ class Backbone:
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         if head is not None:
             _check_head(net, head)
-            penultimate = penultimate or f"{head}.input"
         skeleton = Skeleton(net.to("meta").float())
         skeleton()  # copies of it are what is built, so it must be possible to copy it
         backbone = cls(
@@ -499,7 +498,7 @@ class Backbone:
             head=head,
             arrays=arrays,
             version=version,
-            penultimate=penultimate,
+            penultimate=penultimate or (head and f"{head}.input"),
         )
         if head is None:
             found = inspector().find_head(backbone)
