@@ -68,7 +68,7 @@ def _run(structure: Structure) -> Run:
         module.register_forward_hook(lambda m, args, out, name=name: note(name, m, out))
     size = structure.image_size
     with torch.no_grad():
-        network(torch.zeros(2, 3, size, size))
+        network(torch.zeros(2, 3, size, size, dtype=torch.float32))
     return seen
 
 

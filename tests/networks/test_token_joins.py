@@ -164,6 +164,21 @@ def test_tokens_of_places_alone_are_pooled_without_a_graph(by_filters, X):
     np.testing.assert_allclose(rows(net, X), everything, rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture
+def double_precision():
+    """The default dtype of torch, as other code may set it."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_the_default_dtype_changes_nothing(X, request):
+    net = Places(by_filters=True)
+    expected = rows(net, X)
+    request.getfixturevalue("double_precision")
+    np.testing.assert_array_equal(rows(net, X), expected)
+
+
 class First(nn.Module):
     def __init__(self):
         super().__init__()
