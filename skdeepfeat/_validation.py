@@ -56,6 +56,7 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
+    "is_missing",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
@@ -190,6 +191,15 @@ def check_columns(estimator, X, *, reset) -> None:
 def can(X, name: str) -> bool:
     """Whether objects of this class have a method or property; columns are none."""
     return hasattr(type(X), name)
+
+
+def is_missing(cell) -> bool:
+    """Whether a cell is None, masked, nan or a data frame's own missing value."""
+    if cell is None or cell is np.ma.masked:
+        return True
+    if isinstance(cell, (float, np.floating)):
+        return bool(cell != cell)
+    return type(cell).__name__ in ("NAType", "NaTType")
 
 
 def only_column(frame, noun: str, example: str):

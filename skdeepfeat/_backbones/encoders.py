@@ -60,8 +60,9 @@ class EncoderBackbone(TextRecord):
         path = self.folder / "config.json"
         try:
             found = _settings_in(path)
-            for names in (DEPTH, WIDTH, LONGEST):
-                _check_number(found, names)
+            _check_number(found, DEPTH)
+            _check_number(found, WIDTH)
+            _check_number(found, LONGEST, required=False)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(
                 f"{str(path)!r} is not the configuration of a transformer encoder "
@@ -230,11 +231,11 @@ def _settings_in(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_number(config: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Refuse an entry that is no positive number; only the longest text may lack."""
-    found = _entry(config, names, None if names is LONGEST else _NONE)
+def _check_number(config: dict[str, Any], names: tuple[str, ...], required=True):
+    """Refuse an entry that is no positive number, or missing though it is required."""
+    found = _entry(config, names, _NONE if required else None)
     name = next((name for name in names if name in config), names[0])
-    if found is None and names is not LONGEST:
+    if found is None and required:
         raise ValueError(f"its {name!r} is None instead of a positive number")
     _check_positive(name, found)
 

@@ -28,7 +28,8 @@ PLAIN = (bool, int, float, str, type(None))  # options that keep a network publi
 PACKAGE = __package__.partition(".")[0]
 # Networks from these modules are identified by name, even if their code changes.
 PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
-PUBLISHERS |= {f"{PACKAGE}._networks.timm_networks": "timm"}
+TIMM_BUILDERS = f"{PACKAGE}._networks.timm_networks"
+PUBLISHERS |= {TIMM_BUILDERS: "timm"}
 
 NAMES_A_FUNCTION = (
     "The saved backbone {!r} names the function {!r}, which would be called to build "
@@ -41,10 +42,8 @@ HOOKED = "this process has registered hooks on all modules"
 # Modules that older pickles name → where their builders are now.
 MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
 # Modules whose functions do nothing but build networks, and so may be named in a file.
-BUILDERS = {"torchvision.models", *MOVED} | {
-    f"{PACKAGE}._networks.{name}"
-    for name in ("smallnets", "efficientnet_lite", "timm_networks")
-}
+BUILDERS = {"torchvision.models", TIMM_BUILDERS, *MOVED}
+BUILDERS |= {f"{PACKAGE}._networks.{n}" for n in ("smallnets", "efficientnet_lite")}
 FUNCTIONS = ("build", "convert")  # fields of a backbone that may name one
 # Builders that older pickles name → the last version of the package that has them.
 REMOVED = {f"{PACKAGE}._networks.smallnets:mini": "0.1.0.dev0"}
@@ -451,8 +450,8 @@ class Backbone:
             convolution at the end of the network, followed only by steps that do not
             mix its scores, such as softmax, flatten or a scale. If there is none,
             "penultimate" is the output of the network. Networks of timm, and others
-            with a method
-            ``forward_head(features, pre_logits=True)``, say it themselves.
+            with a method ``forward_head(features, pre_logits=True)``, say it
+            themselves.
         version : str or None, default=None
             Version of the network's code. Set it to store features in a folder if the
             network cannot be described in another way, because torch.fx cannot trace it

@@ -18,10 +18,16 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._images.recipe import InputSpec
 from .contents import OF_MODELS, listed
-from .records import PACKAGE, Backbone, Layer, Weights, checksum_in, layers_of_rows
+from .records import (
+    TIMM_BUILDERS,
+    Backbone,
+    Layer,
+    Weights,
+    checksum_in,
+    layers_of_rows,
+)
 
 PREFIX = "timm/"
-BUILDERS = f"{PACKAGE}._networks.timm_networks"
 FILTERS = ["nearest", "bilinear", "bicubic"]
 HUB = "hub:"  # begins the address of weights on the hub of Hugging Face
 
@@ -237,13 +243,13 @@ def backbone_of(version: Version, name: str, built_as: str, layers=None) -> Back
     _check_square(version, name)
     return Backbone(
         name=name,
-        build=f"{BUILDERS}:{built_as}",
+        build=f"{TIMM_BUILDERS}:{built_as}",
         input=version.input,
         head=version.classifier,
         weights=tuple(_weights_of(other) for other in _interchangeable(version)),
         layers=layers,
         size_option="img_size" if version.fixed else None,
-        convert=f"{BUILDERS}:convert",
+        convert=f"{TIMM_BUILDERS}:convert",
     )
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from .._digests import digest, is_remembered, learn_digest, recall_digest
 from .._exceptions import ImageError
+from .._validation import is_missing
 from .decoding import Pixels
-from .kinds import ALLOWED, CellKind, is_missing, kind_of, unwrap
+from .kinds import ALLOWED, CellKind, kind_of, unwrap
 from .reasons import row_errors
 from .references import File, Reference
 from .samples import Samples

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from .._validation import is_missing
 from .decoding import CHANNELS
-from .kinds import is_encoded_array, is_missing, is_tensor
+from .kinds import is_encoded_array, is_tensor
 from .recognition import (
     SINGLE,
     all_numeric,

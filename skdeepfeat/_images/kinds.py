@@ -78,15 +78,6 @@ class CellKind:
         return kind_named, (self.name,)
 
 
-def is_missing(cell) -> bool:
-    """Whether a cell is None, masked, nan or a data frame's own missing value."""
-    if cell is None or cell is np.ma.masked:
-        return True
-    if isinstance(cell, (float, np.floating)):
-        return bool(cell != cell)
-    return type(cell).__name__ in ("NAType", "NaTType")
-
-
 def is_tensor(cell) -> bool:
     """Whether this is a torch tensor, without importing torch."""
     return any(base.__module__ == "torch" for base in type(cell).__mro__) and hasattr(

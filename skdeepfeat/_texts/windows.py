@@ -7,6 +7,7 @@ import numpy as np
 
 from .._digests import digest
 from .._exceptions import TextError, TextWarning, Wording
+from .._validation import is_missing
 
 ROWS_HELD = 4096  # by a window, at most
 
@@ -111,9 +112,9 @@ def text_of(row: int, cell) -> str:
 
 
 def _is_missing(cell) -> bool:
-    """Whether a cell is None, NaN, NaT, or pandas' NA; nothing is compared, as cells
-    may be arrays, or refuse it."""
-    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+    """Whether a cell is a missing value of any kind; it is not compared, which some
+    numbers refuse."""
+    if is_missing(cell):
         return True
     is_number = isinstance(cell, (Number, np.generic))
     return is_number and str(cell).lower() in ("nan", "-nan", "snan", "-snan", "nat")
