@@ -44,6 +44,7 @@ LAYOUTS = {
     "tokens": _tokens_after(0),
     "cls+tokens": _tokens_after(1),  # the class token
     **{f"{n}+tokens": _tokens_after(n) for n in range(2, MOST_OTHERS + 1)},
+    "channels": Layout(0, lambda s: s[1:], lambda x: x[..., None]),  # (c, places)
     "vector": Layout(0, lambda s: (), None),
 }
 

@@ -64,7 +64,7 @@ class Layer:
     layout : {"chw", "hwc", "tokens", "cls+tokens", "N+tokens", "channels", "vector"}
         Layout of the output after the batch axis. "5+tokens" are the tokens of the
         places in an image after five others, which pooling leaves out; "channels" are
-        those of a 1-D convolution over a text.
+        those of a 1-D convolution, or of maps whose places are in one row.
     shape : tuple of int
         Shape of the output without the batch axis, in the order of `layout`, at the
         default input size.

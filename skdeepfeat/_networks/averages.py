@@ -24,7 +24,7 @@ KEEP_ORDER |= {torch.flatten, torch.squeeze, torch.reshape}
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout}
 
 # The axes of the places in an image; axis 0 is the batch.
-PLACES = {"chw": {2, 3}, "hwc": {1, 2}, "tokens": {1}}
+PLACES = {"chw": {2, 3}, "hwc": {1, 2}, "tokens": {1}, "channels": {2}}
 
 
 def with_averages(

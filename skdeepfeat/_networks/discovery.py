@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from .._backbones.layouts import ENLARGED, layout_of_tokens, stride_of
+from .._backbones.layouts import ENLARGED, stride_of
 from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
 from .averages import with_averages
@@ -12,9 +12,21 @@ from .end_when_run import children_in_features
 from .head import end_of
 from .hooks import CLASSIFIED
 from .intermediates import intermediate_stages
+from .row_layouts import TOKENS, kind_of_rows, layout_of_rows
 from .stages import Stage, fits, stages_of
 from .structure import Structure, representative_node, steps_below, structure_of
-from .token_joins import other_tokens_at
+
+UNCLEAR_TOKENS = (
+    "Layer {node!r} of backbone {name!r} gives {first} tokens for each image, and it "
+    "is not clear which of them belong to no place in the image, as a class token "
+    "does. Choose another node, or, if they are in front of the others, set the "
+    "attribute 'num_prefix_tokens' of the network to their number before you call "
+    "Backbone.from_module."
+)
+UNCLEAR_ROWS = (
+    "Layer {node!r} of backbone {name!r} gives {first} × {last} numbers for each "
+    "image, and it is not clear which axis is that of the channels; a map without channels has none. Choose another node."
+)
 
 
 def _layout_at(structure: Structure, node: str, shape, larger, channels) -> str | None:
@@ -23,8 +35,7 @@ def _layout_at(structure: Structure, node: str, shape, larger, channels) -> str 
         return "vector"
     if len(shape) == 3:
         return layout_of_maps(shape, larger, channels)
-    others = other_tokens_at(structure, node, shape[0])
-    return None if others is None else layout_of_tokens(others)
+    return layout_of_rows(structure, node, shape, larger, channels)
 
 
 def layout_of_maps(shape: tuple, larger: tuple | None, channels=None) -> str:
@@ -164,19 +175,21 @@ def find_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     found = _layers(structure, {None: node})
     shape = () if found else structure.shapes((node,)).get(node, ())
     if len(shape) == 2:
-        raise ValueError(
-            f"Layer {node!r} of backbone {backbone.name!r} gives {shape[0]} tokens for "
-            "each image, and it is not clear which of them belong to no place in the "
-            "image, as a class token does. Choose another node, or, if they are in "
-            "front of the others, set the attribute 'num_prefix_tokens' of the network "
-            "to their number before you call Backbone.from_module."
-        )
+        raise ValueError(_unclear_rows(structure, node, shape))
     if not found:
         raise ValueError(
             f"Layer {node!r} of backbone {backbone.name!r} does not give one vector, "
             "map or row of tokens for each image. Choose another node."
         )
     return found[None]
+
+
+def _unclear_rows(structure: Structure, node: str, shape: tuple) -> str:
+    """Why the rows of a node cannot be pooled."""
+    larger = _larger_shapes(structure, (node,)).get(node)
+    kind, name = kind_of_rows(structure, node, shape, larger), structure.backbone.name
+    reason = UNCLEAR_TOKENS if kind == TOKENS else UNCLEAR_ROWS
+    return reason.format(node=node, name=name, first=shape[0], last=shape[1])
 
 
 def find_shape(backbone: Backbone, node: str, image_size: int) -> tuple[int, ...]:
@@ -189,8 +202,10 @@ def _layers(structure: Structure, named: dict, channels=None) -> dict[Any, Layer
     full = {alias: structure.canonical(name) or "" for alias, name in named.items()}
     shapes = structure.shapes(tuple(dict.fromkeys(filter(None, full.values()))))
     nodes = {a: n for a, n in full.items() if n in shapes and len(shapes[n]) <= 3}
-    maps = tuple(node for node in shapes if len(shapes[node]) == 3)
-    larger = _larger_shapes(structure, maps)
+    larger = {}
+    for n_axes in (2, 3):  # rows are more often of one size
+        alike = tuple(node for node in shapes if len(shapes[node]) == n_axes)
+        larger |= _larger_shapes(structure, alike)
     found = {}
     for alias, node in nodes.items():
         shape, known = shapes[node], (channels or {}).get(alias)

@@ -103,6 +103,8 @@ def _may_be_scores(kind: str | None, uses: list[Use], returned: torch.Tensor) ->
     """Whether a network may return scores, though they are not those of its last
     module."""
     last, others = uses[-1], uses[:-1]
+    if isinstance(last.module, nn.Bilinear):
+        return True
     if kind == "linear":
         activated = [function(last.value) for function in ACTIVATIONS]
         return not _is_one_of(activated, returned)

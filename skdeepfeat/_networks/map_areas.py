@@ -9,6 +9,8 @@ from .structure import Structure
 OF_MAPS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.BatchNorm2d)
 KINDS = {module.__name__.lower() for module in OF_MAPS}  # of functions
 OF_ROWS = (nn.Linear, nn.LayerNorm)  # which may make tokens of patches of pixels
+OF_LINES = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+KNOWN = OF_MAPS + OF_ROWS + OF_LINES
 Run = list[tuple[str, nn.Module | None, tuple[int, ...]]]  # name, module, shape
 
 
@@ -19,10 +21,21 @@ def areas_before(structure: Structure, node: str, below: set[fx.Node]) -> list[i
     no maps, that of the first rows, which are patches.
     """
     if structure.graph is None:
-        name = ("run", structure.image_size)
-        run = structure.backbone.memo.get(name, lambda: _run(structure))
+        run = _run_of(structure)
         return _areas(run[: _place_in(run, node)])
     return _areas(_steps(structure, below))
+
+
+def rows_before(structure: Structure, node: str) -> list[tuple[nn.Module, tuple]]:
+    """The known modules that are run up to the end of a module, and their shapes."""
+    run = _run_of(structure)
+    ended = run[: _place_in(run, node) + 1]
+    return [(module, shape) for _, module, shape in ended if module and shape]
+
+
+def _run_of(structure: Structure) -> Run:
+    name = ("run", structure.image_size)
+    return structure.backbone.memo.get(name, lambda: _run(structure))
 
 
 def _areas(run: Run) -> list[int]:
@@ -60,8 +73,7 @@ def _run(structure: Structure) -> Run:
     seen: Run = []
 
     def note(name, module, value):
-        known = isinstance(module, OF_MAPS + OF_ROWS)
-        known = known and isinstance(value, torch.Tensor)
+        known = isinstance(module, KNOWN) and isinstance(value, torch.Tensor)
         seen.append((name, module, tuple(value.shape[1:]) if known else ()))
 
     for name, module in network.named_modules():

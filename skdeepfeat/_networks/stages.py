@@ -67,16 +67,27 @@ def fits(layer: Layer, channels: int | None) -> bool:
     return bool(places) and channels in (None, layer.features)
 
 
+def stated_tokens(net: nn.Module) -> int | None:
+    """Number of tokens that belong to no place of the image, as a network states it;
+    None if it does not."""
+    return max(
+        (n for n in map(_stated_by, net.modules()) if n is not None), default=None
+    )
+
+
 def other_tokens(net: nn.Module) -> int | None:
-    """Number of tokens that belong to no place of the image, such as a class token, as
-    a network states it; None if it does not."""
-    stated = [n for n in map(_other_tokens, net.modules()) if n is not None]
-    return max(stated, default=None)
+    """The same number, also as the names of its tensors say it, such as a class token;
+    None if none does."""
+    named = [1 for module in net.modules() if _has_class_token(module)]
+    stated = [n for n in map(_stated_by, net.modules()) if n is not None]
+    return max(stated + named, default=None)
 
 
-def _other_tokens(module: nn.Module) -> int | None:
+def _stated_by(module: nn.Module) -> int | None:
     stated = getattr(module, "num_prefix_tokens", None)
-    if isinstance(stated, int):
-        return stated
+    return stated if isinstance(stated, int) else None
+
+
+def _has_class_token(module: nn.Module) -> bool:
     tokens = (getattr(module, name, None) for name in ("class_token", "cls_token"))
-    return 1 if any(token is not None for token in tokens) else None
+    return any(token is not None for token in tokens)

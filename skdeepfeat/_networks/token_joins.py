@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from .._backbones.layouts import MOST_OTHERS
+from .constant_tokens import constant_in_front, constant_tokens
 from .map_areas import areas_before
-from .stages import other_tokens
+from .stages import other_tokens, stated_tokens
 from .structure import Structure, steps_below
 from .tracer import ENDS
 
@@ -41,6 +42,8 @@ def other_tokens_at(structure: Structure, node: str, n: int) -> int | None:
     None if that is not clear. Images are square, so that the number of places is a
     square, also where a network lacks the others that it states.
     """
+    if not structure.traceable:
+        return _others_when_run(structure, node, n)
     below = _steps_to(structure, node)
     joins = {structure.step(name): join for name, join in _joins(structure).items()}
     if same := _nearest(joins, below, n):  # if that is not clear, only the user knows
@@ -49,9 +52,33 @@ def other_tokens_at(structure: Structure, node: str, n: int) -> int | None:
     stated = other_tokens(structure.skeleton)
     if stated and stated < n and (_is_square(n - stated) or not _is_square(n)):
         return stated
-    if stated == 0 or (below and not _may_join(structure, below)):
-        return 0
-    return 0 if _are_places(n, areas_before(structure, node, below)) else None
+    return 0 if stated == 0 or are_all_places(structure, node, n) else None
+
+
+def are_all_places(structure: Structure, node: str, n: int) -> bool:
+    """Whether n tokens are those of the places of maps, and no others."""
+    below = _steps_to(structure, node)
+    if below and not _may_join(structure, below):
+        return True
+    return _are_places(n, areas_before(structure, node, below))
+
+
+def _others_when_run(structure: Structure, node: str, n: int) -> int | None:
+    """The same without a graph: as the network states, or those that are constant.
+
+    The rest are as many as places.
+    """
+    stated = stated_tokens(structure.skeleton)
+    if stated is not None and (stated == 0 or _is_square(n - stated)):
+        return stated
+    others, areas = (
+        constant_in_front(structure, n),
+        areas_before(structure, node, set()),
+    )
+    if not others:
+        return others if others is None or _are_places(n, areas) else None
+    rows = {*areas, *constant_tokens(structure)}
+    return others if others <= MOST_OTHERS and n - others in rows else None
 
 
 def _are_places(n: int, areas: list[int]) -> bool:

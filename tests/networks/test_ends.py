@@ -287,6 +287,9 @@ UNCLEAR = {
     "untraced product": lambda: Product(traceable=False),
     "untraced filters": lambda: Filters(traceable=False),
     "bilinear": lambda: WithHead(nn.Bilinear(6, 6, 4), lambda fc, e: fc(e, e)),
+    "untraced bilinear": lambda: WithHead(
+        nn.Bilinear(6, 6, 4), lambda fc, e: fc(e, e), False
+    ),
     "one axis": lambda: WithHead(
         nn.Conv1d(6, 4, 1), lambda fc, e: fc(e[:, :, None])[:, :, 0]
     ),

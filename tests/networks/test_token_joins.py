@@ -87,6 +87,28 @@ def test_tokens_joined_in_front_are_not_pooled(case, X):
     )
 
 
+def assigned(own, x):
+    joined = x.new_zeros(x.shape[0], own.shape[1] + PLACES, 8)
+    joined[:, : own.shape[1]], joined[:, own.shape[1] :] = own, x
+    return joined
+
+
+WITHOUT_A_GRAPH = {
+    "cls": {"name": "cls"},
+    "registers": {"name": "cls_token", "n": 5},
+    "a square in all": {"n": 9},
+    "assigned": {"n": 9, "join": assigned},
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_GRAPH.values(), ids=WITHOUT_A_GRAPH)
+def test_without_a_graph_constant_tokens_are_not_pooled(case, X):
+    net = Tokens(**case, traceable=False)
+    np.testing.assert_allclose(
+        rows(net, X), average_of_places(net, X), rtol=1e-4, atol=1e-6
+    )
+
+
 def of_halves(_, x):
     """All tokens are those of places, joined from two images."""
     return torch.cat([x[:, :8], x[:, 8:]], 1)
@@ -98,20 +120,22 @@ def test_parts_of_an_image_that_are_joined_are_all_pooled(X):
     np.testing.assert_allclose(rows(net, X), everything, rtol=1e-4, atol=1e-6)
 
 
-def assigned(own, x):
-    joined = x.new_zeros(x.shape[0], PLACES + 9, 8)
-    joined[:, :9], joined[:, 9:] = own, x
-    return joined
-
-
 UNCLEAR = {
     "behind": {"join": lambda own, x: torch.cat([x, own], 1)},
     "around": {"n": 2, "join": lambda o, x: torch.cat([o[:, :1], x, o[:, 1:]], 1)},
     "padded": {"join": lambda own, x: nn.functional.pad(x, (0, 0, 1, 0))},
-    "untraced": {"name": "cls", "traceable": False},
+    "untraced, behind": {
+        "name": "cls_token",
+        "join": lambda own, x: torch.cat([x, own], 1),
+        "traceable": False,
+    },
+    "untraced, around": {
+        "n": 2,
+        "join": lambda o, x: torch.cat([o[:, :1], x, o[:, 1:]], 1),
+        "traceable": False,
+    },
     "many": {"n": 40},
-    "untraced, a square in all": {"n": 9, "traceable": False},
-    "assigned, a square in all": {"n": 9, "join": assigned},
+    "many, untraced": {"n": 40, "traceable": False},
     "two sizes": {"join": lambda own, x: torch.cat([x[:, 12:], x], 1)},
 }
 
@@ -124,9 +148,15 @@ def test_tokens_that_are_not_clear_are_refused(case, X):
         rows(net, X)
 
 
+def early_mix(own, x):
+    """No module sees the tokens before they are mixed."""
+    x = torch.cat([own, x], 1)
+    return x + x.mean(1, keepdim=True)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_network_may_state_their_number(n, X):
-    net = Tokens("cls", n, traceable=False)
+    net = Tokens("cls", n, early_mix, traceable=False)
     net.num_prefix_tokens = n
     np.testing.assert_allclose(
         rows(net, X), average_of_places(net, X), rtol=1e-4, atol=1e-6
@@ -134,7 +164,7 @@ def test_a_network_may_state_their_number(n, X):
 
 
 def test_the_end_of_a_network_is_refused_alike(X):
-    net = Tokens("cls", traceable=False)
+    net = Tokens("cls", join=early_mix, traceable=False)
     net.head = nn.Identity()
     backbone = Backbone.from_module(net.eval(), image_size=SIDE, penultimate="mix")
     with pytest.raises(ValueError, match="Layer 'mix' of backbone 'Tokens' gives 17"):
