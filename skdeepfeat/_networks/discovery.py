@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from .._backbones.layouts import ENLARGED, stride_of
 from .._backbones.records import Backbone, Layer
 from .._exceptions import closest
@@ -12,6 +14,7 @@ from .end_when_run import children_in_features
 from .head import end_of
 from .hooks import CLASSIFIED
 from .intermediates import intermediate_stages
+from .map_areas import modules_run
 from .row_layouts import TOKENS, kind_of_rows, layout_of_rows
 from .stages import Stage, fits, stages_of
 from .structure import Structure, representative_node, steps_below, structure_of
@@ -25,7 +28,8 @@ UNCLEAR_TOKENS = (
 )
 UNCLEAR_ROWS = (
     "Layer {node!r} of backbone {name!r} gives {first} × {last} numbers for each "
-    "image, and it is not clear which axis is that of the channels; a map without channels has none. Choose another node."
+    "image, and it is not clear which axis is that of the channels; a map without "
+    "channels has none. Choose another node."
 )
 
 
@@ -104,7 +108,42 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
         used = [name for name in used if name in before]
     else:
         used = _before_head(structure, used, head)
-    return {f"block{i}": name for i, name in enumerate(used, 1)}
+    return {f"block{i}": name for i, name in enumerate(_opened(structure, used), 1)}
+
+
+def _opened(structure: Structure, names: list[str]) -> list[str]:
+    """These parts, with their own parts in place of those that are no stage: lists of
+    modules, what returns no tensor, and whole networks, which return a vector."""
+    full = {name: structure.canonical(name) for name in names}
+    shapes = structure.shapes(tuple(node for node in full.values() if node))
+    first = next((name for name in names if structure.has_weights(name)), None)
+    found = []
+    for name in names:
+        shape, parts = shapes.get(full[name] or ""), _parts_of(structure, name)
+        if _is_no_stage(structure, name, shape, name == first):
+            parts = _opened(structure, _in_order_of_use(structure, parts))
+            readable = structure.traceable or structure.shapes(tuple(parts))
+            found += parts if parts and readable else [name]
+        else:
+            found.append(name)
+    return found
+
+
+def _is_no_stage(structure: Structure, name: str, shape, is_first: bool) -> bool:
+    """Whether the parts of a part are stages, rather than the part itself."""
+    weighted = [p for p in _parts_of(structure, name) if structure.has_weights(p)]
+    part = structure.skeleton.get_submodule(name)
+    if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
+        return True
+    if shape is None:
+        return not structure.traceable and bool(weighted)
+    return is_first and len(shape) == 1 and len(weighted) > 1
+
+
+def _parts_of(structure: Structure, name: str) -> list[str]:
+    """The children of a module, of the network itself if there is no name."""
+    part = structure.skeleton.get_submodule(name)
+    return [f"{name}.{child}".lstrip(".") for child, _ in part.named_children()]
 
 
 def _parts_around(structure: Structure, head: str | None) -> list[str]:
@@ -115,8 +154,7 @@ def _parts_around(structure: Structure, head: str | None) -> list[str]:
     """
     inner = ""
     while True:
-        part = structure.skeleton.get_submodule(inner)
-        names = [f"{inner}.{n}".lstrip(".") for n, _ in part.named_children()]
+        names = _parts_of(structure, inner)
         weighs = [name for name in names if structure.has_weights(name)]
         if len(weighs) != 1 or not head or not head.startswith(f"{weighs[0]}."):
             return _in_order_of_use(structure, names)
@@ -202,7 +240,7 @@ def _layers(structure: Structure, named: dict, channels=None) -> dict[Any, Layer
     full = {alias: structure.canonical(name) or "" for alias, name in named.items()}
     shapes = structure.shapes(tuple(dict.fromkeys(filter(None, full.values()))))
     nodes = {a: n for a, n in full.items() if n in shapes and len(shapes[n]) <= 3}
-    larger = {}
+    larger: dict[str, tuple] = {}
     for n_axes in (2, 3):  # rows are more often of one size
         alike = tuple(node for node in shapes if len(shapes[node]) == n_axes)
         larger |= _larger_shapes(structure, alike)
@@ -229,8 +267,7 @@ def _larger_shapes(structure: Structure, nodes: tuple[str, ...]) -> dict[str, tu
 
 def _in_order_of_use(structure: Structure, names: list[str]) -> list[str]:
     """The modules that are used, in the order of the computation."""
-    if not structure.traceable:
-        return names
-    used = {name: representative_node(name, structure.nodes) for name in names}
-    places = {structure.nodes.index(node): name for name, node in used.items() if node}
+    nodes = structure.nodes if structure.traceable else modules_run(structure)
+    used = {name: representative_node(name, nodes) for name in names}
+    places = {nodes.index(node): name for name, node in used.items() if node}
     return [name for _, name in sorted(places.items())]

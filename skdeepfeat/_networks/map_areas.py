@@ -33,6 +33,11 @@ def rows_before(structure: Structure, node: str) -> list[tuple[nn.Module, tuple]
     return [(module, shape) for _, module, shape in ended if module and shape]
 
 
+def modules_run(structure: Structure) -> tuple[str, ...]:
+    """The names of the modules that are run, in the order in which they first end."""
+    return tuple(dict.fromkeys(name for name, *_ in _run_of(structure)))
+
+
 def _run_of(structure: Structure) -> Run:
     name = ("run", structure.image_size)
     return structure.backbone.memo.get(name, lambda: _run(structure))

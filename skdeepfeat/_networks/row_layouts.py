@@ -21,7 +21,7 @@ LAYS_OUT |= dict.fromkeys(("layernorm", "rmsnorm", "multiheadattention"), TOKENS
 LAYS_OUT |= dict.fromkeys(("scaleddotproductattention", "embedding"), TOKENS)
 SWAPS = {"transpose", "permute", "swapaxes", "swapdims", "movedim"}
 CHANNELS_LAST = SWAPS | {"layernorm", "linear"}  # after which maps are (h, w, channels)
-OTHER = {TOKENS: CHANNELS, CHANNELS: TOKENS}
+OTHER = {TOKENS: CHANNELS, CHANNELS: TOKENS, None: None}
 
 
 def layout_of_rows(
@@ -54,21 +54,17 @@ def kind_of_rows(
 
 def _kind_in_graph(structure: Structure, node: str, shape: tuple) -> str | None:
     """What the last step that lays out rows makes of those that reach a node."""
-    shapes = _shapes(structure)
-    step: fx.Node | None = structure.step(node)
-    swapped, kind = False, None
-    while kind is None:
+    shapes, step, swapped = _shapes(structure), structure.step(node), False
+    while not (kind := LAYS_OUT.get(structure.kind(step))):
         entered = _entering(structure, step, shapes)
-        said = LAYS_OUT.get(structure.kind(step))
-        if said or entered is None:
-            kind = said or TOKENS
-        elif len(shapes[entered]) == 3:
+        if entered is None:
+            kind = TOKENS
+            break
+        if len(shapes[entered]) == 3:
             kind = _kind_of_flat(structure, entered, shapes[entered], shapes[step])
-            if kind is None:
-                return None
-        else:
-            swapped ^= structure.kind(step) in SWAPS
-            step = entered
+            break
+        swapped ^= structure.kind(step) in SWAPS
+        step = entered
     return OTHER[kind] if swapped else kind
 
 

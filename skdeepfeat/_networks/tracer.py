@@ -115,7 +115,8 @@ def changed_call(module: nn.Module) -> str:
         return f"one of its modules, of class {name}, has a hook"
     if "forward" in own:
         return f"one of its modules, of class {name}, has a replaced 'forward' method"
-    if type(module).__call__ is not nn.Module.__call__:
+    own_call = type(module).__call__ is not nn.Module.__call__
+    if own_call and not isinstance(module, fx.GraphModule):  # whose call changes errors
         return f"one of its modules, of class {name}, has its own '__call__' method"
     return ""
 

@@ -1,7 +1,10 @@
 """The blocks of a network of the user's own: its parts before the classifier."""
 
+from dataclasses import dataclass
+
 import pytest
-from torch import nn
+import torch
+from torch import fx, nn
 
 from skdeepfeat import Backbone, list_layers
 
@@ -90,3 +93,69 @@ def test_a_classifier_that_is_named_is_no_block():
     backbone = Backbone.from_module(net, image_size=SIDE, head="fc")
     aliases = {layer.alias: layer.node for layer in list_layers(backbone)}
     assert "fc" not in aliases.values()
+
+
+class InLists(nn.Module):
+    """Its parts are in lists, which are no modules that are called."""
+
+    def __init__(self, traceable=True):
+        super().__init__()
+        self.steps = nn.ModuleList([nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)])
+        self.ends = nn.ModuleDict({"head": nn.Linear(6, 4)})
+        self.traceable = traceable
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x).relu()
+        x = x.mean((2, 3))
+        return self.ends["head"](x if self.traceable or x.sum() > -1e9 else -x)
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_members_of_a_list_are_blocks(traceable):
+    assert blocks_of(InLists(traceable)) == ["steps.0", "steps.1"]
+
+
+@dataclass
+class Result:
+    maps: torch.Tensor
+    row: torch.Tensor
+
+
+class Encoder(nn.Module):
+    """Returns an object, as networks of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Conv2d(6, 6, 3), nn.Conv2d(3, 6, 3)
+
+    def forward(self, x):
+        x = self.second(self.first(x if x.sum() > -1e9 else -x))
+        return Result(x, x.mean((2, 3)))
+
+
+class Classified(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.encoder = nn.Linear(6, 4), Encoder()
+
+    def forward(self, x):
+        return self.fc(self.encoder(x).row)
+
+
+def test_the_parts_of_what_returns_an_object_are_blocks_in_order_of_depth():
+    assert blocks_of(Classified()) == ["encoder.first", "encoder.second"]
+
+
+def test_the_parts_of_a_whole_network_before_a_classifier_are_blocks():
+    trunk = Net(nn.Identity())
+    trunk.last = nn.Linear(6, 6)
+    net = nn.Sequential(trunk, nn.Linear(6, 4))
+    assert blocks_of(net) == ["0.conv", "0.act", "0.fc", "0.last"]
+
+
+def test_a_graph_module_has_the_blocks_of_its_network():
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), nn.MaxPool2d(2))
+    graph = fx.symbolic_trace(net.eval())
+    assert blocks_of(graph) == blocks_of(net) == ["0.1", "1"]
+    assert Backbone.from_module(graph, image_size=SIDE).lasting
