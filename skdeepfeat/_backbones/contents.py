@@ -21,6 +21,7 @@ OF_MODELS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bi
 ARCHIVE = b"PK"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 PICKLE = b"\x80"
+INDEX = ".index.json"  # of a network that is saved in several files
 
 SAVE = "torch.save(net.state_dict(), path) or as .safetensors"
 
@@ -32,18 +33,33 @@ def format_of(path: Path) -> str:
     """The format of a weights file, "torch" or "safetensors", by its first bytes."""
     with path.open("rb") as file:
         start = file.read(32)
+    if _begins_with_header(start, path.stat().st_size):
+        return "safetensors"
     if start.startswith(ARCHIVE):
         _check_archive(path)
         return "torch"
     if start.startswith(PICKLE):
         return "torch"
-    if start[8:9] == b"{":  # after the length of a header in JSON
-        return "safetensors"
-    raise WeightsError(f"{str(path)!r} is not a weights file{_what_it_is(start)}")
+    if start[8:9] == b"{" and INDEX not in path.name:
+        return "safetensors"  # cut short
+    raise WeightsError(f"{str(path)!r} is not a weights file{_what_it_is(start, path)}")
 
 
-def _what_it_is(start: bytes) -> str:
+def _begins_with_header(start: bytes, size: int) -> bool:
+    """Whether a file begins with the length of a header in JSON, and the header.
+
+    The length may begin like a file of another format.
+    """
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+def _what_it_is(start: bytes, path: Path) -> str:
     """The end of a sentence about the first bytes of a file that has no weights."""
+    if path.name.endswith(INDEX):
+        return (
+            ", but lists the parts of one. Join them: read the entries of each part "
+            "into one dictionary, and save it with torch.save(entries, path)."
+        )
     if start.startswith(COMPRESSED):
         return ": it is compressed. Unpack it, and pass the path of the file inside."
     seen = start.decode("latin-1")
@@ -127,6 +143,9 @@ def is_plain(content: Any, is_tensor) -> bool:
 # Names of entries ---------------------------------------------------------------------
 
 COUNTER = "n_averaged"  # torch's averaged networks count their updates
+# What torch puts into the names of parts that are compiled, computed again in training,
+# or spread over devices.
+WRAPPERS = r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 
 
 def strip_wrapper(
@@ -140,6 +159,7 @@ def strip_wrapper(
     """
     if COUNTER not in own:
         state.pop(COUNTER, None)
+    _strip_inner_wrappers(state, own)
     while (prefix := _common_prefix(state)) and not _have(own, prefix):
         _keep_under(prefix, state)
     found = _prefixes_of_networks(state, _needed(own, head))
@@ -151,6 +171,16 @@ def strip_wrapper(
             "entries of one of them in another file, without what precedes their names"
         )
     _keep_under(found[0], state)
+
+
+def _strip_inner_wrappers(
+    state: MutableMapping[str, Any], own: Collection[str]
+) -> None:
+    """Remove the names of wrappers from within the names of entries."""
+    for name in list(state):
+        plain = re.sub(WRAPPERS, "", name)
+        if name not in own and plain not in state:
+            state[plain] = state.pop(name)
 
 
 def _needed(own: Collection[str], head: str | None) -> set[str]:

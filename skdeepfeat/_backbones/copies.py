@@ -2,10 +2,6 @@
 
 import copy
 
-WEIGHT_NORM = (
-    " torch.nn.utils.weight_norm keeps such a tensor: use "
-    "torch.nn.utils.parametrizations.weight_norm, which does not."
-)
 OWN_COPY = (
     " The method '__deepcopy__' of {} must also copy a network on the device 'meta', "
     "whose tensors have no values."
@@ -26,7 +22,17 @@ def check_module(net) -> None:
                 f"{name!r} is compiled by TorchScript. Use the module that "
                 "torch.jit.script or torch.jit.trace was given."
             )
-    for name, tensor in net.named_parameters():
+        if ".quantized" in type(module).__module__:
+            raise TypeError(
+                f"The module {name!r} of the network is quantised. Pass the network as "
+                "it was before, in single precision."
+            )
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"The tensor {name!r} of the network has no values, as it is on the "
+                "device 'meta'. Load the weights before you pass it to from_module."
+            )
         if type(tensor).__name__.startswith("Uninitialized"):
             raise ValueError(
                 f"The parameter {name!r} of the network has no shape yet: a lazy "
@@ -45,7 +51,7 @@ def copy_of(net):
     Modules that torch.compile returned are replaced by those that it was given.
     """
     try:
-        copied = copy.deepcopy(net)
+        copied = copy.deepcopy(net, _copies_of_results(net))
     except Exception as error:  # copying an attribute may raise anything
         raise TypeError(
             "Backbone.from_module copies the network, and something in this "
@@ -61,10 +67,16 @@ def copy_of(net):
         ) from error
 
 
+def _copies_of_results(net) -> dict:
+    """By identity, copies of tensors that modules keep and have computed from others,
+    as pruning and old norms of weights do: torch does not copy these."""
+    kept = [value for module in net.modules() for value in vars(module).values()]
+    computed = [t for t in kept if getattr(t, "grad_fn", None) is not None]
+    return {id(tensor): tensor.detach().clone() for tensor in computed}
+
+
 def _hint(net, error: Exception) -> str:
     """What else to do about an error of a copy, or ""."""
-    if "deepcopy protocol" in str(error):
-        return WEIGHT_NORM
     own = [type(m).__name__ for m in net.modules() if hasattr(type(m), "__deepcopy__")]
     return OWN_COPY.format(own[0]) if own else ""
 

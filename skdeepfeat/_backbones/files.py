@@ -1,6 +1,5 @@
 """Weights files: download them, verify their checksums, and read them safely."""
 
-import argparse
 import contextlib
 import functools
 import re
@@ -15,9 +14,13 @@ from safetensors.torch import load_file
 
 from .._digests import sha256_file
 from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
+from .._processes import Lock
 from .contents import OF_MODELS, SAVE, format_of, is_plain, listed, weights_among
 from .installed import installed
+from .notes import STAND_INS
 from .records import Weights
+
+_reading = Lock()
 
 # Licences that rule out commercial use, as their texts say.
 NON_COMMERCIAL = {"apple-amlr", "cc-by-nc-4.0", "fair-noncommercial-research-license"}
@@ -76,8 +79,8 @@ def _content_of(path: Path):
         raise
     except UnpicklingError as e:
         raise WeightsError(
-            f"{str(path)!r} contains more than plain weights, and is not loaded "
-            f"because it could run code. Save the weights with {SAVE}."
+            f"{str(path)!r} contains more than plain weights{_named_in(e)}, and is not "
+            f"loaded because it could run code. Save the weights with {SAVE}."
         ) from e
     except Exception as e:  # damaged files make the libraries raise anything
         raise WeightsError(
@@ -87,10 +90,16 @@ def _content_of(path: Path):
         ) from e
 
 
+def _named_in(error: UnpicklingError) -> str:
+    """What a file names that is not read, for a message."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({named[1]!r})" if named else ""
+
+
 def _read_checkpoint(path: Path):
-    # timm's trainings note their arguments, plain values that run no code.
-    known = torch.serialization.safe_globals([argparse.Namespace])
-    with known, path.open("rb") as file:  # of a path, torch.load looks at the name
+    named: list[Any] = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+    known = torch.serialization.safe_globals(named)  # of all threads, so one at a time
+    with _reading, known, path.open("rb") as file:  # torch.load looks at names of files
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

@@ -484,7 +484,11 @@ class Backbone:
         check_module(net)
         net = copy_of(net)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
-        arrays = {key: as_array(value) for key, value in tensors.items()}
+        arrays = {
+            key: as_array(value)
+            for key, value in tensors.items()
+            if hasattr(value, "detach")  # else it is extra state, in the copy itself
+        }
         mean, std = (tuple(map(float, values)) for values in (mean, std))
         if head is not None:
             _check_head(net, head)

@@ -178,7 +178,7 @@ def _values(network: nn.Module, seed: int | None) -> bytes:
     if seed is None:
         tensors = transient_buffers(network)
     else:
-        tensors |= in_files
+        tensors |= {name: t for name, t in in_files.items() if torch.is_tensor(t)}
     for path, module in network.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and not value.requires_grad:

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import nn
 
+from .._exceptions import in_one_line
 from .._images.recipe import InputSpec
 
 ROUNDING = 1e-4  # of the largest value, between two ways to compute the same
@@ -21,6 +22,11 @@ MIXED = (
     "Backbone {name!r} cannot give features: those of an image depend on the other "
     "images of the batch, for instance because a BatchNorm has no running statistics. "
     "Use a network that computes each image by itself."
+)
+ALONE = (
+    "Backbone {name!r} cannot give features: it takes two images, and not one alone "
+    "({error}). Use a network that computes each image by itself: one whose BatchNorm "
+    "has running statistics, or that was not exported for one size of batch."
 )
 CHANGING = (
     "Backbone {name!r} cannot give features: they are different in every call, for "
@@ -52,17 +58,18 @@ def check_rows(name: str, network: nn.Module, x: torch.Tensor, returned) -> None
     """Raise an error if the rows of two images are random or depend on each other."""
     if not same(network(x.clone()), returned):
         raise ValueError(CHANGING.format(name=name))
-    if not _same_alone(network, x, returned):
+    try:
+        alone = network(x[:1].clone())
+    except Exception as error:  # it needs several images, as norms over the batch do
+        reason = in_one_line(error)
+        raise ValueError(ALONE.format(name=name, error=reason)) from error
+    if not _same_alone(alone, x, returned):
         raise ValueError(MIXED.format(name=name))
 
 
-def _same_alone(network: nn.Module, x: torch.Tensor, returned) -> bool:
+def _same_alone(alone, x: torch.Tensor, returned) -> bool:
     """Whether the first image has the same result without the second one."""
-    try:
-        alone = tensors_of(network(x[:1].clone()))
-    except Exception:  # it needs several images, as norms over the batch do
-        return False
-    pairs = zip(tensors_of(returned), alone, strict=False)
+    pairs = zip(tensors_of(returned), tensors_of(alone), strict=False)
     rows = [(a, b[:1]) for b, a in pairs if _length(b) == len(x) and _length(a) == 1]
     return all(_same_tensor(a, b, NEIGHBOURS) for a, b in rows)
 

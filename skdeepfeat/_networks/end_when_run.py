@@ -28,7 +28,7 @@ def end_when_run(structure: Structure) -> End:
     """The end of a network: as it says itself, or of the last module with weights."""
     network, x = structure.real_network(), _noise(structure.image_size)
     with torch.no_grad():
-        returned = only_tensor(network(x))
+        returned = only_tensor(structure.run(network, x))
         if can_stop_early(network):
             classified, scores = Whole(network, stops_early=True)(x)
             if same(scores, returned):

@@ -10,6 +10,9 @@ from .._backbones.records import Backbone, imported
 from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
 
+# Ends of names in files that no feature needs: counts, and values of modules' own.
+NO_WEIGHTS = ("num_batches_tracked", "_extra_state")
+
 
 def fill_weights(
     module: nn.Module, state, source: WeightsSource
@@ -19,7 +22,7 @@ def fill_weights(
     The head may be missing or have other classes: then it stays empty and its entries
     are returned, so that no layer that needs them is read.
     """
-    own = module.state_dict()
+    own = {n: t for n, t in module.state_dict().items() if torch.is_tensor(t)}
     state = _converted(_renamed(state, source.backbone, own, source.name), own, source)
     absent = _drop_foreign_head(state, own, source.backbone.head)
     if isinstance(source, OwnWeights):  # which may be cut to what its layers need
@@ -37,9 +40,27 @@ def fill_weights(
 def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
     """Names of entries of the head that are missing or have other classes."""
     absent = _foreign_head(state, own, head)
+    if absent >= (of_head := _of_head(own, head)):  # then the file may have another one
+        absent |= _of_other_heads(state, head) - own.keys()
     for name in absent:
         state.pop(name, None)
-    return frozenset(absent)
+    return frozenset(absent & of_head)
+
+
+def _of_head(names, head: str | None) -> set[str]:
+    """The names of the entries of the head."""
+    return {name for name in names if head and name.startswith(f"{head}.")}
+
+
+def _of_other_heads(names, head: str | None) -> set[str]:
+    """The names of what a file may have in place of a head, or of the list of layers
+    that ends with it."""
+    layers, _, last = (head or "").rpartition(".")
+    found = _of_head(names, head)
+    if last.isdigit():
+        numbered = re.compile(rf"{re.escape(layers)}\.[0-9]+\.")
+        found |= {name for name in names if numbered.match(name)}
+    return found
 
 
 def _check_shapes(state, own, source: WeightsSource) -> None:
@@ -86,7 +107,7 @@ def _check_names(module: nn.Module, result, absent, source: WeightsSource) -> No
     missing = [
         name
         for name in result.missing_keys
-        if name not in absent and not name.endswith("num_batches_tracked")
+        if name not in absent and not name.endswith(NO_WEIGHTS)
     ]
     if missing:
         raise WeightsError(_misfit(source, "missing from the file", missing))
@@ -159,8 +180,7 @@ def _foreign_head(state, own, head: str | None) -> set[str]:
     """Names of entries of the head that are missing or have other shapes."""
     return {
         name
-        for name in own
-        if head and name.startswith(f"{head}.")
+        for name in _of_head(own, head)
         if name not in state or state[name].shape != own[name].shape
     }
 

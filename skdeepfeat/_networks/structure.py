@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .._backbones.records import Backbone
+from .._exceptions import in_one_line
 from .._processes import fork_safe
 from .building import trial_network
 from .hooks import ENDS_WHEN_RUN, INPUT_OF, HookedNetwork, use_named
@@ -265,12 +266,24 @@ class Structure:
         x = torch.zeros(n, 3, size, size, device=device, dtype=torch.float32)
         network = self.skeleton if self.traceable else self.real_network()
         with torch.no_grad():
-            values = bind(self, network, nodes)(x)
+            values = self.run(bind(self, network, nodes), x)
         return {
             node: tuple(value.shape[1:])
             for node, value in values.items()
             if isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == n
         }
+
+    def run(self, network, x: torch.Tensor):
+        """What a network returns for images, or an error that says why it does not."""
+        try:
+            return network(x)
+        except Exception as error:  # whatever its code raises
+            raise ValueError(
+                f"Backbone {self.backbone.name!r} cannot run on images of 3 channels "
+                f"and {x.shape[-1]} × {x.shape[-1]} pixels in single precision: "
+                f"{in_one_line(error)}. Pass a network that takes them, such as a "
+                "module around it that converts them, and its image_size."
+            ) from error
 
     def real_network(self) -> nn.Module:
         """A new network with numbers in it, which are never published weights."""

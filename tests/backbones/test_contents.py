@@ -3,7 +3,15 @@
 import gzip
 import os
 import zipfile
+from argparse import Namespace
+from collections import defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -92,6 +100,24 @@ def test_the_content_says_how_a_file_is_read_whatever_its_name(state, tmp_path):
         assert all(torch.equal(found[n], value) for n, value in state.items())
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_the_length_of_a_header_may_begin_like_another_format(start, state, tmp_path):
+    path = tmp_path / "net.safetensors"
+    for n in range(64):
+        save_file(state, path, metadata={"note": "x" * 8 * n})
+        if path.read_bytes().startswith(start[:1]):
+            break
+    assert path.read_bytes().startswith(start[:1])
+    assert read_weights_file(path).keys() == state.keys()
+
+
+def test_a_list_of_parts_says_how_to_join_them(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"metadata": {}, "weight_map": {"a": "model-1-of-2.safetensors"}}')
+    with pytest.raises(WeightsError, match=r"lists the parts of one\. Join them"):
+        read_weights_file(path)
+
+
 @pytest.mark.parametrize("name", ["net.zip", "last.pth.tar", "net.pth", "net.h5"])
 def test_the_name_of_a_file_is_no_name_of_a_version(
     name, state, photos, tmp_path, monkeypatch
@@ -129,6 +155,48 @@ def test_the_average_over_a_training_is_preferred(average, plain, state, tmp_pat
         torch.save(content, tmp_path / "net.pth")
         found = read_weights_file(tmp_path / "net.pth")
         assert all(torch.equal(found[n], value) for n, value in state.items())
+
+
+class Own:
+    """What a file can name without its code being known."""
+
+
+NOTES = {
+    "numpy": lambda: (np.float64(0.5), np.arange(3), np.str_("a"), np.bool_(1)),
+    "path": lambda: (Path("a"), PurePosixPath("b"), PureWindowsPath("c")),
+    "log": lambda: (defaultdict(list, loss=[1.0]), deque([1], maxlen=3)),
+    "time": lambda: (datetime.now(UTC), timedelta(1), UUID(int=1)),
+    "numbers": lambda: (1j, range(3), Decimal("0.1"), frozenset({1})),
+    "arguments": lambda: (Namespace(lr=0.1), SimpleNamespace(lr=0.1)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("note", NOTES.values(), ids=NOTES)
+def test_what_trainings_note_beside_the_weights_is_not_read(
+    note, zipped, state, tmp_path
+):
+    content = {"state_dict": defaultdict(list, state), "note": note()}
+    path = tmp_path / "net.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    found = read_weights_file(path)
+    assert all(torch.equal(found[n], value) for n, value in state.items())
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_other_objects_are_refused_by_name(state, tmp_path):
+    torch.save({"state_dict": state, "note": Own()}, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"more than plain weights \('.*\.Own'\)"):
+        read_weights_file(tmp_path / "net.pth")
+
+
+def test_threads_read_files_at_the_same_time(state, tmp_path):
+    torch.save({"state_dict": state, "note": Path("a")}, tmp_path / "net.pth")
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read_weights_file, [tmp_path / "net.pth"] * 40))
+    assert all(one.keys() == state.keys() for one in found)
 
 
 def test_an_average_that_is_empty_is_not_used(state, tmp_path):
@@ -184,6 +252,22 @@ def test_what_a_module_around_the_network_adds_is_removed(
     for name, others in parts.items():
         found = features(wrapped | others, photos)
         np.testing.assert_array_equal(found, expected, name)
+
+
+INNER = ["_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module."]
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_wrappers_of_parts_are_removed(inner, state, photos, features):
+    expected = features(state, photos)
+    outer = next(iter(state)).partition(".")[0]
+    wrapped = {
+        name.replace(f"{outer}.", f"{outer}.{inner}"): v for name, v in state.items()
+    }
+    assert wrapped.keys() != state.keys()
+    np.testing.assert_array_equal(features(wrapped, photos), expected)
+    model = under("model." + inner, wrapped)
+    np.testing.assert_array_equal(features(model, photos), expected)
 
 
 def test_a_network_under_a_prefix_may_lack_its_head(state, photos, features):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures
@@ -48,14 +49,31 @@ def assert_reads(net, what, X):
     torch.testing.assert_close(rows(net, X), computed(what, X), rtol=1e-4, atol=1e-6)
 
 
+class Around(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Branching(Around):
+    """Cannot be traced."""
+
+    def forward(self, x):
+        return self.net(x if x.sum() > -1e9 else -x)
+
+
 def test_a_network_that_trains_again_when_it_is_copied_is_evaluated(X):
     net = create_feature_extractor(Net().eval(), ["relu"])
     assert copy.deepcopy(net).training
-    backbone = Backbone.from_module(net, **PLAIN)
-    assert not structure_of(backbone, SIDE).traceable
-    found = PretrainedCNNFeatures(backbone, cache=None).fit_transform(X)
-    expected = computed(lambda x: net(x)["relu"].mean((2, 3)), X)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    for outer, traceable in ((Around, True), (Branching, False)):
+        backbone = Backbone.from_module(outer(net), **PLAIN)
+        assert structure_of(backbone, SIDE).traceable == traceable
+        found = PretrainedCNNFeatures(backbone, cache=None).fit_transform(X)
+        expected = computed(lambda x: net.eval()(x)["relu"].mean((2, 3)), X)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 class Forgets(Net):
@@ -77,15 +95,6 @@ class Forgets(Net):
 def test_the_copy_that_runs_is_compared_with_the_network():
     with pytest.raises(ValueError, match="a copy of its network computes something"):
         rows(Forgets().eval(), np.zeros((1, SIDE, SIDE, 3), np.uint8))
-
-
-class Around(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(x)
 
 
 @pytest.mark.parametrize("outer", [lambda net: net, Around])
@@ -121,10 +130,61 @@ def lazy():
     return net
 
 
-def old_weight_norm():
+def with_norms():
     net = Net()
+    nn.utils.spectral_norm(net.conv)
     net.fc = nn.utils.weight_norm(net.fc)
     return net
+
+
+def pruned():
+    net = Net()
+    prune.l1_unstructured(net.conv, "weight", 0.5)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", [with_norms, pruned])
+def test_weights_that_are_computed_from_others_are_copied(make, X):
+    net = make()
+    net(torch.ones(2, 3, SIDE, SIDE))  # keeps what it computes, with its gradient
+    net.eval()
+    before = net.conv.weight
+    assert_reads(net, net.features, X)
+    assert net.conv.weight is not None and before.grad_fn is not None
+
+
+class ExtraState(Net):
+    """Keeps a plain value with its weights."""
+
+    scale = 3.0
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+    def features(self, x):
+        return super().features(x) * self.scale
+
+
+def test_extra_state_is_part_of_the_network(X):
+    net = ExtraState().eval()
+    net.scale = 5.0
+    assert_reads(net, net.features, X)
+    usual = ExtraState()
+    usual.load_state_dict(net.state_dict() | {"_extra_state": {"scale": 3.0}})
+    assert Backbone.from_module(usual, **PLAIN) != Backbone.from_module(net, **PLAIN)
+
+
+def on_no_device():
+    with torch.device("meta"):
+        return Net()
+
+
+def quantised():
+    return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear})
 
 
 REFUSED = {
@@ -134,11 +194,13 @@ REFUSED = {
     ),
     "own copy": (CopiesValues, (TypeError, "must also copy a network on the device")),
     "lazy": (lazy, (ValueError, "'fc.weight' of the network has no shape yet")),
-    "weight norm": (old_weight_norm, (TypeError, "parametrizations.weight_norm")),
+    "no values": (on_no_device, (ValueError, "'conv.weight'.* has no values.*meta")),
+    "quantised": (quantised, (TypeError, "module 'fc' of the network is quantised")),
 }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(("make", "error"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_copied_says_why(make, error):
     with pytest.raises(error[0], match=error[1]):

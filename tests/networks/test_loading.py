@@ -69,6 +69,12 @@ def test_entries_without_plain_numbers_are_refused(
         features(tmp_path / "net.pth").transform(photos)
 
 
+def test_what_is_left_over_beside_a_head_that_fits_is_named(state, file, photos):
+    torch.save({**state, "classifier.9.weight": torch.ones(2)}, file)
+    with pytest.raises(WeightsError, match=r"left over .*classifier\.9\.weight"):
+        features(file).transform(photos)
+
+
 def test_missing_left_over_and_misshapen_entries_are_named(state, file, photos):
     cases = {
         "missing from the file .features.3.squeeze.bias": {
@@ -94,7 +100,11 @@ def test_a_head_for_other_classes_does_not_matter_for_features(state, file, phot
         "classifier.1.bias": torch.ones(5),
     }
     headless = {k: v for k, v in state.items() if not k.startswith("classifier")}
-    for other in (five, headless):
+    layers = {
+        "classifier.0.weight": torch.ones(5, 512),
+        "classifier.3.weight": torch.ones(7, 5),
+    }
+    for other in (five, headless, headless | layers):
         torch.save(other, file)
         np.testing.assert_array_equal(features(file).transform(photos), expected)
         with pytest.raises(WeightsError, match="layer='penultimate'"):

@@ -300,6 +300,10 @@ REFUSED = {
         lambda: own(lambda s, x: s.c(x - x.mean(0, keepdim=True))),
         "depend on the other images",
     ),
+    "two images at once": (
+        lambda: own(lambda s, x: s.c(x.view(2, 3, 16, 16))),
+        r"not one alone \(RuntimeError: shape '\[2, 3",
+    ),
     "dropout": (
         lambda: own(lambda s, x: F.dropout(s.c(x), 0.5)),
         "are different in every call",
@@ -319,6 +323,22 @@ def test_what_has_no_row_for_each_image_is_refused(way, X):
     named = backbone_of(make().eval(), head="d", version="1")  # looked at later
     with pytest.raises(ValueError, match=why):
         features(named).transform(X)
+
+
+OTHER_INPUT = {
+    "grey": lambda: nn.Sequential(nn.Conv2d(1, 4, 3)),
+    "half": lambda: own(lambda s, x: s.c(x.half())),
+}
+
+
+@pytest.mark.parametrize("make", OTHER_INPUT.values(), ids=OTHER_INPUT)
+def test_a_network_that_takes_no_such_images_says_so(make, X):
+    backbone = backbone_of(make().eval())
+    words = r"cannot run on images of 3 channels and 16 × 16 pixels in .*: RuntimeError"
+    with pytest.raises(ValueError, match=words):
+        list_layers(backbone)
+    with pytest.raises(ValueError, match=words):
+        features(backbone).transform(X)
 
 
 def test_looking_at_a_network_draws_no_random_numbers():
