@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from .._backbones.layouts import ENLARGED, stride_of
 from .._backbones.records import Backbone, Layer
@@ -102,12 +102,12 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
     head = structure.backbone.head or end.classifier
     used = _parts_around(structure, head)
     if structure.classified is not None:
-        used = [name for name in used if _is_before_head(structure, name)]
+        used = _steps_up_to(structure, used, structure.classified)
     elif end.penultimate == CLASSIFIED:
         before = children_in_features(structure.real_network(), structure.image_size)
         used = [name for name in used if name in before]
     else:
-        used = _before_head(structure, used, head)
+        used = _before_end(structure, used, end, head)
     return {f"block{i}": name for i, name in enumerate(_opened(structure, used), 1)}
 
 
@@ -161,20 +161,34 @@ def _parts_around(structure: Structure, head: str | None) -> list[str]:
         inner = weighs[0]
 
 
-def _before_head(structure: Structure, names: list[str], head: str | None) -> list[str]:
+def _before_end(structure: Structure, names: list[str], end: End, head) -> list[str]:
+    """These parts without those that are the classifier or may be one, or follow it."""
+    if head:
+        return _before_head(structure, names, head)
+    first = next((name for name in names if structure.has_weights(name)), None)
+    around = {n for n in names for h in end.heads if f"{h}.".startswith(f"{n}.")}
+    names = [name for name in names if name == first or name not in around]
+    node = structure.backbone.penultimate or end.penultimate
+    full = structure.canonical(node) if node and structure.traceable else None
+    return _steps_up_to(structure, names, structure.step(full)) if full else names
+
+
+def _before_head(structure: Structure, names: list[str], head: str) -> list[str]:
     """These parts up to the one that is or contains the classifier, without it."""
-    around = [n for n in names if head and f"{head}.".startswith(f"{n}.")]
+    around = [n for n in names if f"{head}.".startswith(f"{n}.")]
     if not around:
         return names
     before = names[: names.index(around[0])] if structure.traceable else names
     return [name for name in before if name not in around]
 
 
-def _is_before_head(structure: Structure, name: str) -> bool:
-    """Whether a module is computed before what enters the classifier."""
-    node, classified = structure.canonical(name), structure.classified
-    assert node is not None and classified is not None
-    return structure.step(node) in steps_below(classified)
+def _steps_up_to(structure: Structure, names: list[str], end: fx.Node) -> list[str]:
+    """The modules whose results a step is computed from, or is."""
+    steps = {end, *steps_below(end)}
+    full = {name: structure.canonical(name) for name in names}
+    return [
+        name for name, node in full.items() if node and structure.step(node) in steps
+    ]
 
 
 def _ends(structure: Structure, end: End) -> dict[str, str]:

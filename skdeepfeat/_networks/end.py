@@ -16,11 +16,14 @@ class End:
         The node of what enters the classifier; without one, of what is returned.
     logits : str or None
         The node of the class scores.
+    heads : tuple of str
+        Other modules that may compute class scores, if that is not clear.
     """
 
     classifier: str | None = None
     penultimate: str | None = None
     logits: str | None = None
+    heads: tuple[str, ...] = ()
 
 
 def is_vector(shape) -> bool:

@@ -60,7 +60,7 @@ def end_of(structure: Structure) -> End:
         return end_when_run(structure)
     returned = structure.returned()
     if returned is None:
-        return End()
+        return _end_of_several(structure)
     name = structure.name_of(returned)
     if structure.classified is not None:
         ends = (structure.classified, returned)
@@ -71,6 +71,30 @@ def end_of(structure: Structure) -> End:
     # Values for each place are no classes of an image.
     unclear = scores is None and _may_mix_scores(structure, returned)
     return End() if unclear else End(penultimate=name)
+
+
+def _owners(structure: Structure, scores: "Scores | None") -> list[str]:
+    """The module that may compute these scores, in a list."""
+    if scores is None or scores.kind in UNCLEAR:
+        return []
+    owner = structure.owner_of_weights(structure.name_of(scores.node))
+    return [owner] if owner else []
+
+
+def _end_of_several(structure: Structure) -> End:
+    """The end of a network that returns several values: scores of heads that read the
+    same features, or also these features themselves."""
+    nodes, entered, heads = [], set(), []
+    for step in structure.all_returned():
+        scores = _scores_before(structure, step)
+        end = scores and _end_with(structure, scores, structure.name_of(step))
+        if end and end.penultimate:
+            nodes.append(end.penultimate)
+            step = structure.step(end.penultimate)
+        entered.add(structure.name_where_computed(step))
+        heads += _owners(structure, scores)
+    node = nodes[0] if nodes and len(entered) == 1 else None
+    return End(penultimate=node, heads=tuple(heads))
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,7 @@ def _end_with(structure: Structure, scores: Scores, returned: str) -> End | None
         return None
     unpooled = not whole and (scores.follows & CHOOSES or not scores.follows & POOLS)
     if not known or unpooled or scores.kind in UNCLEAR:
-        return End()
+        return End(heads=tuple(_owners(structure, scores)))
     return End(structure.owner_of_weights(name), name + INPUT_OF, name)
 
 

@@ -173,11 +173,14 @@ class Structure:
     def returned(self) -> fx.Node | None:
         """The step whose value the network returns, or the only one in the tuple,
         dictionary or object that it returns; None if there are several."""
+        nodes = self.all_returned()
+        return _before(nodes[0], self.skeleton) if len(nodes) == 1 else None
+
+    def all_returned(self) -> list[fx.Node]:
+        """The steps whose values the network returns; none if it returns its images."""
         assert self.graph is not None
         nodes = _returned_in(self.graph.output_node())
-        if len(nodes) != 1 or nodes[0].op in ENDS:
-            return None
-        return _before(nodes[0], self.skeleton)
+        return [] if any(node.op in ENDS for node in nodes) else nodes
 
     def name_of(self, node: fx.Node) -> str:
         """The name of a step."""

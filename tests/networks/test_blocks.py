@@ -159,3 +159,43 @@ def test_a_graph_module_has_the_blocks_of_its_network():
     graph = fx.symbolic_trace(net.eval())
     assert blocks_of(graph) == blocks_of(net) == ["0.1", "1"]
     assert Backbone.from_module(graph, image_size=SIDE).lasting
+
+
+class Heads(nn.Module):
+    """Returns the scores of heads, or also features, as `returns` says."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.conv, self.age, self.sex = (
+            nn.Conv2d(3, 6, 3),
+            nn.Linear(6, 1),
+            two_layers(),
+        )
+        self.fc, self.returns = nn.Linear(6, 4), returns
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.returns(self, x)
+
+
+def two_layers():
+    return nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+UNCLEAR_HEADS = {
+    "of two depths": lambda net, x: (net.fc(x), net.sex(x)),
+    "best": lambda net, x: net.fc(x).topk(2),
+    "clipped": lambda net, x: net.fc(x).clamp(-9, 9),
+}
+
+
+@pytest.mark.parametrize("returns", UNCLEAR_HEADS.values(), ids=UNCLEAR_HEADS)
+def test_what_may_be_a_classifier_is_no_block(returns):
+    assert blocks_of(Heads(returns)) == ["conv"]
+
+
+def test_the_blocks_end_with_what_penultimate_names():
+    net = Gated().eval()
+    backbone = Backbone.from_module(net, image_size=SIDE, penultimate="fc.input")
+    nodes = [layer.node for layer in list_layers(backbone)]
+    assert nodes == ["conv", "fc.input"]

@@ -464,3 +464,35 @@ def test_a_named_head_is_what_penultimate_enters(traceable, X):
 def test_a_head_that_is_no_module_is_refused():
     with pytest.raises(ValueError, match=r"head='fx' names no module.*mean 'fc'"):
         Backbone.from_module(Net(), image_size=SIDE, head="fx")
+
+
+SEVERAL = {
+    "two heads": lambda net, x: (net.fc(x), net.other(x).softmax(1)),
+    "by name": lambda net, x: {"a": net.fc(x), "b": net.other(net.drop(x))},
+    "and features": lambda net, x: (net.fc(x), x),
+    "features first": lambda net, x: {"row": net.drop(x), "scores": net.fc(x)},
+}
+
+
+class Several(Net):
+    def __init__(self, returns):
+        super().__init__()
+        self.fc, self.other, self.drop = nn.Linear(6, 4), nn.Linear(6, 2), nn.Dropout()
+        self.returns = returns
+
+    def forward(self, x):
+        return self.returns(self, self.features(x))
+
+
+@pytest.mark.parametrize("returns", SEVERAL.values(), ids=SEVERAL)
+def test_penultimate_is_what_enters_all_heads(returns, X):
+    net = Several(returns)
+    assert_reads(net, X)
+    nodes = [layer.node for layer in list_layers(backbone_of(net))]
+    assert not {"fc", "other"}.intersection(nodes)
+
+
+def test_heads_that_read_different_features_have_to_be_named(X):
+    net = Several(lambda net, x: (net.fc(x), net.other(x.relu() + 1)))
+    with pytest.raises(ValueError, match=r"Backbone.from_module\(..., penultimate="):
+        rows(net, X)
