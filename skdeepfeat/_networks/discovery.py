@@ -111,33 +111,37 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
     return {f"block{i}": name for i, name in enumerate(_opened(structure, used), 1)}
 
 
-def _opened(structure: Structure, names: list[str]) -> list[str]:
-    """These parts, with their own parts in place of those that are no stage: lists of
-    modules, what returns no tensor, and whole networks, which return a vector."""
+def _opened(structure: Structure, names: list[str], whole=True) -> list[str]:
+    """These parts, with their own parts in place of those that are no stage.
+
+    `whole` is whether they are all parts of a network.
+    """
     full = {name: structure.canonical(name) for name in names}
     shapes = structure.shapes(tuple(node for node in full.values() if node))
-    first = next((name for name in names if structure.has_weights(name)), None)
+    heavy = [name for name in names if structure.has_weights(name, axes=2)]
     found = []
     for name in names:
-        shape, parts = shapes.get(full[name] or ""), _parts_of(structure, name)
-        if _is_no_stage(structure, name, shape, name == first):
-            parts = _opened(structure, _in_order_of_use(structure, parts))
+        parts, is_whole = _parts_of(structure, name), whole and [name] == heavy
+        if _is_no_stage(structure, name, shapes.get(full[name] or ""), is_whole):
+            parts = _opened(structure, parts, is_whole)
             readable = structure.traceable or structure.shapes(tuple(parts))
             found += parts if parts and readable else [name]
         else:
             found.append(name)
-    return found
+    return _in_order_of_use(structure, found)
 
 
-def _is_no_stage(structure: Structure, name: str, shape, is_first: bool) -> bool:
-    """Whether the parts of a part are stages, rather than the part itself."""
+def _is_no_stage(structure: Structure, name: str, shape, is_whole: bool) -> bool:
+    """Whether the parts of a part are stages, rather than the part itself: of a list of
+    modules, of what returns several values, and of a network within the network."""
     weighted = [p for p in _parts_of(structure, name) if structure.has_weights(p)]
     part = structure.skeleton.get_submodule(name)
     if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
         return True
     if shape is None:
         return not structure.traceable and bool(weighted)
-    return is_first and len(shape) == 1 and len(weighted) > 1
+    has_stages = any(_parts_of(structure, p) for p in weighted)
+    return is_whole and (has_stages or (len(shape) == 1 and len(weighted) > 1))
 
 
 def _parts_of(structure: Structure, name: str) -> list[str]:

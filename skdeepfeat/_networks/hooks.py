@@ -80,6 +80,8 @@ class HookedNetwork:
 
     def _keep(self, node: str, use: int, value) -> None:
         """Keep a value if it is that of the right use; stop with the last one."""
+        if isinstance(value, (tuple, list)):  # objects are results of whole networks
+            value = only_tensor(value)
         if self._uses[node] == use and isinstance(value, torch.Tensor):
             self._seen[node] = value.clone()  # a later step may work in place
         self._uses[node] += 1

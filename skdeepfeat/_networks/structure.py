@@ -239,9 +239,10 @@ class Structure:
         part = attrgetter(target)(self.skeleton)
         return target if isinstance(part, nn.Module) else target.rpartition(".")[0]
 
-    def has_weights(self, name: str) -> bool:
-        """Whether a module has parameters."""
-        return next(self.skeleton.get_submodule(name).parameters(), None) is not None
+    def has_weights(self, name: str, axes: int = 1) -> bool:
+        """Whether a module has parameters with this number of axes or more."""
+        parameters = self.skeleton.get_submodule(name).parameters()
+        return any(parameter.ndim >= axes for parameter in parameters)
 
     def uses_weights(self, node: fx.Node) -> bool:
         """Whether a step has parameters or reads one."""

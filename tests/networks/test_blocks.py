@@ -116,6 +116,26 @@ def test_members_of_a_list_are_blocks(traceable):
     assert blocks_of(InLists(traceable)) == ["steps.0", "steps.1"]
 
 
+class TwoLists(nn.Module):
+    """Uses the members of two lists in turn, each of which is a list of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.acts = nn.ModuleList([nn.ModuleList([nn.PReLU()]) for _ in range(2)])
+        blocks = [nn.Sequential(nn.Conv2d(n, 6, 3), nn.Identity()) for n in (3, 6)]
+        self.convs = nn.ModuleList([nn.ModuleList([block]) for block in blocks])
+
+    def forward(self, x):
+        for convs, acts in zip(self.convs, self.acts, strict=True):
+            x = acts[0](convs[0](x))
+        return x
+
+
+def test_members_of_several_lists_are_in_order_of_depth():
+    expected = ["convs.0.0.1", "acts.0.0", "convs.1.0.1", "acts.1.0"]
+    assert blocks_of(TwoLists()) == expected
+
+
 @dataclass
 class Result:
     maps: torch.Tensor
@@ -152,6 +172,39 @@ def test_the_parts_of_a_whole_network_before_a_classifier_are_blocks():
     trunk.last = nn.Linear(6, 6)
     net = nn.Sequential(trunk, nn.Linear(6, 4))
     assert blocks_of(net) == ["0.conv", "0.act", "0.fc", "0.last"]
+
+
+class Step(nn.Module):
+    """Returns its result in a tuple."""
+
+    def __init__(self, n_in):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, 6, 3)
+
+    def forward(self, x):
+        return (self.conv(x if x.sum() > -1e9 else -x),)
+
+
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.fc = Step(3), Step(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.second(self.first(x)[0])[0].mean((2, 3)))
+
+
+def test_without_a_graph_a_tuple_of_one_value_is_a_block():
+    assert blocks_of(Steps()) == ["first", "second"]
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.Identity()])
+def test_the_stages_of_the_only_part_with_filters_are_blocks(pool):
+    stages = [nn.Sequential(nn.Conv2d(n, 6, 3), nn.ReLU()) for n in (3, 6)]
+    trunk, norm = nn.Sequential(*stages, pool), nn.BatchNorm2d(6)
+    net = nn.Sequential(trunk, norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    blocks = blocks_of(nn.Sequential(*net, nn.Linear(6, 4)))
+    assert blocks == ["0.0.1", "0.1.1", "0.2", "1", "2", "3"]
 
 
 def test_a_graph_module_has_the_blocks_of_its_network():
