@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import coloured_images, tiny_backbone
+from conftest import coloured_images, tiny_backbone, tiny_network
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -154,7 +154,7 @@ def test_skops_needs_to_trust_nothing_but_this_package(tmp_path):
 
 
 def make_network():
-    return tiny_backbone(5).build()
+    return tiny_network(5)
 
 
 def test_skops_lists_the_functions_that_a_backbone_calls(tmp_path):

@@ -91,7 +91,8 @@ def _fitting(structure: Structure, stages: dict[str, Stage]) -> dict[str, Layer]
     named = {a: structure.where_computed(node) for a, node in full.items() if node}
     found = _layers(structure, named, channels)
     good = {a: layer for a, layer in found.items() if fits(layer, channels[a])}
-    return good if len(good) > 1 else {}
+    several = len(good.keys() - {"stem"}) > 1 or len(good) == len(stages)
+    return good if several else {}
 
 
 def _children(structure: Structure, end: End) -> dict[str, str]:
@@ -136,7 +137,8 @@ def _is_no_stage(structure: Structure, name: str, shape, is_whole: bool) -> bool
     modules, of what returns several values, and of a network within the network."""
     weighted = [p for p in _parts_of(structure, name) if structure.has_weights(p)]
     part = structure.skeleton.get_submodule(name)
-    if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
+    listed = isinstance(part, (nn.ModuleList, nn.ModuleDict))
+    if listed and type(part).forward is nn.Module.forward:  # it is never called
         return True
     if shape is None:
         return not structure.traceable and bool(weighted)
@@ -182,8 +184,7 @@ def _before_head(structure: Structure, names: list[str], head: str) -> list[str]
     around = [n for n in names if f"{head}.".startswith(f"{n}.")]
     if not around:
         return names
-    before = names[: names.index(around[0])] if structure.traceable else names
-    return [name for name in before if name not in around]
+    return names[: names.index(around[0])]
 
 
 def _steps_up_to(structure: Structure, names: list[str], end: fx.Node) -> list[str]:

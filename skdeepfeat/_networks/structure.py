@@ -270,7 +270,9 @@ class Structure:
         x = torch.zeros(n, 3, size, size, device=device, dtype=torch.float32)
         network = self.skeleton if self.traceable else self.real_network()
         with torch.no_grad():
-            values = self.run(bind(self, network, nodes), x)
+            network = bind(self, network, nodes)
+            # A call of the module of a graph would print its errors.
+            values = self.run(getattr(network, "forward", network), x)
         return {
             node: tuple(value.shape[1:])
             for node, value in values.items()

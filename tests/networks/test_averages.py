@@ -125,7 +125,8 @@ def average_at_the_end(function, *parts):
 
 @pytest.mark.parametrize("case", SAME.values(), ids=SAME)
 def test_an_average_is_recognised(case):
-    assert average_at_the_end(*case) == "maps"
+    same = ("maps", "parts.1")  # or a dropout of the maps, which is a block itself
+    assert average_at_the_end(*case) in same
 
 
 @pytest.mark.parametrize("case", OTHER.values(), ids=OTHER)

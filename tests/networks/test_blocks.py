@@ -53,7 +53,7 @@ def test_no_block_has_class_scores(make):
 
 
 def test_without_a_graph_the_classifier_is_no_block():
-    assert "fc" not in blocks_of(Net(traceable=False))
+    assert blocks_of(Net(traceable=False)) == ["conv", "act"]
 
 
 WRAPPERS = {
@@ -114,6 +114,23 @@ class InLists(nn.Module):
 @pytest.mark.parametrize("traceable", [True, False])
 def test_members_of_a_list_are_blocks(traceable):
     assert blocks_of(InLists(traceable)) == ["steps.0", "steps.1"]
+
+
+class Dense(nn.ModuleDict):
+    """A list of modules that is called, as a block of torchvision's DenseNet is."""
+
+    def forward(self, x):
+        for step in self.values():
+            x = torch.cat([x, step(x)], 1)
+        return x
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_list_that_is_called_is_a_block(traceable):
+    net = Net(traceable=traceable)
+    net.act = Dense({"a": nn.Conv2d(6, 3, 1), "b": nn.Conv2d(9, 3, 1)})
+    net.fc = nn.Linear(12, 4)
+    assert blocks_of(net) == ["conv", "act.cat_1" if traceable else "act"]
 
 
 class TwoLists(nn.Module):
@@ -252,3 +269,19 @@ def test_the_blocks_end_with_what_penultimate_names():
     backbone = Backbone.from_module(net, image_size=SIDE, penultimate="fc.input")
     nodes = [layer.node for layer in list_layers(backbone)]
     assert nodes == ["conv", "fc.input"]
+
+
+class OneSize(nn.Module):
+    """Takes images of one size only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 6, 4, 4), nn.ReLU(), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.act(self.conv(x).view(x.shape[0], 6, 16)).mean(2))
+
+
+def test_finding_the_blocks_prints_nothing(capfd):
+    assert blocks_of(OneSize()) == ["conv", "act"]
+    assert capfd.readouterr() == ("", "")
