@@ -13,7 +13,7 @@ from .._backbones.weights import WeightsSource
 from .._composites import rows_of
 from .._exceptions import ImageError, ImageWarning
 from .._features import PretrainedCNNFeatures
-from .._images.batches import read_row
+from .._images.preparing import read_row
 from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column

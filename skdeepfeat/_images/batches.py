@@ -1,14 +1,13 @@
-"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded by threads.
+"""Rows → pixels → batches (b, h, w, 3) of the input size, made by threads.
 
 torchvision's own decoder gives the same bytes and is faster alone, but not together
 with PIL's resize, so there is one decoder. Batches always have the same shape; the last
 one is padded with zeros. Nothing here imports torch.
 """
 
-import contextlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -19,19 +18,15 @@ from PIL import Image
 
 from .._clock import Clock
 from .._exceptions import ImageError
-from .._processes import after_fork, resolve_threads
-from .budget import Budget
-from .cells import Cell
+from .._processes import resolve_threads
+from .crew import FEWEST, Helped, may_start
 from .formats import switches
-from .reasons import row_errors
-from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
+from .preparing import Preparation, Prepared, Readable, read_row
+from .recipe import InputSpec
 from .windows import Images, Window
 
-# Pixels that all threads decode at once; a larger image is decoded alone.
-decoded = Budget(2**27)
-after_fork(decoded.refill)
-
 BURST = 32  # images, at least, decoded at once if none are computed meanwhile
+CHUNK = 16  # images, at most, that a thread prepares at once
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -70,60 +65,34 @@ class Batch:
         return self.pixels
 
 
+class Elsewhere(Protocol):
+    """Where images are prepared if not by the threads of this process."""
+
+    def note(self, n_rows: int) -> None:
+        """Learn that so many rows will be prepared."""
+
+    def prepare(self, rows: Sequence[int], clock: Clock) -> dict[int, Prepared]:
+        """Those of these rows that could be prepared; threads prepare the others."""
+
+    def report(self) -> None:
+        """Warn of trouble; called by the thread that wants the batches."""
+        ...
+
+
 @dataclass(frozen=True)
-class Prepared:
-    """One image as it enters a network.
+class Chunk:
+    """Some rows that a thread has prepared.
 
     Parameters
     ----------
-    pixels : ndarray of shape (s, s, 3), uint8 or float32
-        On the scale 0 to 255.
-    in_range : bool
-        Whether all pixel values were within their stated range.
-    source : str
-        The name of the image in messages.
+    images : dict of int to Prepared or ImageError
+        By row, in order.
+    clock : Clock
+        How the time was spent.
     """
 
-    pixels: np.ndarray
-    in_range: bool
-    source: str
-
-
-class Readable(Protocol):
-    """A source of rows of X."""
-
-    def read(self, row: int) -> Cell:
-        """The image of a row with its content; raises ImageError."""
-
-    def read_ahead(self, row: int) -> None:
-        """Prepare for a row that is needed soon."""
-
-
-def read_row(
-    images: Readable, row: int, spec: InputSpec, value_range, decode="exact", clock=None
-) -> "Prepared | ImageError":
-    """The pixels of a row at the input size, or its error."""
-    clock = clock or Clock()
-    try:
-        with clock.measure("reading"):
-            cell = images.read(row)
-        with (
-            clock.measure("decoding"),
-            row_errors(row, cell.source),
-            contextlib.ExitStack() as held,
-        ):
-
-            def reserve(size: tuple[int, int]) -> None:
-                """Wait until there is room for an image of this width and height."""
-                enlarged = min(math.prod(resized_size(size, spec)), LARGEST_RESIZED)
-                share = decoded.share(max(math.prod(size), enlarged))
-                held.enter_context(share)
-
-            enough = None if decode == "exact" else spec.resize or spec.image_size
-            pixels = cell.open(value_range, enough, reserve)
-            return Prepared(prepare(pixels, spec, decode), pixels.in_range, cell.source)
-    except ImageError as error:
-        return error
+    images: dict[int, Prepared | ImageError]
+    clock: Clock
 
 
 def read_batches(
@@ -135,6 +104,7 @@ def read_batches(
     batch_size: int,
     n_threads: int,
     meanwhile: bool,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Batch]:
     """Batches of these rows, in order; the next ones are decoded `meanwhile`.
 
@@ -142,40 +112,57 @@ def read_batches(
     uses all cores loses more to threads that compete with it than decoding gains.
     """
 
-    def read(row):
+    def read(some: Sequence[int]) -> Chunk:
         clock = Clock()
-        return row, read_row(images, row, spec, value_range, decode, clock), clock
+        found = elsewhere.prepare(some, clock) if elsewhere else {}
 
-    def collect(results):
-        return _collect(results, spec, batch_size)
+        def read_one(row: int) -> Prepared | ImageError:
+            return read_row(images, row, spec, value_range, decode, clock)
+
+        return Chunk({row: found.get(row) or read_one(row) for row in some}, clock)
+
+    def collect(chunks: list[Chunk]) -> Batch:
+        return _collect(chunks, spec, batch_size)
 
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
         if meanwhile:
             ahead = 1 + math.ceil(n_threads / batch_size)
-            yield from _collect_ahead(pool, read, collect, rows, batch_size, ahead)
+            at_once = min(CHUNK, math.ceil(batch_size / n_threads))
+            note = elsewhere.note if elsewhere else lambda n_rows: None
+            yield from _collect_ahead(
+                pool, read, collect, rows, batch_size, at_once, ahead, note
+            )
         else:
             n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
-            results = _map_at_once(pool, read, rows, n, images.read_ahead)
-            while some := list(islice(results, batch_size)):
+            chunks = _map_at_once(
+                pool, lambda row: read([row]), rows, n, images.read_ahead
+            )
+            while some := list(islice(chunks, batch_size)):
                 yield collect(some)
+    if elsewhere:
+        elsewhere.report()
 
 
-def _collect_ahead(pool, read, collect, rows, batch_size, ahead) -> Iterator[Batch]:
+def _collect_ahead(
+    pool, read, collect, rows, batch_size, at_once, ahead, note
+) -> Iterator[Batch]:
     """Batches in order, never more than `ahead` of them waiting to be taken.
 
     The threads also collect them. A caller that did would wait for the interpreter's
     lock once for each image, and the GPU that it drives would wait with it.
     """
 
-    def collect_all(images: list[Future]):
-        return collect([image.result() for image in images])
+    def collect_all(chunks: list[Future]) -> Batch:
+        return collect([chunk.result() for chunk in chunks])
 
     waiting: deque[list[Future]] = deque()
     rows = iter(rows)
     try:
         while some := list(islice(rows, batch_size)):
-            images = [pool.submit(read, row) for row in some]
-            waiting.append([*images, pool.submit(collect_all, images)])
+            parts = (some[i : i + at_once] for i in range(0, len(some), at_once))
+            chunks = [pool.submit(read, part) for part in parts]
+            waiting.append([*chunks, pool.submit(collect_all, chunks)])
+            note(len(some))
             if len(waiting) > ahead:
                 yield waiting.popleft()[-1].result()
         while waiting:
@@ -197,10 +184,11 @@ def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
         some = following
 
 
-def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
-    """Fill one batch with the results of some rows."""
-    good = {row: image for row, image, _ in results if isinstance(image, Prepared)}
-    errors = [error for _, error, _ in results if isinstance(error, ImageError)]
+def _collect(chunks: list[Chunk], spec: InputSpec, batch_size: int) -> Batch:
+    """Fill one batch with the images of some chunks."""
+    images = {row: image for chunk in chunks for row, image in chunk.images.items()}
+    good = {row: image for row, image in images.items() if isinstance(image, Prepared)}
+    errors = [error for error in images.values() if isinstance(error, ImageError)]
     eight_bit = all(image.pixels.dtype == np.uint8 for image in good.values())
     shape = (batch_size, spec.image_size, spec.image_size, 3)
     pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
@@ -208,13 +196,13 @@ def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
         pixels[place] = image.pixels
     in_range = [image.in_range for image in good.values()]
     sources = [image.source for image in good.values()]
-    return Batch(list(good), pixels, errors, in_range, sources, _shares(results))
+    return Batch(list(good), pixels, errors, in_range, sources, _shares(chunks))
 
 
-def _shares(results) -> dict[str, float]:
+def _shares(chunks: list[Chunk]) -> dict[str, float]:
     """How the time spent on some rows divides."""
     parts = ("reading", "decoding")
-    seconds = [sum(clock.seconds[part] for _, _, clock in results) for part in parts]
+    seconds = [sum(chunk.clock.seconds[part] for chunk in chunks) for part in parts]
     total = sum(seconds) or 1.0
     return {part: s / total for part, s in zip(parts, seconds, strict=True)}
 
@@ -230,11 +218,14 @@ class ImageReading:
     decode : {"exact", "fast"}
     n_jobs : int or None
         How many images are decoded at once, as joblib counts.
+    in_cluster : bool, default=False
+        Whether this process is a worker of a cluster.
     """
 
     value_range: tuple[float, float] | None
     decode: str
     n_jobs: int | None
+    in_cluster: bool = False
     spreads = True  # rows are decoded by the workers of a cluster
 
     @property
@@ -244,7 +235,7 @@ class ImageReading:
 
     def in_worker(self, n_threads: int) -> "ImageReading":
         """The same in a process that may use so many threads."""
-        return replace(self, n_jobs=self.n_jobs or n_threads)
+        return replace(self, n_jobs=self.n_jobs or n_threads, in_cluster=True)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -264,8 +255,22 @@ class ImageReading:
         return images.windows(recall, self.n_threads, rescaled)
 
     def batches(
-        self, images: Readable, rows, spec: InputSpec, batch_size: int, meanwhile: bool
+        self,
+        images: Window,
+        rows,
+        spec: InputSpec,
+        batch_size: int,
+        meanwhile: bool,
+        cores_are_free: bool,
     ) -> Iterator[Batch]:
         """Batches of these rows, in order; the next ones are decoded `meanwhile`."""
         how = (self.value_range, self.decode, batch_size, self.n_threads)
-        return read_batches(images, rows, spec, *how, meanwhile)
+        elsewhere = self._elsewhere(images, spec) if cores_are_free else None
+        return read_batches(images, rows, spec, *how, meanwhile, elsewhere)
+
+    def _elsewhere(self, window: Window, spec: InputSpec) -> Elsewhere | None:
+        """Processes that decode, where they are faster than threads."""
+        n = self.n_threads
+        if n < FEWEST or self.in_cluster or not may_start():
+            return None
+        return Helped(window, Preparation(spec, self.value_range, self.decode), n)

@@ -210,6 +210,11 @@ class Window:
                 self._errors[other] = error
         raise self._errors[row]
 
+    def portable(self, row: int) -> Hashed:
+        """The image of a row as another process can read it; raises ImageError."""
+        hashed = self._hashed[row]
+        return replace(hashed, cell=hashed.cell.sent())
+
     def error_of(self, row: int, error: ImageError) -> ImageError:
         """The error of a row that is equal to another row with this error."""
         return self._errors.get(row) or error.at(row, self._hashed[row].cell.source)

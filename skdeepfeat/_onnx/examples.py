@@ -10,8 +10,8 @@ from .._composites import Composite
 from .._datasets import load_textures
 from .._exceptions import ImageError
 from .._features import PretrainedCNNFeatures
-from .._images.batches import Prepared, read_row
 from .._images.input import read_input
+from .._images.preparing import Prepared, read_row
 from .._images.recipe import InputSpec, margin_colour
 from .._images.windows import Images
 from .._validation import check_value_range

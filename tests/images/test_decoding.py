@@ -19,11 +19,11 @@ from skdeepfeat import (
 )
 from skdeepfeat._finetuning.data import read_pixels
 from skdeepfeat._images import containers
-from skdeepfeat._images.batches import read_row
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.decoding import open_array, open_bytes, open_pil
 from skdeepfeat._images.formats import FORMATS, is_image_name, switches
 from skdeepfeat._images.kinds import digest_array, digest_pil
+from skdeepfeat._images.preparing import read_row
 from skdeepfeat._images.recipe import InputSpec
 
 RNG = np.random.default_rng(0)
