@@ -5,7 +5,7 @@ from numbers import Integral
 from ._backbones.records import Backbone
 from ._backbones.weights import resolve_source
 from ._caches import SharedCache
-from ._engines.devices import unconvertible
+from ._engines.devices import resolve_class, unconvertible
 from ._images.batches import ImageReading
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import ImageNetwork
@@ -289,7 +289,8 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     def _reading(self, network) -> ImageReading:
         value_range = check_value_range(self.value_range)
-        return ImageReading(value_range, self.decode, self.n_jobs)
+        beside_gpu = resolve_class(self.device) != "cpu"
+        return ImageReading(value_range, self.decode, self.n_jobs, beside_gpu)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -73,7 +73,6 @@ class Engine:
             make(pooled, device, precision, self.batch_size) for device in devices
         ]
         self._layers = pooled.layers
-        self._cores_are_free = kind != "cpu"
         self._refused = dict(zip(self.runners, refused, strict=True))
 
     def run(
@@ -87,12 +86,7 @@ class Engine:
         """
         ahead = sum(runner.ahead for runner in self.runners)
         batches = reading.batches(
-            window,
-            rows,
-            self.spec,
-            self.batch_size,
-            meanwhile=ahead > 0,
-            cores_are_free=self._cores_are_free,
+            window, rows, self.spec, self.batch_size, meanwhile=ahead > 0
         )
         turns = cycle(self.runners)
         started: deque[tuple[Batch, Runner, list]] = deque()

@@ -218,14 +218,15 @@ class ImageReading:
     decode : {"exact", "fast"}
     n_jobs : int or None
         How many images are decoded at once, as joblib counts.
-    in_cluster : bool, default=False
-        Whether this process is a worker of a cluster.
+    beside_gpu : bool, default=False
+        Whether a GPU computes, so that processes may decode on all cores. Workers of a
+        cluster leave the other cores to each other.
     """
 
     value_range: tuple[float, float] | None
     decode: str
     n_jobs: int | None
-    in_cluster: bool = False
+    beside_gpu: bool = False
     spreads = True  # rows are decoded by the workers of a cluster
 
     @property
@@ -235,7 +236,7 @@ class ImageReading:
 
     def in_worker(self, n_threads: int) -> "ImageReading":
         """The same in a process that may use so many threads."""
-        return replace(self, n_jobs=self.n_jobs or n_threads, in_cluster=True)
+        return replace(self, n_jobs=self.n_jobs or n_threads, beside_gpu=False)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -252,25 +253,20 @@ class ImageReading:
         """All images in order, in windows, hashed."""
         # Whether arrays have a range of values other than that of 8-bit images.
         rescaled = self.value_range not in (None, (0, 255))
-        return images.windows(recall, self.n_threads, rescaled)
+        make = images.windows_ahead if self.beside_gpu else images.windows
+        return make(recall, self.n_threads, rescaled)
 
     def batches(
-        self,
-        images: Window,
-        rows,
-        spec: InputSpec,
-        batch_size: int,
-        meanwhile: bool,
-        cores_are_free: bool,
+        self, window: Window, rows, spec: InputSpec, batch_size: int, meanwhile: bool
     ) -> Iterator[Batch]:
         """Batches of these rows, in order; the next ones are decoded `meanwhile`."""
         how = (self.value_range, self.decode, batch_size, self.n_threads)
-        elsewhere = self._elsewhere(images, spec) if cores_are_free else None
-        return read_batches(images, rows, spec, *how, meanwhile, elsewhere)
+        elsewhere = self._elsewhere(window, spec) if self.beside_gpu else None
+        return read_batches(window, rows, spec, *how, meanwhile, elsewhere)
 
     def _elsewhere(self, window: Window, spec: InputSpec) -> Elsewhere | None:
         """Processes that decode, where they are faster than threads."""
         n = self.n_threads
-        if n < FEWEST or self.in_cluster or not may_start():
+        if n < FEWEST or not may_start():
             return None
         return Helped(window, Preparation(spec, self.value_range, self.decode), n)

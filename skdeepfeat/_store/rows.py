@@ -75,18 +75,9 @@ class Reading(Protocol):
         """All rows in order, in windows, hashed; `recall` takes names of files."""
 
     def batches(
-        self,
-        window: Any,
-        rows: Any,
-        spec: Any,
-        batch_size: int,
-        meanwhile: bool,
-        cores_are_free: bool,
+        self, window: Any, rows: Any, spec: Any, batch_size: int, meanwhile: bool
     ) -> Iterator[Any]:
-        """Batches of these rows of a window.
-
-        They may be made `meanwhile`; by all cores, if the network uses none.
-        """
+        """Batches of these rows of a window, which may be made `meanwhile`."""
         ...
 
 

@@ -89,7 +89,6 @@ class TextReading:
         spec: TokenSpec | WordSpec,
         batch_size: int,
         meanwhile: bool,
-        cores_are_free: bool,
     ) -> Iterator[TextBatch]:
         """Batches of texts of about the same length, so that little is padded."""
         waiting: dict[int, dict[int, Tokens]] = defaultdict(dict)
