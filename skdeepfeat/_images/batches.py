@@ -162,7 +162,8 @@ def _collect_ahead(
             parts = (some[i : i + at_once] for i in range(0, len(some), at_once))
             chunks = [pool.submit(read, part) for part in parts]
             waiting.append([*chunks, pool.submit(collect_all, chunks)])
-            note(len(some))
+            if len(waiting) > 1:  # one batch alone does not count as many images
+                note(len(some))
             if len(waiting) > ahead:
                 yield waiting.popleft()[-1].result()
         while waiting:

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -34,7 +34,7 @@ from .references import Remote
 from .slots import SLOT_BYTES, Slot
 from .windows import Window
 
-FEWEST = 4  # processes; two or three are no faster than threads
+FEWEST, MOST = 4, 32  # processes; two or three are no faster than threads
 START_AFTER = 500  # images, since starting takes some seconds
 SECONDS_TO_END = 2
 
@@ -43,8 +43,8 @@ CODE = (
     "from skdeepfeat._images.decoder import serve; serve(*map(int, sys.argv[2:]))"
 )
 TROUBLE = (
-    "A process that decodes images for the GPU {}. Threads of this process decode in "
-    "its place, which is slower. If the status is -9, memory may be short."
+    "A process that decodes images for the GPU {}. Threads decode in its place, which "
+    "is slower. After status -9, check that there is enough memory."
 )
 
 
@@ -57,13 +57,13 @@ class Answer(NamedTuple):
 
     Parameters
     ----------
-    images : list of Prepared or None
-        None for each that it leaves to this process.
+    images : dict of int to Prepared
+        By row; those that it leaves to this process are missing.
     seconds : dict of str to float
         How long "reading" and "decoding" took.
     """
 
-    images: list[Prepared | None]
+    images: dict[int, Prepared]
     seconds: dict[str, float]
 
 
@@ -97,13 +97,11 @@ class Decoder:
         task = Task(cells, how, switches(), Image.MAX_IMAGE_PIXELS, most)
         self._messages.send_bytes(json.dumps(self._put(task)).encode())
         reply = json.loads(self._messages.recv_bytes())
-        side = how.spec.image_size
-        images: list[Prepared | None] = [None] * len(cells)
-        for i, found in enumerate(reply["images"]):
-            if found is not None:
-                start, dtype, in_range = found
-                pixels = self._slot.get(start, (side, side, 3), dtype).copy()
-                images[i] = Prepared(pixels, in_range, cells[i].cell.source)
+        shape = (how.spec.image_size, how.spec.image_size, 3)
+        images = {}
+        for position, start, dtype, in_range in reply["images"]:
+            cell, pixels = cells[position].cell, self._slot.get(start, shape, dtype)
+            images[cell.row] = Prepared(pixels.copy(), in_range, cell.source)
         return Answer(images, reply["seconds"])
 
     def _put(self, task: Task) -> list[tuple[int, int]]:
@@ -149,13 +147,14 @@ class Crew:
         self._lock = Lock()
         self._free: deque[Decoder] = deque()  # also those that are being started
         self._n = self._n_seen = 0  # processes; images since some were started
-        self.trouble = ""  # why no more are started
+        self._trouble: list[str] = []  # because of which no more are started
+        self._n_told = 0
 
     def note(self, n_images: int, n_wanted: int) -> None:
         """Count images to prepare; once there are many, start processes."""
         with self._lock:
             self._n_seen += n_images
-            if self._n_seen >= START_AFTER and not self.trouble:
+            if self._n_seen >= START_AFTER and not self._trouble:
                 self._n_seen = 0
                 self.start(n_wanted - self._n)
 
@@ -166,23 +165,22 @@ class Crew:
                 self._free.append(Decoder())
                 self._n += 1
         except (OSError, TypeError) as error:  # no memory, an odd sys.path
-            self.trouble = f"cannot be started: {error}"
+            self._trouble.append(f"cannot be started: {error}")
 
-    def prepare(self, cells: Sequence[Hashed], how: Preparation, most: int) -> Answer:
-        """What a process prepares of some images; nothing if none is free."""
-        nothing = Answer([None] * len(cells), {})
-        decoder = self._borrow()
+    def ask(self, question: Callable[[Decoder], Answer], most: int) -> Answer:
+        """What a process answers that decodes `most` pixels; nothing if all work."""
+        decoder, answer = self._borrow(), Answer({}, {})
         if decoder is None:
-            return nothing
+            return answer
         try:
-            with decoded.share(most):  # for what it decodes at once
-                answer = decoder.prepare(cells, how, most)
+            with decoded.share(most):
+                answer = question(decoder)
         except Unsendable:
-            answer = nothing
+            self._free.append(decoder)
         except Exception:
             self._lose(decoder)
-            return nothing
-        self._free.append(decoder)
+        else:
+            self._free.append(decoder)
         return answer
 
     def _borrow(self) -> Decoder | None:
@@ -211,12 +209,19 @@ class Crew:
         with self._lock:
             self._n -= 1
             if status != 0:
-                self.trouble = f"has ended with status {status}"
+                self._trouble.append(f"has ended with status {status}")
+
+    def new_trouble(self) -> str:
+        """What has gone wrong for the first time; empty if nothing has."""
+        with self._lock:
+            new, self._n_told = self._trouble[self._n_told : 1], len(self._trouble)
+        return "".join(new)
 
     def end(self) -> None:
         """End all processes."""
         while self._free:
             self._free.pop().end()
+            self._n -= 1
 
     def forget(self) -> None:
         """In a forked child: the processes are those of the parent."""
@@ -260,27 +265,29 @@ class Helped:
 
     def note(self, n_rows: int) -> None:
         """Count rows that will be prepared, by which processes are started."""
-        self._crew.note(n_rows, self._n)
+        self._crew.note(n_rows, min(self._n, MOST))
 
     def prepare(self, rows: Sequence[int], clock: Clock) -> dict[int, Prepared]:
         """The rows that a process could prepare."""
-        cells = self._portable(rows)
         most = decoded.whole // self._n
-        answer = self._crew.prepare([*cells.values()], self._how, most)
+
+        def ask(decoder: Decoder) -> Answer:
+            return decoder.prepare(self._portable(rows), self._how, most)
+
+        answer = self._crew.ask(ask, most)
         for part, seconds in answer.seconds.items():
             clock.seconds[part] += seconds
-        found = zip(cells, answer.images, strict=True)
-        return {row: image for row, image in found if image is not None}
+        return answer.images
 
-    def _portable(self, rows: Sequence[int]) -> dict[int, Hashed]:
+    def _portable(self, rows: Sequence[int]) -> list[Hashed]:
         """What another process can read. URLs need what is set up in this one."""
-        cells = {}
+        cells = []
         for row in rows:
-            with contextlib.suppress(ImageError):
-                cells[row] = self._window.portable(row)
-        return {r: c for r, c in cells.items() if not isinstance(c.cell.held, Remote)}
+            with contextlib.suppress(ImageError, MemoryError):
+                cells.append(self._window.portable(row))
+        return [one for one in cells if not isinstance(one.cell.held, Remote)]
 
     def report(self) -> None:
-        """Warn if threads do the work of processes."""
-        if self._crew.trouble:
-            warn_user(TROUBLE.format(self._crew.trouble), EngineWarning)
+        """Warn once if threads do the work of processes."""
+        if trouble := self._crew.new_trouble():
+            warn_user(TROUBLE.format(trouble), EngineWarning)

@@ -7,7 +7,7 @@ the process that asks, with its own warnings and errors. Nothing here imports to
 import json
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -66,7 +66,7 @@ class _Limit:
 
 
 def serve(connection: int, memory: int) -> None:
-    """Prepare images until the other process ends or needs no more.
+    """Prepare images until the other process ends, or needs no more.
 
     Parameters
     ----------
@@ -74,29 +74,26 @@ def serve(connection: int, memory: int) -> None:
         Descriptors of a socket for messages, and of the memory for all else.
     """
     messages, slot = Connection(connection), Slot(memory)
-    messages.send_bytes(READY)
-    while messages.poll(IDLE_SECONDS):
-        try:
-            places = json.loads(messages.recv_bytes())
-        except EOFError:
-            return
-        slot.clear()
-        reply = json.dumps(_carry_out(slot.get_object(places), slot))
-        messages.send_bytes(reply.encode())
+    with suppress(EOFError, OSError):
+        messages.send_bytes(READY)
+        while messages.poll(IDLE_SECONDS):
+            task = slot.get_object(json.loads(messages.recv_bytes()))
+            messages.send_bytes(json.dumps(_carry_out(task, slot)).encode())
+            slot.clear()
 
 
 def _carry_out(task: Task, slot: Slot) -> dict[str, Any]:
     """Where the pixels of each image lie, if any, and how the time was spent."""
     Image.MAX_IMAGE_PIXELS = task.largest
     clock = Clock()
-    same = switches() == task.switches
-    cells = task.cells if same else ()
-    found = [_try_to_prepare(cell, task, slot, clock) for cell in cells]
+    cells = task.cells if switches() == task.switches else ()
+    tried = (_try_to_prepare(cell, task, slot, clock) for cell in cells)
+    found = [[position, *image] for position, image in enumerate(tried) if image]
     return {"images": found, "seconds": dict(clock.seconds)}
 
 
 def _try_to_prepare(hashed: Hashed, task: Task, slot: Slot, clock: Clock):
-    """Place, dtype, and whether all values are in range; None after any trouble."""
+    """Where its pixels begin, dtype, and whether in range; None after any trouble."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
