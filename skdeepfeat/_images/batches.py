@@ -8,7 +8,7 @@ one is padded with zeros. Nothing here imports torch.
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -26,7 +26,8 @@ from .recipe import InputSpec
 from .windows import Images, Window
 
 BURST = 32  # images, at least, decoded at once if none are computed meanwhile
-CHUNK = 16  # images, at most, that a thread prepares at once
+MOST_AT_ONCE = 16  # images that a thread prepares, or lets a process prepare
+FEWEST_SENT = 8  # images that a process prepares at once: messages take time, too
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -111,66 +112,116 @@ def read_batches(
     Without `meanwhile` several are decoded at once between computations: a network that
     uses all cores loses more to threads that compete with it than decoding gains.
     """
-
-    def read(some: Sequence[int]) -> Chunk:
-        clock = Clock()
-        found = elsewhere.prepare(some, clock) if elsewhere else {}
-
-        def read_one(row: int) -> Prepared | ImageError:
-            return read_row(images, row, spec, value_range, decode, clock)
-
-        return Chunk({row: found.get(row) or read_one(row) for row in some}, clock)
-
-    def collect(chunks: list[Chunk]) -> Batch:
-        return _collect(chunks, spec, batch_size)
-
+    how = Preparation(spec, value_range, decode)
+    making = _Making(images, how, batch_size, n_threads, elsewhere)
+    make = making.ahead if meanwhile else making.between
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
-        if meanwhile:
-            ahead = 1 + math.ceil(n_threads / batch_size)
-            at_once = min(CHUNK, math.ceil(batch_size / n_threads))
-            note = elsewhere.note if elsewhere else lambda n_rows: None
-            yield from _collect_ahead(
-                pool, read, collect, rows, batch_size, at_once, ahead, note
-            )
-        else:
-            n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
-            chunks = _map_at_once(
-                pool, lambda row: read([row]), rows, n, images.read_ahead
-            )
-            while some := list(islice(chunks, batch_size)):
-                yield collect(some)
+        yield from make(pool, iter(rows))
     if elsewhere:
         elsewhere.report()
 
 
-def _collect_ahead(
-    pool, read, collect, rows, batch_size, at_once, ahead, note
-) -> Iterator[Batch]:
-    """Batches in order, never more than `ahead` of them waiting to be taken.
+@dataclass(frozen=True)
+class _Making:
+    """How rows become batches.
 
-    The threads also collect them. A caller that did would wait for the interpreter's
-    lock once for each image, and the GPU that it drives would wait with it.
+    Parameters
+    ----------
+    images : Readable
+    how : Preparation
+    batch_size, n_threads : int
+    elsewhere : Elsewhere or None
     """
 
-    def collect_all(chunks: list[Future]) -> Batch:
-        return collect([chunk.result() for chunk in chunks])
+    images: Readable
+    how: Preparation
+    batch_size: int
+    n_threads: int
+    elsewhere: Elsewhere | None
 
-    waiting: deque[list[Future]] = deque()
-    rows = iter(rows)
-    try:
-        while some := list(islice(rows, batch_size)):
-            parts = (some[i : i + at_once] for i in range(0, len(some), at_once))
-            chunks = [pool.submit(read, part) for part in parts]
-            waiting.append([*chunks, pool.submit(collect_all, chunks)])
-            if len(waiting) > 1:  # one batch alone does not count as many images
-                note(len(some))
-            if len(waiting) > ahead:
-                yield waiting.popleft()[-1].result()
-        while waiting:
-            yield waiting.popleft()[-1].result()
-    finally:
-        for future in chain.from_iterable(waiting):
-            future.cancel()
+    def ahead(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
+        """Batches in order, of which few wait to be taken.
+
+        A thread also collects them. A caller that did would wait for the interpreter's
+        lock once for each image, and the GPU that it drives would wait with it.
+        """
+        most = 1 + math.ceil(self.n_threads * self._at_once / self.batch_size)
+        waiting: deque[list[Future]] = deque()
+        with ThreadPoolExecutor(1, "skdeepfeat-collect") as collector:
+            try:
+                while some := list(islice(rows, self.batch_size)):
+                    waiting.append(self._begin(pool, collector, some))
+                    if len(waiting) > 1:  # one batch alone promises no others
+                        self._note(len(some))
+                    if len(waiting) > most:
+                        yield waiting.popleft()[-1].result()
+                while waiting:
+                    yield waiting.popleft()[-1].result()
+            finally:
+                for future in chain.from_iterable(waiting):
+                    future.cancel()
+
+    def _begin(self, pool, collector, rows: list[int]) -> list[Future]:
+        """Begin to make one batch, which is the result of the last future."""
+
+        def collect(chunks: list[Future]) -> Batch:
+            return self._collect([chunk.result() for chunk in chunks])
+
+        starts = range(0, len(rows), self._at_once)
+        parts = (rows[start : start + self._at_once] for start in starts)
+        chunks = [pool.submit(self._prepare, part) for part in parts]
+        return [*chunks, collector.submit(collect, chunks)]
+
+    @property
+    def _at_once(self) -> int:
+        """How many images a thread prepares at once."""
+        fewest = FEWEST_SENT if self.elsewhere else 1
+        share = math.ceil(self.batch_size / self.n_threads)
+        return min(MOST_AT_ONCE, max(fewest, share))
+
+    def _note(self, n_rows: int) -> None:
+        """Announce that so many rows will be prepared."""
+        if self.elsewhere:
+            self.elsewhere.note(n_rows)
+
+    def between(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
+        """Batches in order, of which several are made at once."""
+        size = self.batch_size
+        n = math.ceil(max(BURST, 2 * self.n_threads) / size) * size
+        read, announce = lambda row: self._prepare([row]), self.images.read_ahead
+        chunks = _map_at_once(pool, read, rows, n, announce)
+        while some := list(islice(chunks, size)):
+            yield self._collect(some)
+
+    def _prepare(self, rows: Sequence[int]) -> Chunk:
+        """Prepare some rows, elsewhere or in this thread."""
+        clock = Clock()
+        found = self.elsewhere.prepare(rows, clock) if self.elsewhere else {}
+
+        def read(row: int) -> Prepared | ImageError:
+            return read_row(self.images, row, self.how, clock)
+
+        return Chunk({row: found.get(row) or read(row) for row in rows}, clock)
+
+    def _collect(self, chunks: list[Chunk]) -> Batch:
+        """Fill one batch with the images of some chunks."""
+        images = {row: image for chunk in chunks for row, image in chunk.images.items()}
+        errors = [image for image in images.values() if isinstance(image, ImageError)]
+        good = {r: image for r, image in images.items() if isinstance(image, Prepared)}
+        pixels = self._stacked([image.pixels for image in good.values()])
+        in_range = [image.in_range for image in good.values()]
+        sources = [image.source for image in good.values()]
+        return Batch(list(good), pixels, errors, in_range, sources, _shares(chunks))
+
+    def _stacked(self, images: list[np.ndarray]) -> np.ndarray:
+        """Images in an array of the fixed size, with zeros behind them."""
+        eight_bit = all(pixels.dtype == np.uint8 for pixels in images)
+        side = self.how.spec.image_size
+        shape = (self.batch_size, side, side, 3)
+        stack = np.zeros(shape, np.uint8 if eight_bit else np.float32)
+        for place, pixels in enumerate(images):
+            stack[place] = pixels
+        return stack
 
 
 def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
@@ -183,21 +234,6 @@ def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
             pool.submit(announce, item)
         yield from results
         some = following
-
-
-def _collect(chunks: list[Chunk], spec: InputSpec, batch_size: int) -> Batch:
-    """Fill one batch with the images of some chunks."""
-    images = {row: image for chunk in chunks for row, image in chunk.images.items()}
-    good = {row: image for row, image in images.items() if isinstance(image, Prepared)}
-    errors = [error for error in images.values() if isinstance(error, ImageError)]
-    eight_bit = all(image.pixels.dtype == np.uint8 for image in good.values())
-    shape = (batch_size, spec.image_size, spec.image_size, 3)
-    pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
-    for place, image in enumerate(good.values()):
-        pixels[place] = image.pixels
-    in_range = [image.in_range for image in good.values()]
-    sources = [image.source for image in good.values()]
-    return Batch(list(good), pixels, errors, in_range, sources, _shares(chunks))
 
 
 def _shares(chunks: list[Chunk]) -> dict[str, float]:

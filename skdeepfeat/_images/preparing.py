@@ -48,14 +48,14 @@ class Preparation:
     ----------
     spec : InputSpec
         What the network requires.
-    value_range : tuple of float or None
+    value_range : tuple of float, default=None
         Values of black and white; None depends on the dtype.
-    decode : {"exact", "fast"}
+    decode : {"exact", "fast"}, default="exact"
     """
 
     spec: InputSpec
-    value_range: tuple[float, float] | None
-    decode: str
+    value_range: tuple[float, float] | None = None
+    decode: str = "exact"
 
     def apply(self, cell: Cell, budget: "Shares | None" = None) -> Prepared:
         """The pixels of a cell that holds its content; raises ImageError."""
@@ -97,7 +97,7 @@ class Readable(Protocol):
 
 
 def read_row(
-    images: Readable, row: int, spec: InputSpec, value_range, decode="exact", clock=None
+    images: Readable, row: int, how: Preparation, clock: Clock | None = None
 ) -> Prepared | ImageError:
     """The pixels of a row at the input size, or its error."""
     clock = clock or Clock()
@@ -105,6 +105,6 @@ def read_row(
         with clock.measure("reading"):
             cell = images.read(row)
         with clock.measure("decoding"):
-            return Preparation(spec, value_range, decode).apply(cell)
+            return how.apply(cell)
     except ImageError as error:
         return error

@@ -4,6 +4,7 @@ Only a few numbers go through a pipe. What is read here was written by a process
 this one has started, or that has started this one.
 """
 
+import math
 import mmap
 import pickle
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Slot:
 
     def get(self, start: int, shape: Sequence[int], dtype) -> np.ndarray:
         """The array that begins there; it changes when the slot is filled again."""
-        stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        stop = start + math.prod(shape) * np.dtype(dtype).itemsize
         self._end = max(self._end, -(-stop // ALIGNMENT) * ALIGNMENT)
         return self._bytes[start:stop].view(dtype).reshape(shape)
 

@@ -24,7 +24,7 @@ from skdeepfeat._images.batches import read_batches
 from skdeepfeat._images.budget import Budget
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.decoding import Pixels, open_array, open_bytes, open_pil
-from skdeepfeat._images.preparing import read_row
+from skdeepfeat._images.preparing import Preparation, read_row
 from skdeepfeat._images.recipe import InputSpec, prepare
 
 ODD = ["resnet50", "efficientnet_b3", "vit_l_16", "inception_v3", "swin_t"]
@@ -246,9 +246,9 @@ def large_photo(kind="RGB", size=(1600, 1200)):
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 def test_fast_shows_the_same_picture(kind):
     spec = InputSpec(224, 256)
-    blob = encode(large_photo(kind), "JPEG", quality=90)
+    images = read_images([encode(large_photo(kind), "JPEG", quality=90)])
     exact, fast = (
-        read_row(read_images([blob]), 0, spec, None, decode).pixels.astype(float)
+        read_row(images, 0, Preparation(spec, None, decode)).pixels.astype(float)
         for decode in ("exact", "fast")
     )
     assert exact.shape == fast.shape == (224, 224, 3)
@@ -266,8 +266,8 @@ def test_fast_changes_nothing_in_small_images(photos):
     spec = InputSpec(224, 256)
     images = read_images([encode(Image.fromarray(photos[0]), "JPEG")])
     np.testing.assert_array_equal(
-        read_row(images, 0, spec, None, "fast").pixels,
-        read_row(images, 0, spec, None).pixels,
+        read_row(images, 0, Preparation(spec, None, "fast")).pixels,
+        read_row(images, 0, Preparation(spec)).pixels,
     )
 
 
@@ -345,9 +345,9 @@ def test_what_fails_gives_its_share_of_the_budget_back(monkeypatch):
     budget = Budget(100)
     monkeypatch.setattr(preparing, "decoded", budget)
     spec = InputSpec(8, None)
-    nan = np.full((40, 50), np.nan)
+    images = read_images([np.full((40, 50), np.nan)])
     for _ in range(3):
-        assert isinstance(read_row(read_images([nan]), 0, spec, None), ImageError)
+        assert isinstance(read_row(images, 0, Preparation(spec)), ImageError)
     with budget.share(100):
         pass
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 import zipfile
@@ -65,13 +66,13 @@ def window_of(X):
     return window
 
 
-def read(X, crew=None, value_range=None, decode="exact", window=None):
+def read(X, crew=None, decode="exact", window=None, n=2):
     """Batches of all rows of X, and how many of them processes have prepared."""
     window = window or window_of(X)
-    how = Preparation(SPEC, value_range, decode)
-    helped = None if crew is None else Counting(window, how, 2, crew)
+    how = Preparation(SPEC, None, decode)
+    helped = None if crew is None else Counting(window, how, n, crew)
     good = [row for row, key in window.keys.items() if isinstance(key, bytes)]
-    settings = (SPEC, value_range, decode, 4, 2, True, helped)
+    settings = (SPEC, None, decode, 4, n, True, helped)
     batches = list(read_batches(window, good, *settings))
     return batches, helped.n_prepared if helped else 0
 
@@ -281,21 +282,22 @@ def test_killed_processes_cost_no_row_and_one_warning(pictures):
     assert not crew._free
 
 
-def test_a_process_that_is_killed_at_work_costs_no_row(pictures):
+def test_a_process_that_is_killed_at_work_costs_no_row(pictures, monkeypatch):
     crew = started(1)
     (decoder,) = crew._free
-    X = [encode(p) for p in pictures]
+    slow = encode(Image.effect_noise((3000, 3000), 90), "PNG")
+    X = [slow] + [encode(p.rotate(i)) for i in range(9) for p in pictures]
     window = window_of(X)
     real = window.portable
 
     def portable(row):
-        if row == 5:
-            os.kill(decoder._process.pid, signal.SIGKILL)
+        if row == 0:
+            threading.Timer(0.05, decoder._process.kill).start()
         return real(row)
 
-    window.portable = portable
+    monkeypatch.setattr(window, "portable", portable)
     with pytest.warns(EngineWarning, match="status -9"):
-        found, _ = read(X, crew, window=window)
+        found, _ = read(X, crew, window=window, n=1)
     assert described(found) == described(read(X)[0])
 
 
