@@ -85,6 +85,8 @@ class Decoder:
     @property
     def is_ready(self) -> bool:
         """Whether it is there; raises EOFError if it has ended."""
+        if self._process.poll() is not None:
+            raise EOFError
         if not self._is_ready and self._messages.poll():
             self._is_ready = self._messages.recv_bytes() == READY
         return self._is_ready
@@ -145,7 +147,7 @@ class Crew:
 
     def __init__(self):
         self._lock = Lock()
-        self._free: deque[Decoder] = deque()  # also those that are being started
+        self.free: deque[Decoder] = deque()  # also those that are being started
         self._n = self._n_seen = 0  # processes; images since some were started
         self._trouble: list[str] = []  # because of which no more are started
         self._n_told = 0
@@ -162,7 +164,7 @@ class Crew:
         """Start so many processes, unless the system refuses it."""
         try:
             for _ in range(n):
-                self._free.append(Decoder())
+                self.free.append(Decoder())
                 self._n += 1
         except (OSError, TypeError) as error:  # no memory, an odd sys.path
             self._trouble.append(f"cannot be started: {error}")
@@ -176,18 +178,18 @@ class Crew:
             with decoded.share(most):
                 answer = question(decoder)
         except Unsendable:
-            self._free.append(decoder)
+            self.free.append(decoder)
         except Exception:
             self._lose(decoder)
         else:
-            self._free.append(decoder)
+            self.free.append(decoder)
         return answer
 
     def _borrow(self) -> Decoder | None:
         """A process that is there; the one used last, so that others become idle."""
-        for _ in range(len(self._free)):
+        for _ in range(len(self.free)):
             with contextlib.suppress(IndexError):  # another thread was faster
-                decoder = self._free.pop()
+                decoder = self.free.pop()
                 if self._is_ready(decoder):
                     return decoder
         return None
@@ -200,7 +202,7 @@ class Crew:
         except (EOFError, OSError):
             self._lose(decoder)
         else:
-            self._free.appendleft(decoder)
+            self.free.appendleft(decoder)
         return False
 
     def _lose(self, decoder: Decoder) -> None:
@@ -219,16 +221,16 @@ class Crew:
 
     def end(self) -> None:
         """End all processes."""
-        while self._free:
-            self._free.pop().end()
+        while self.free:
+            self.free.pop().end()
             self._n -= 1
 
     def forget(self) -> None:
         """In a forked child: the processes are those of the parent."""
-        for decoder in self._free:
+        for decoder in self.free:
             decoder.leave()
             leave_to_parent(decoder)
-        self._free.clear()
+        self.free.clear()
         self._n = self._n_seen = 0
 
 

@@ -21,7 +21,7 @@ from .preparing import Preparation
 from .slots import Slot
 
 READY = b"ready"
-IDLE_SECONDS = 60  # without a task, after which it ends
+IDLE_SECONDS = 300  # without a task, after which it ends, as joblib's workers do
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def started(n):
     """A crew of processes that are there."""
     crew = Crew()
     crew.start(n)
-    wait_until(lambda: all(one.is_ready for one in crew._free), lambda seconds: None)
+    wait_until(lambda: all(one.is_ready for one in crew.free), lambda seconds: None)
     return crew
 
 
@@ -164,7 +164,7 @@ def test_processes_make_the_batches_of_threads(kind, decode, crew, pictures, tmp
 
 def test_processes_import_no_torch(crew, pictures, tmp_path):
     read(KINDS["tensors"](pictures, tmp_path), crew)
-    for decoder in crew._free:
+    for decoder in crew.free:
         with open(f"/proc/{decoder._process.pid}/maps") as file:
             libraries = file.read()
         assert "numpy" in libraries and "libtorch" not in libraries
@@ -269,7 +269,7 @@ def test_killed_processes_cost_no_row_and_one_warning(pictures):
     crew = started(2)
     X = [encode(p) for p in pictures]
     expected = described(read(X)[0])
-    for decoder in crew._free:
+    for decoder in crew.free:
         os.kill(decoder._process.pid, signal.SIGKILL)
     with pytest.warns(EngineWarning, match="ended with status -9. Threads") as caught:
         found, n_prepared = read(X, crew)
@@ -279,12 +279,12 @@ def test_killed_processes_cost_no_row_and_one_warning(pictures):
         warnings.simplefilter("error")
         crew.note(10**6, 2)  # no more are started
         assert described(read(X, crew)[0]) == expected
-    assert not crew._free
+    assert not crew.free
 
 
 def test_a_process_that_is_killed_at_work_costs_no_row(pictures, monkeypatch):
     crew = started(1)
-    (decoder,) = crew._free
+    (decoder,) = crew.free
     slow = encode(Image.effect_noise((3000, 3000), 90), "PNG")
     X = [slow] + [encode(p.rotate(i)) for i in range(9) for p in pictures]
     window = window_of(X)
@@ -303,14 +303,14 @@ def test_a_process_that_is_killed_at_work_costs_no_row(pictures, monkeypatch):
 
 def test_idle_processes_end_in_silence(pictures):
     crew = started(1)
-    (decoder,) = crew._free
+    (decoder,) = crew.free
     decoder.leave()
     decoder._process.wait(10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         X = [encode(p) for p in pictures]
         assert described(read(X, crew)[0]) == described(read(X)[0])
-    assert not crew._free and crew._n == 0
+    assert not crew.free and crew._n == 0
 
 
 def test_if_none_can_be_started_threads_decode(pictures, monkeypatch):
@@ -351,13 +351,13 @@ SCRIPT = """
     from skdeepfeat._images.crew import crew
 
     crew.start(2)
-    while not all(one.is_ready for one in crew._free):
+    while not all(one.is_ready for one in crew.free):
         time.sleep(0.01)
-    print("imported", *[one._process.pid for one in crew._free], flush=True)
+    print("imported", *[one._process.pid for one in crew.free], flush=True)
     if "killed" in sys.argv:
         os.kill(os.getpid(), signal.SIGKILL)
     if "forked" in sys.argv and not os.fork():
-        assert not crew._free
+        assert not crew.free
         os._exit(0)
 """
 
