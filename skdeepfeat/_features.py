@@ -114,7 +114,8 @@ class PretrainedCNNFeatures(PretrainedFeatures):
         What to do with an image that cannot be read. "raise" raises
         :class:`ImageError` with its row. "nan" fills its row with NaN and warns once.
     n_jobs : int or None, default=None
-        Number of threads that decode images. None means all cores, unlike in
+        Number of images that are decoded at once, by threads; on a GPU, from 4 on, by
+        processes, once there are many images. None means all cores, unlike in
         scikit-learn, where it means 1.
     output : {"numpy", "torch"}, default="numpy"
         Type of the output. "torch" returns a tensor on the device, for estimators that
