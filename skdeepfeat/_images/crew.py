@@ -178,11 +178,14 @@ class Crew:
             with decoded.share(most):
                 answer = question(decoder)
         except Unsendable:
-            self.free.append(decoder)
-        except Exception:
+            pass
+        except (EOFError, OSError):
             self._lose(decoder)
-        else:
-            self.free.append(decoder)
+            return answer
+        except BaseException:  # it may still answer, and would be misunderstood
+            self._lose(decoder)
+            raise
+        self.free.append(decoder)
         return answer
 
     def _borrow(self) -> Decoder | None:

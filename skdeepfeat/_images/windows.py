@@ -1,6 +1,5 @@
 """The rows of one call, read and hashed in windows, so that memory is bounded."""
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -10,7 +9,7 @@ from itertools import chain, repeat
 
 from .._digests import digest
 from .._exceptions import ImageError, ImageWarning, Wording
-from .._processes import Lock
+from .._processes import Event, Lock
 from .cells import Cell, Hashed
 from .reasons import row_errors
 from .references import Reference
@@ -106,7 +105,7 @@ class Images:
             Makes an empty window from `rescaled`; by default a :class:`Window`.
         """
         make = partial(make_window or partial(Window, rows_held=ROWS_HELD), rescaled)
-        return self._fill(make, recall, n_threads, threading.Event())
+        return self._fill(make, recall, n_threads, Event())
 
     def windows_ahead(self, recall, n_threads: int, rescaled: bool):
         """The same; a thread makes the next window while one is used.
@@ -116,7 +115,7 @@ class Images:
         """
         if not self._cells.in_memory:
             return self.windows(recall, n_threads, rescaled)
-        halted, sizes = threading.Event(), chain(ROWS_AHEAD, repeat(ROWS_AHEAD[-1]))
+        halted, sizes = Event(), chain(ROWS_AHEAD, repeat(ROWS_AHEAD[-1]))
 
         def make() -> Window:
             return Window(rescaled, next(sizes))
@@ -151,7 +150,7 @@ class Images:
             return error
 
 
-def _ahead_of(windows, halted: threading.Event) -> Iterator["Window"]:
+def _ahead_of(windows, halted) -> Iterator["Window"]:
     """The windows of a generator; a thread makes the next while one is used."""
     with closing(windows), ThreadPoolExecutor(1, "skdeepfeat-hash") as thread:
         try:

@@ -42,7 +42,7 @@ from skdeepfeat._engines.base import PooledLayers
 from skdeepfeat._engines.running import Engine
 from skdeepfeat._images.batches import read_batches
 from skdeepfeat._images.containers import read_images
-from skdeepfeat._images.crew import FEWEST, Crew, Helped, crew
+from skdeepfeat._images.crew import FEWEST, Crew, Helped, crew, may_start
 from skdeepfeat._images.preparing import Preparation
 from skdeepfeat._networks.building import build_network
 from skdeepfeat._networks.layers import resolve_layer
@@ -292,7 +292,7 @@ def ours(trial, name, precision, items, batch_size):
         cache=None,
     )
     clear_caches()
-    if trial.on_gpu and N_CORES >= FEWEST:
+    if trial.on_gpu and N_CORES >= FEWEST and may_start():
         wait_for(crew, N_CORES)  # as the workers of a DataLoader
     return lambda: features.transform(items)
 
@@ -374,7 +374,7 @@ DECODING = ["network", "from", "threads", "processes", "DataLoader"]
 
 def decoding_rows(trial):
     """Images a second of decoding alone, all cores, here and by a DataLoader."""
-    crew = wait_for(Crew(), N_CORES)
+    crew = wait_for(Crew(), N_CORES) if may_start() else None
     for name in trial.networks:
         spec = source_of(trial, name).input
         for source, items in trial.sources.items():
@@ -389,7 +389,8 @@ def decoding_rows(trial):
                 for run in runs
             ]
             yield [name, source, *rates]
-    crew.end()
+    if crew:
+        crew.end()
 
 
 def wait_for(crew, n):

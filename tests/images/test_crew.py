@@ -15,8 +15,8 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_backbone
 from PIL import Image, ImageFile
+from sklearn.base import clone
 
 from skdeepfeat import PretrainedCNNFeatures
 from skdeepfeat._exceptions import EngineWarning, ImageWarning
@@ -356,6 +356,12 @@ SCRIPT = """
     print("imported", *[one._process.pid for one in crew.free], flush=True)
     if "killed" in sys.argv:
         os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        os.killpg(0, signal.SIGINT)  # as a terminal does
+        time.sleep(10)
+    except KeyboardInterrupt:
+        time.sleep(0.2)
+        assert all(one.is_ready for one in crew.free)
     if "forked" in sys.argv and not os.fork():
         assert not crew.free
         os._exit(0)
@@ -371,12 +377,13 @@ def is_there(pid):
         return False
 
 
-@pytest.mark.parametrize("end", ["killed", "forked"])
+@pytest.mark.parametrize("end", ["killed", "interrupted and forked"])
 def test_none_outlives_the_process_that_started_it(end, tmp_path):
     script = tmp_path / "script.py"  # without if __name__ == "__main__"
     script.write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, "-W", "error", str(script), end]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-W", "error", str(script), *end.split()]
+    how = {"capture_output": True, "text": True, "timeout": 60}
+    done = subprocess.run(command, start_new_session=True, **how)
     assert done.returncode == (-9 if end == "killed" else 0), done.stderr
     assert not done.stderr
     word, *pids = done.stdout.split()
@@ -412,20 +419,28 @@ def beside_gpu(monkeypatch, crew):
     return answers
 
 
-def test_an_estimator_computes_the_same_beside_a_gpu(pictures, beside_gpu, monkeypatch):
-    rng = np.random.default_rng(0)
-    X = [encode(p.rotate(90 * i)) for i in range(4) for p in pictures]
-    X += list(rng.integers(0, 256, (30, 20, 24, 3), np.uint8))
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_an_estimator_computes_the_same_beside_a_gpu(
+    is_stored, pictures, beside_gpu, monkeypatch, tmp_path
+):
+    X = [encode(p.rotate(90 * i)) for i in range(1, 4) for p in pictures]
+    X += list(np.random.default_rng(0).integers(0, 256, (30, 20, 24, 3), np.uint8))
+    X += as_files(pictures, tmp_path)
     X[11], X[40] = b"broken", X[3]
+    cache = tmp_path / "store" if is_stored else None
     features = PretrainedCNNFeatures(
-        tiny_backbone(), cache=None, on_error="nan", batch_size=4, engine="torch"
+        "tiny", cache=cache, on_error="nan", batch_size=4, engine="torch"
     )
     with pytest.warns(ImageWarning, match="1 of 66 images"):
         rows = features.transform(X)
     assert sum(helped.n_prepared for helped in beside_gpu) == len(X) - 2
     assert len(beside_gpu) == 3  # windows, of 32 rows that are read at once
     errors = features.errors_
-    monkeypatch.undo()
     with pytest.warns(ImageWarning, match="1 of 66 images"):
         np.testing.assert_array_equal(rows, features.transform(X))
-    assert features.errors_ == errors
+    assert features.stats_["n_computed"] == (0 if is_stored else len(X) - 2)
+    monkeypatch.undo()
+    threaded = clone(features).set_params(cache=None)
+    with pytest.warns(ImageWarning, match="1 of 66 images"):
+        np.testing.assert_array_equal(rows, threaded.transform(X))
+    assert threaded.errors_ == errors
