@@ -1,6 +1,7 @@
 """Images that processes decode are those that threads decode, whatever happens."""
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 import warnings
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
 import joblib
 import numpy as np
@@ -396,7 +398,8 @@ def test_none_outlives_the_process_that_started_it(end, tmp_path):
 
 def test_workers_start_none():
     assert may_start()
-    assert not any(joblib.Parallel(2)(joblib.delayed(may_start)() for _ in range(2)))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers:
+        assert not workers.submit(may_start).result()
 
 
 # In an estimator ----------------------------------------------------------------------
