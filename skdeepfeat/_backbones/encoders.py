@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,16 +11,17 @@ from .._caches import SharedCache
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
-from .._texts.words import fast_tokenizer
+from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
 from .installed import optional
 from .records import PACKAGE, Identity, Layer
-from .sentence_folders import warn_about_modules
+from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing. Decoders have a depth of their own.
 DEPTH = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
 WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_length")
+VOCABULARY = ("vocab_size", "n_words")
 # Entries that say nothing about what is computed.
 ABOUT_FILE = {"_name_or_path", "architectures", "transformers_version", "torch_dtype"}
 ABOUT_FILE |= {"dtype", "id2label", "label2id", "problem_type", "use_cache"}
@@ -58,11 +59,17 @@ class EncoderBackbone(TextRecord):
     def config(self) -> dict[str, Any]:
         """The configuration in the folder."""
         path = self.folder / "config.json"
+        if not path.is_file():
+            raise WeightsError(
+                f"There is no 'config.json' in {str(self.folder)!r}. "
+                f"{where_the_encoder_is(self.folder)}"
+            )
         try:
             found = _settings_in(path)
             _check_number(found, DEPTH)
             _check_number(found, WIDTH)
             _check_number(found, LONGEST, required=False)
+            _check_number(found, VOCABULARY, required=False)
         except (OSError, ValueError, KeyError) as error:
             raise WeightsError(
                 f"{str(path)!r} is not the configuration of a transformer encoder "
@@ -135,7 +142,13 @@ class EncoderBackbone(TextRecord):
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
         """The tokens of a text, with those that the network wants around them."""
         name = (self.folder, self.input.tokenizer, max_length)
-        return _tokenizers.get(name, lambda: _load_tokenizer(self.folder, max_length))
+        make = partial(_load_tokenizer, self.folder, max_length)
+        return known_tokens(_tokenizers.get(name, make), self._n_tokens)
+
+    @property
+    def _n_tokens(self) -> int:
+        """How many different tokens the network takes, as far as is known."""
+        return _entry(self.config, VOCABULARY, None) or MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -156,11 +169,18 @@ class EncoderSource(TextSource):
         """The folder."""
         return str(self.backbone.folder)
 
+    @property
+    def parameters(self) -> str:
+        """The parameters to check, and the file beside the weights."""
+        return "backbone, its config.json, or weights"
+
     def known_by(self, by_values: bool = False) -> dict:
-        """Digests of the files, or the seed."""
+        """Digests of the files, or the seed, with that of the configuration, which
+        says what is computed with the weights."""
+        about = {"configuration": self.backbone.identity.digest}
         if self.seed is not None:
             packages = {name: version(name) for name in ("torch", "transformers")}
-            return {"seed": int(self.seed), **packages}
+            return {**about, "seed": int(self.seed), **packages}
         files = self.backbone.weights_files
         if not files:
             raise WeightsError(
@@ -168,7 +188,7 @@ class EncoderSource(TextSource):
                 "could run code; write one with "
                 "model.save_pretrained(folder) of transformers."
             )
-        return {"files": {path.name: digest_file(path) for path in files}}
+        return {**about, "files": {path.name: digest_file(path) for path in files}}
 
 
 _NONE = object()

@@ -15,6 +15,7 @@ from encoders import ARCHITECTURES, DEPTH, WIDTH, random_texts, save_encoder
 from skdeepfeat import (
     FeatureStore,
     PretrainedTextFeatures,
+    TextError,
     TextWarning,
     WeightsError,
     list_layers,
@@ -306,3 +307,40 @@ def test_changed_weights_and_tokenizers_are_noticed(tmp_path):
         features.transform(["win cash"])
     other = PretrainedTextFeatures(folder).transform(["win cash"])
     assert np.abs(other - rows).max() > 1e-3
+
+
+@pytest.mark.parametrize("weights", ["default", None])
+@pytest.mark.parametrize(
+    ("entry", "value"), [("hidden_act", "relu"), ("num_attention_heads", 2)]
+)
+def test_a_changed_configuration_is_noticed(entry, value, weights, tmp_path):
+    """The weights still fit it, and mean something else."""
+    folder = save_encoder(tmp_path / "encoder")
+    features = PretrainedTextFeatures(folder, weights=weights).fit(["win cash"])
+    rows = features.transform(["win cash"])
+    config = json.loads((folder / "config.json").read_text())
+    set_config(folder, {**config, "transformers_version": "0"})
+    np.testing.assert_array_equal(features.transform(["win cash"]), rows)
+    set_config(folder, {**config, entry: value})
+    for fitted in (features, pickle.loads(pickle.dumps(features))):
+        with pytest.raises(WeightsError, match=r"its config\.json, or weights changed"):
+            fitted.transform(["win cash"])
+
+
+def set_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_tokens_beyond_the_table_are_errors_of_their_rows(tmp_path):
+    """A tokenizer with added words, of which the network was not told."""
+    folder = save_encoder(tmp_path / "encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["jackpot"])
+    tokenizer.save_pretrained(folder)
+    texts = ["win cash", "a jackpot", "see you"]
+    with pytest.raises(TextError, match=r"row 1 .* from 0 to 77\. Got 78"):
+        PretrainedTextFeatures(folder, cache=None).transform(texts)
+    features = PretrainedTextFeatures(folder, cache=None, on_error="nan")
+    with pytest.warns(TextWarning, match="1 of 3"):
+        rows = features.transform(texts)
+    assert np.isnan(rows).any(1).tolist() == [False, True, False]
