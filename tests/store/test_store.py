@@ -394,7 +394,7 @@ def test_a_full_disk_costs_a_warning(tmp_path):
     """
     said = output_of(in_new_process(code, tmp_path / "store"))
     assert "StoreWarning The feature store in" in said
-    assert "are computed but not stored" in said and said.endswith("[0]")
+    assert "are returned but not stored" in said and said.endswith("[0]")
 
 
 def give_up_root():
