@@ -29,6 +29,9 @@ ABOUT_FILE |= {"dtype", "id2label", "label2id", "problem_type", "use_cache"}
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"}
 OFFSET_POSITIONS |= {"xlm-roberta-xl", "longformer", "roberta-prelayernorm", "ibert"}
 OFFSET_POSITIONS |= {"esm", "lilt", "luke", "markuplm", "xmod"}
+# Encoders that return the states after their last block as they are.
+END_WITH_BLOCK = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet"}
+END_WITH_BLOCK |= {"distilbert", "albert", "deberta", "deberta-v2"}
 
 EMBEDDINGS, LAST = "embeddings", "returned"
 
@@ -103,7 +106,8 @@ class EncoderBackbone(TextRecord):
         n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
         names = [EMBEDDINGS, *blocks, "penultimate"]
-        nodes = [EMBEDDINGS, *blocks, LAST]
+        ends_with_block = self.config.get("model_type") in END_WITH_BLOCK
+        nodes = [EMBEDDINGS, *blocks, blocks[-1] if ends_with_block else LAST]
         shape = (self.input.max_length or 0, width)
         return tuple(
             Layer(name, node, i, "tokens", shape, width, None, min(i, n) / n)
@@ -113,8 +117,12 @@ class EncoderBackbone(TextRecord):
     @cached_property
     def identity(self) -> Identity:  # type: ignore[override]
         """The configuration, which names the code that is run."""
-        about = {k: v for k, v in self.config.items() if k not in ABOUT_FILE}
-        return Identity(digest_fields("encoder", 2, about))
+        return Identity(digest_fields("encoder", 2, self.settings))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The entries of the configuration that may say what is computed."""
+        return {k: v for k, v in self.config.items() if k not in ABOUT_FILE}
 
     @property
     def padding(self) -> int:
@@ -177,7 +185,8 @@ class EncoderSource(TextSource):
     def known_by(self, by_values: bool = False) -> dict:
         """Digests of the files, or the seed, with that of the configuration, which
         says what is computed with the weights."""
-        about = {"configuration": self.backbone.identity.digest}
+        settings = digest_fields("configuration", 1, self.backbone.settings)
+        about: dict[str, Any] = {"configuration": settings}
         if self.seed is not None:
             packages = {name: version(name) for name in ("torch", "transformers")}
             return {**about, "seed": int(self.seed), **packages}

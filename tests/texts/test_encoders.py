@@ -344,3 +344,27 @@ def test_tokens_beyond_the_table_are_errors_of_their_rows(tmp_path):
     with pytest.warns(TextWarning, match="1 of 3"):
         rows = features.transform(texts)
     assert np.isnan(rows).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "DebertaV2", "GPT2", "CLIPText"])
+def test_the_last_block_and_what_is_returned_are_stored_once_if_they_are_one(
+    saved, architecture
+):
+    store = FeatureStore(name=f"ends of {architecture}")
+    features = PretrainedTextFeatures(saved(architecture), layer=ALL, cache=store)
+    rows = features.transform(["win cash"])
+    assert rows.shape == (1, len(ALL) * WIDTH)
+    once = architecture in ("Bert", "DebertaV2")
+    assert len(store.info()["layers"]) == len(ALL) - once
+    if once:
+        np.testing.assert_array_equal(rows[:, -WIDTH:], rows[:, -2 * WIDTH : -WIDTH])
+
+
+def test_an_encoder_that_goes_on_after_its_last_block_is_not_cut_there(tmp_path):
+    """Its kind is among those that do not, but its code has changed."""
+    from skdeepfeat._networks.encoder_states import make_encoder
+
+    folder = save_encoder(tmp_path / "encoder", "CLIPText")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with pytest.raises(WeightsError, match="changes the states after its last block"):
+        make_encoder(model, "folder", LAYERS, WIDTH, last=LAYERS[-1])
