@@ -18,7 +18,8 @@ from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing. Decoders have a depth of their own.
-DEPTH = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+DEPTH = ("encoder_layers", "num_encoder_layers", "num_hidden_layers")
+DEPTH += ("n_layers", "n_layer", "num_layers")  # type: ignore[assignment]
 WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_length")
 VOCABULARY = ("vocab_size", "n_words")
@@ -35,6 +36,12 @@ END_WITH_BLOCK |= {"distilbert", "albert", "deberta", "deberta-v2"}
 
 EMBEDDINGS, LAST = "embeddings", "returned"
 
+WRITE = "Write the folder with save_pretrained of transformers."
+OF_PARTS = (
+    "It is that of a network of texts and images. Save the part for texts, and the "
+    "tokenizer, in a folder of their own, such as CLIPTextModel.from_pretrained(folder)"
+    ".save_pretrained(other)."
+)
 # Ends of the names of files that a tokenizer may read, and of those that it does not.
 READ = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
 READ += (".spm", ".tiktoken", ".tokenizer")  # type: ignore[assignment]
@@ -67,16 +74,18 @@ class EncoderBackbone(TextRecord):
                 f"There is no 'config.json' in {str(self.folder)!r}. "
                 f"{where_the_encoder_is(self.folder)}"
             )
+        found: dict[str, Any] = {}
         try:
             found = _settings_in(path)
             _check_number(found, DEPTH)
             _check_number(found, WIDTH)
             _check_number(found, LONGEST, required=False)
             _check_number(found, VOCABULARY, required=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
+            remedy = OF_PARTS if "text_config" in found else WRITE
             raise WeightsError(
                 f"{str(path)!r} is not the configuration of a transformer encoder "
-                f"({error}). Write the folder with save_pretrained of transformers."
+                f"({error}). {remedy}"
             ) from error
         return found
 
@@ -207,7 +216,7 @@ def _entry(config: dict[str, Any], names: tuple[str, ...], default: Any = _NONE)
     """The entry of a configuration under the first of several names."""
     found = next((config[name] for name in names if name in config), default)
     if found is _NONE:
-        raise KeyError(f"it has no {names[0]!r}")
+        raise ValueError(f"it has no {names[0]!r}")
     return found
 
 

@@ -242,6 +242,13 @@ def test_a_folder_that_is_no_encoder_is_refused(tmp_path):
         PretrainedTextFeatures(tmp_path).fit(["a"])
 
 
+def test_a_network_of_texts_and_images_is_refused_with_how_to_save_its_part(tmp_path):
+    parts = {"text_config": CONFIGURED, "vision_config": CONFIGURED}
+    (tmp_path / "config.json").write_text(json.dumps(parts))
+    with pytest.raises(WeightsError, match=r"CLIPTextModel\.from_pretrained\(folder\)"):
+        PretrainedTextFeatures(tmp_path).fit(["a"])
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
 CONFIGURED = {"model_type": "bert", "num_hidden_layers": DEPTH, "hidden_size": WIDTH}
 DAMAGED = [  # file, its content, and words of the error
