@@ -280,6 +280,12 @@ def _check_settings(model: nn.Module, before: dict) -> None:
         if now != value:
             raise Unsuitable(
                 f"a short text changes its {name!r} from {value!r} to {now!r}, so that "
-                "rows depend on the texts before. If config.json has this entry, set "
-                f"it to {now!r}"
+                f"rows depend on the texts before{_remedy(model, name, now)}"
             )
+
+
+def _remedy(model: nn.Module, name: str, now: Any) -> str:
+    """What to set in the configuration, if it has such an entry."""
+    if not hasattr(cast(Any, model).config, name):
+        return ""
+    return f". Set this entry of config.json to {now!r} for all texts"
