@@ -78,11 +78,11 @@ class Claims:
         return self._locks[call]
 
     def _sweep(self, db) -> None:
-        """Once, remove what calls of ended processes have left.
+        """Once in a folder, remove what calls of ended processes have left.
 
         No lock is taken meanwhile, because the transaction excludes other writers.
         """
-        if self._is_swept:
+        if self._is_swept and self._folder.is_dir():  # and not removed meanwhile
             return
         self._folder.mkdir(exist_ok=True)
         for path in self._folder.iterdir():

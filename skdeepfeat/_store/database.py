@@ -201,7 +201,7 @@ class Database:
             )
         else:
             trouble = TROUBLES.get(code, f"cannot be used ({error})")
-            self.warn(f"{trouble}; missing features are computed but not stored")
+            self.warn(f"{trouble}; features are returned but not stored there")
 
     def set_aside(self) -> None:
         """Rename a damaged database, unless another process has replaced it already."""

@@ -25,6 +25,7 @@ from .database import ASIDE, ERRORS, FILE, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
+    STAMP_SECONDS,
     add_to_counter,
     count_rows,
     delete_rows,
@@ -39,7 +40,6 @@ from .statements import (
 from .waiting import begin_of, computed_by, locked, say_once
 
 EMPTY_BYTES = 100_000  # more than a database without rows takes
-STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 
 class DiskTable:

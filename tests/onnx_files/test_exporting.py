@@ -69,6 +69,7 @@ HEADS = {
     "mlp": MLPClassifier((20,), max_iter=2000, random_state=0),
     "linear svc": LinearSVC(),
     "pca": make_pipeline(PCA(10), LogisticRegression()),
+    "linear svc in a pipeline": make_pipeline(PCA(10), LinearSVC()),
     "stack": StackingClassifier(
         [("a", GaussianNB()), ("b", LogisticRegression())], cv=2
     ),
@@ -311,7 +312,9 @@ def test_columns_beside_photos_are_refused():
         (PretrainedCNNFeatures(**RECIPE), "photo"), (StandardScaler(), ["number"])
     )
     model = make_pipeline(beside, RidgeClassifier()).fit(frame, Y)
-    with pytest.raises(ValueError, match=r"columntransformer.*pipeline of the photos"):
+    with pytest.raises(
+        ValueError, match=r"columntransformer.*export its PretrainedCNNFeatures alone"
+    ):
         to_onnx(model)
 
 

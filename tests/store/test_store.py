@@ -394,7 +394,7 @@ def test_a_full_disk_costs_a_warning(tmp_path):
     """
     said = output_of(in_new_process(code, tmp_path / "store"))
     assert "StoreWarning The feature store in" in said
-    assert "are computed but not stored" in said and said.endswith("[0]")
+    assert "are returned but not stored" in said and said.endswith("[0]")
 
 
 def give_up_root():
@@ -662,3 +662,14 @@ def test_stores_that_begin_at_the_same_time_all_begin(tmp_path):
             list(pool.map(begin, tables))
         for table in tables:
             table.close()
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_again(tmp_path):
+    one, other = (DiskTable(tmp_path / "store", 10**9) for _ in range(2))
+    assert one.claim(b"c", b"s", [b"x"], [b"a"]) == [0]
+    one.release(b"c")
+    shutil.rmtree(one.folder)
+    assert one.claim(b"d", b"s", [b"x"], [b"a"]) == [0]  # a warning is an error here
+    assert other.claim(b"e", b"s", [b"x"], [b"a"]) == []
+    put(one, b"a", [1], np.ones((1, 3), "f4"))
+    assert not get(other, b"a", [1])[1]
