@@ -89,8 +89,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Random changes of the training images: mirrored and shifted ("light"); mirrored,
         cropped and recoloured ("standard"); or, in addition, one random step of
         TrivialAugment and random erasing ("strong"). A callable takes one uint8 tensor
-        (3, h, w) and returns another. With "none" the frozen blocks are computed only
-        once.
+        (3, h, w) and returns another, of which the centre is used. With "none" the
+        frozen blocks are computed only once.
     label_smoothing : float, default=0.0
         Share of each label that is distributed over all classes.
     dropout : float, default=0.0
