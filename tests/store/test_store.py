@@ -564,7 +564,7 @@ def test_what_killed_processes_have_left_is_removed(disk):
 
 def test_files_of_the_user_in_the_folder_of_locks_are_left_alone(disk):
     theirs = disk.folder / "owners"
-    theirs.mkdir()
+    theirs.mkdir(parents=True)
     names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "notes"}
     for name in names:
         (theirs / name).write_text("mine")
