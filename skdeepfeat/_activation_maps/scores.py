@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logsumexp
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
 
-from .._composites import as_array, by_class, last_step, parts_of
+from .._composites import GivenRows, as_array, by_class, last_step, parts_of
 from .._exceptions import closest
 
 # What trees, boosted trees of several packages, and neighbours have.
@@ -39,10 +39,12 @@ class Targets:
     def of(cls, head, target, n_images: int) -> "Targets":
         """The targets that a parameter names; refuses unknown ones."""
         if not (is_classifier(head) or is_regressor(head) or is_outlier_detector(head)):
+            only_features = isinstance(head, GivenRows)
+            got = "features alone" if only_features else type(head).__name__
             raise ValueError(
                 "activation_maps explains a classifier, a regressor or an outlier "
-                f"detector. Got {type(head).__name__}, which is none of them. Pass a "
-                "pipeline that ends in one."
+                f"detector. Got {got}, which is none of them. Pass a pipeline that "
+                "ends in one."
             )
         if isinstance(classes := getattr(head, "classes_", None), list):
             raise _several_labels(head, len(classes))

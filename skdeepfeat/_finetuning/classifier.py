@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -21,6 +22,7 @@ from .._exceptions import (
     warn_user,
 )
 from .._features import PretrainedCNNFeatures
+from .._files import replacing
 from .._images.input import read_input, set_input_tags
 from .._images.windows import IMAGES
 from .._report import FitTask, Report, hand_over, last_report
@@ -477,7 +479,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        save_file(dict(self.to_backbone().arrays), path)
+        with replacing(Path(path)) as partial:
+            save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):
         """Number of blocks of the network, the maximum of `unfreeze`.
@@ -500,7 +503,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Do what fit and partial_fit share."""
         images, labels = self._check_input(X, y, sample_weight, classes, continues)
         seed, first_seed = self._seeds(continues)
-        source, key = self._frozen_source() if continues else self._source(seed)
+        anew = "call fit with warm_start=False"
+        source, key = self._frozen_source(anew) if continues else self._source(seed)
         self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
         from .fitted import Fitted
@@ -646,13 +650,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         )
         return ImageError(error.row, error.source, reason)
 
-    def _frozen_source(self) -> tuple[WeightsSource, bytes]:
+    def _frozen_source(self, remedy="fit again") -> tuple[WeightsSource, bytes]:
         """What training started from; refuses weights that have changed since."""
         source, key = self._source(self.seed_)
         found = saved_digest(source, by_values=True)
         noted, model = self.frozen_digest_, type(self).__name__
         refuse_other_weights(
-            noted, found, source, model, "the tuned blocks no longer match"
+            noted, found, source, model, "the tuned blocks no longer match", remedy
         )
         if not can_compare(noted):
             self._accept(found)

@@ -219,6 +219,12 @@ def test_outliers_are_explained_and_clusters_refused(spots):
         activation_maps(model, X[:3])
 
 
+def test_features_alone_are_named_as_such(spots):
+    alone = features().fit(spots[0])
+    with pytest.raises(ValueError, match="Got features alone, which is none of them"):
+        activation_maps(alone, spots[0][:2])
+
+
 def test_several_layers_give_one_map_of_the_finest_places(spots):
     X, y, corners = spots
     model = make_pipeline(

@@ -338,8 +338,10 @@ def test_partial_fit_holds_nothing_out(images):
     before = clf.weights_["tail"]["3.weight"].copy()
     clf.partial_fit(X[:3], y[:3])
     assert not np.array_equal(clf.weights_["tail"]["3.weight"], before)
-    with pytest.raises(ValueError, match="differ from those of the first call"):
+    with pytest.raises(ValueError, match=r"classes=\['ant', 'dog'\] differ from those"):
         clf.partial_fit(X, y, classes=["ant", "dog"])
+    with pytest.raises(ValueError, match=r"classes=\[0, 7\] differ from those of the"):
+        clf.partial_fit(X, y, classes=np.array([0, 7]))
 
 
 def test_an_interrupt_while_weights_are_copied_keeps_what_was_learned(
