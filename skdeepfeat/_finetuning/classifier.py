@@ -508,7 +508,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
         from .fitted import Fitted
-        from .training import Start
+        from .training import Start, as_in_a_fresh_process
         from .tuned_part import find_tuned_part
 
         tuned = find_tuned_part(source, self.unfreeze)
@@ -519,8 +519,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         hold_out = None
         if self.early_stopping and not is_part:
             hold_out = HoldOut(self.validation_fraction, first_seed)
-        training_set = self._read(images, labels, hold_out, source.input)
-        fitted = self._tune(start, training_set, recipe, stop, not is_part)
+        with as_in_a_fresh_process():
+            training_set = self._read(images, labels, hold_out, source.input)
+            fitted = self._tune(start, training_set, recipe, stop, not is_part)
         self.classes_ = labels.classes
         self.seed_ = first_seed
         self.frozen_digest_ = saved_digest(source, by_values=True)

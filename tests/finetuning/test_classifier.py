@@ -333,5 +333,5 @@ def test_parameters_changed_after_fit(images, changed):
     else:
         with pytest.raises(WeightsError, match="fit again"):
             clf.predict(X)
-        with pytest.raises(WeightsError, match="fit again"):
+        with pytest.raises(WeightsError, match="call fit with warm_start=False"):
             clf.partial_fit(X, y)
