@@ -131,7 +131,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         scikit-learn, where it means 1.
     random_state : int, RandomState or None, default=None
         Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
-        seed gives the same classifier, bit for bit.
+        seed gives the same classifier, bit for bit, if no other thread draws from
+        torch's global generator meanwhile.
     verbose : int, default=0
         Above 0, a line is printed for each epoch.
 
