@@ -44,7 +44,21 @@ def layout_of_maps(shape: tuple, larger: tuple | None, channels=None) -> str:
 
 def find_layers(backbone: Backbone) -> tuple[Layer, ...]:
     """Aliased layers of a network without a record."""
-    return backbone.memo.get("layers", lambda: _find_layers(backbone))
+    return backbone.memo.get("layers", lambda: _layers_or_reason(backbone))
+
+
+def _layers_or_reason(backbone: Backbone) -> tuple[Layer, ...]:
+    """The layers; the error of a network that takes other images says what it takes."""
+    try:
+        return _find_layers(backbone)
+    except RuntimeError as error:  # of torch, where shapes do not fit
+        side = backbone.input.image_size
+        raise ValueError(
+            f"Backbone {backbone.name!r} does not take a batch of images, of shape "
+            f"(n, 3, {side}, {side}): {error}. Create it with the image_size that its "
+            "network takes. Before a network of grey images, put a step that makes "
+            "them grey, such as torchvision.transforms.v2.Grayscale()."
+        ) from error
 
 
 def _find_layers(backbone: Backbone) -> tuple[Layer, ...]:

@@ -21,7 +21,7 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, ERRORS, FILE, Database
+from .database import ASIDE, ERRORS, FILE, OWNERS, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
@@ -58,7 +58,7 @@ class DiskTable:
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
         self._database = Database(folder)
-        self._claims = Claims(folder / "owners")
+        self._claims = Claims(folder / OWNERS)
         atexit.register(self.close)
 
     # Rows ---------------------------------------------------------------------------

@@ -139,6 +139,15 @@ def test_heads_predict_as_in_scikit_learn(name, y):
     np.testing.assert_array_equal(found["label"][sure], model.predict(X)[sure])
 
 
+@pytest.mark.parametrize("pooling", ["max", "gem"])
+def test_autocast_around_an_export_changes_nothing(pooling):
+    features = PretrainedCNNFeatures(**RECIPE, pooling=pooling).fit(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = to_onnx(features)
+    rows = run(graph, images=network_input(X))["features"]
+    np.testing.assert_allclose(rows, features.transform(X), rtol=1e-4, atol=1e-5)
+
+
 def test_any_number_of_images_in_a_file(tmp_path):
     model = fitted(LogisticRegression())
     to_onnx(model, tmp_path / "model.onnx", X=X[:10])

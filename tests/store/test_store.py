@@ -562,6 +562,19 @@ def test_what_killed_processes_have_left_is_removed(disk):
     assert not list((disk.folder / "owners").iterdir())
 
 
+def test_files_of_the_user_in_the_folder_of_locks_are_left_alone(disk):
+    theirs = disk.folder / "owners"
+    theirs.mkdir(parents=True)
+    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "notes"}
+    for name in names:
+        (theirs / name).write_text("mine")
+    (theirs / "deep").mkdir()
+    assert disk.claim(b"d", b"s", keys(3), [b"a"]) == [0]
+    disk.release(b"d")
+    assert {path.name for path in theirs.iterdir()} == names | {"deep"}
+    assert {(theirs / name).read_text() for name in names} == {"mine"}
+
+
 def test_a_forked_child_leaves_its_parent_alone(tmp_path):
     code = """
         import os, sys, warnings
