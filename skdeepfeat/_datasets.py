@@ -11,6 +11,7 @@ from sklearn.utils import Bunch
 
 from ._exceptions import ImageWarning, warn_user
 from ._images.formats import is_image_name
+from ._store.database import entries_of_store
 
 
 def load_image_folder(root):
@@ -18,7 +19,8 @@ def load_image_folder(root):
 
     Nothing is decoded: pass the paths to :class:`PretrainedCNNFeatures`. Photos are
     recognised by their file extension. Links are followed, except those that lead back
-    to a folder that contains them; hidden files and folders are skipped.
+    to a folder that contains them; hidden files and folders are skipped, and so are
+    stores of features.
 
     Parameters
     ----------
@@ -77,6 +79,7 @@ def load_image_folder(root):
             "subfolder for each class."
         )
     folders, beside = _contents(root)
+    folders = [folder for folder in folders if not _is_store(folder.path)]
     by_class = {f.name: _files_below(f.path, root) for f in folders} or {"": beside}
     photos = [[e.path for e in files if _is_photo(e)] for files in by_class.values()]
     others = [e.path for files in by_class.values() for e in files if not _is_photo(e)]
@@ -98,13 +101,29 @@ def load_image_folder(root):
 
 
 def _contents(folder: str) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
-    """The folders and the other entries of a folder, by name; hidden ones skipped."""
+    """The folders and the other entries of a folder, by name.
+
+    Hidden ones and those of a store of features are skipped.
+    """
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        found = {entry.name: entry for entry in entries}
+    skipped = {n for n in entries_of_store(found) if not _has_photos(found[n])}
+    shown = [found[n] for n in found if not (n.startswith(".") or n in skipped)]
     shown.sort(key=lambda entry: entry.name)
     kinds = [_holds(entry.is_dir) for entry in shown]
     folders = [entry for entry, is_dir in zip(shown, kinds, strict=True) if is_dir]
     return folders, [e for e, is_dir in zip(shown, kinds, strict=True) if not is_dir]
+
+
+def _is_store(folder: str) -> bool:
+    """Whether a folder holds a store of features, and nothing else."""
+    names = set(os.listdir(folder))
+    return len(names) > 0 and names == entries_of_store(names)
+
+
+def _has_photos(entry: os.DirEntry) -> bool:
+    """Whether this is a folder with photos in it."""
+    return entry.is_dir() and any(map(is_image_name, os.listdir(entry.path)))
 
 
 def _is_photo(entry: os.DirEntry) -> bool:

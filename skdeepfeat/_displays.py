@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.utils.validation import check_is_fitted
 
 from ._activation_maps.maps import Explanation
+from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import list_layers
+from ._text_features import PretrainedTextFeatures
 
 
 class Display(ABC):
@@ -107,6 +109,11 @@ class TrainingHistoryDisplay(Display):
         display : TrainingHistoryDisplay
             The display, already drawn.
         """
+        if not isinstance(estimator, FineTunedClassifier):
+            raise TypeError(
+                "The 'estimator' parameter must be a fitted FineTunedClassifier. Got "
+                f"{type(estimator).__name__} instead; of a pipeline, pass its step."
+            )
         check_is_fitted(estimator)
         return cls(estimator.history_, metric=metric).plot(ax=ax)
 
@@ -218,7 +225,8 @@ class LayerDepthDisplay(Display):
             Name of the scorer to draw, if the search has several.
         names : callable or None, default=None
             Function that takes the dict of the other parameters and returns the label
-            of their line. None lists their values.
+            of their line, which shows the best score of those with the same label.
+            None lists their values.
         ax : matplotlib Axes, default=None
             Axes to draw on; None creates a new figure.
 
@@ -228,28 +236,21 @@ class LayerDepthDisplay(Display):
             The display, already drawn.
         """
         check_is_fitted(search)
-        results = search.cv_results_
-        candidates = results["params"]
-        keys = [k for k in candidates[0] if k == "layer" or k.endswith("__layer")]
-        if not keys:
-            raise ValueError(
-                "The search does not vary a parameter called 'layer'. Its parameters "
-                f"are {', '.join(map(repr, candidates[0]))}."
-            )
-        (key,) = keys
+        scores = _final_scores(search.cv_results_, metric)
+        key = _key_of_layer(search.cv_results_["params"])
         layers = sorted(
-            {params[key] for params in candidates}, key=_depth_in_network(search, key)
+            {_hashable(params[key]) for params, _ in scores if key in params},
+            key=_depth_in_network(search, key),
         )
-        scores: dict[str, np.ndarray] = {}
-        for params, score in zip(
-            candidates, results[f"mean_test_{metric}"], strict=True
-        ):
+        lines: dict[str, np.ndarray] = {}
+        for params, score in scores:
             others = {k: v for k, v in params.items() if k != key}
             label = names(others) if names else ", ".join(map(str, others.values()))
-            line = scores.setdefault(label, np.full(len(layers), np.nan))
-            line[layers.index(params[key])] = score
-        shown = [str(layer) for layer in layers]
-        return cls(shown, scores, score_name=metric).plot(ax=ax)
+            line = lines.setdefault(label, np.full(len(layers), np.nan))
+            if key in params:
+                place = layers.index(_hashable(params[key]))
+                line[place] = np.fmax(line[place], score)
+        return cls(list(map(str, layers)), lines, score_name=metric).plot(ax=ax)
 
     @classmethod
     def from_ranking(cls, ranking, *, ax=None):
@@ -318,11 +319,49 @@ class LayerDepthDisplay(Display):
         self.ax_.annotate(layer, (x, y), (0, 12), textcoords="offset points")
 
 
+def _final_scores(results, metric) -> list[tuple[dict, float]]:
+    """Each candidate of a search with its score, by successive halving the last one."""
+    name = f"mean_test_{metric}"
+    if name not in results:
+        known = [n.removeprefix("mean_test_") for n in results if "mean_test_" in n]
+        raise ValueError(
+            f"The search has no metric {metric!r}. Pass one that it has, as metric=: "
+            f"{', '.join(map(repr, known))}."
+        )
+    pairs = zip(results["params"], results[name], strict=True)
+    return list({str(params): (params, score) for params, score in pairs}.values())
+
+
+def _key_of_layer(candidates) -> str:
+    """The only parameter that is a layer."""
+    varied = list(dict.fromkeys(key for params in candidates for key in params))
+    keys = [key for key in varied if key == "layer" or key.endswith("__layer")]
+    if not keys:
+        raise ValueError(
+            "The search does not vary a parameter called 'layer'. Its parameters "
+            f"are {', '.join(map(repr, varied))}."
+        )
+    if len(keys) > 1:
+        raise ValueError(
+            f"The search varies several layers, {', '.join(map(repr, keys))}, which "
+            "are not one depth. Draw a search that varies one of them."
+        )
+    return keys[0]
+
+
+def _hashable(layer):
+    """A layer, of which a list is a tuple."""
+    return tuple(layer) if isinstance(layer, list) else layer
+
+
 def _depth_in_network(search, key):
     """A function that maps a layer to its depth in the network."""
-    parameters = search.estimator.get_params()
-    backbone = parameters[f"{key.removesuffix('layer')}backbone"]
-    place = {layer.alias: layer.index for layer in list_layers(backbone)}
+    parameters, step = search.estimator.get_params(), key.rpartition("__")[0]
+    owner = parameters[step] if step else search.estimator
+    kind = "text" if isinstance(owner, PretrainedTextFeatures) else "image"
+    known = list_layers(owner.backbone, kind=kind)
+    place = {layer.alias: layer.index for layer in known}
+    place |= {layer.index - len(known): layer.index for layer in known}
     return lambda layer: place.get(layer, layer if isinstance(layer, int) else -1)
 
 

@@ -15,7 +15,7 @@
         └── WorkerError       a worker of a cluster cannot compute what the call plans
     UserWarning
     └── FeatureWarning
-        ├── EngineWarning     torch runs a network that another engine cannot
+        ├── EngineWarning     features are computed in a slower way than planned
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
         ├── MapWarning        maps of activations that are flat
@@ -148,7 +148,11 @@ class FeatureWarning(UserWarning):
 
 
 class EngineWarning(FeatureWarning):
-    """Torch runs a network, because another engine cannot convert it."""
+    """Features are computed in a slower way than planned.
+
+    Torch runs a network that another engine cannot convert, or threads decode images
+    in place of processes that have ended.
+    """
 
 
 class ImageWarning(FeatureWarning):

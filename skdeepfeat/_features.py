@@ -5,7 +5,7 @@ from numbers import Integral
 from ._backbones.records import Backbone
 from ._backbones.weights import resolve_source
 from ._caches import SharedCache
-from ._engines.devices import unconvertible
+from ._engines.devices import resolve_class, unconvertible
 from ._images.batches import ImageReading
 from ._images.input import read_input, set_input_tags
 from ._networks.layers import ImageNetwork
@@ -114,7 +114,8 @@ class PretrainedCNNFeatures(PretrainedFeatures):
         What to do with an image that cannot be read. "raise" raises
         :class:`ImageError` with its row. "nan" fills its row with NaN and warns once.
     n_jobs : int or None, default=None
-        Number of threads that decode images. None means all cores, unlike in
+        Number of images that are decoded at once, by threads; on a GPU, from 4 on, by
+        processes, once there are many images. None means all cores, unlike in
         scikit-learn, where it means 1.
     output : {"numpy", "torch"}, default="numpy"
         Type of the output. "torch" returns a tensor on the device, for estimators that
@@ -289,7 +290,8 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     def _reading(self, network) -> ImageReading:
         value_range = check_value_range(self.value_range)
-        return ImageReading(value_range, self.decode, self.n_jobs)
+        beside_gpu = resolve_class(self.device) != "cpu"
+        return ImageReading(value_range, self.decode, self.n_jobs, beside_gpu)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,28 +1,64 @@
 """Files that appear, or change, only once they are complete."""
 
+import contextlib
+import glob
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._processes import FileLock
+
+PARTIAL = ".partial"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of another one once it is complete.
 
-    A file that is replaced keeps its permissions, as with open().
+    A file that is replaced keeps its permissions, as with open(). What processes that
+    were killed have left of it is removed.
     """
     _check_place(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    _remove_abandoned(path)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        yield partial
-        if path.exists():
-            shutil.copymode(path, partial)
-        partial.replace(path)
+        with _being_written(partial):
+            yield partial
+            if path.exists():
+                shutil.copymode(path, partial)
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _being_written(partial: Path) -> Iterator[None]:
+    """A context in which other processes leave a file alone."""
+    lock = _lock_of(partial)
+    with contextlib.suppress(OSError):  # of a disk without locks
+        lock.try_acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.path).unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the parts of a file that no process is writing."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+        lock = _lock_of(partial)
+        with contextlib.suppress(OSError):  # of others, or on a disk without locks
+            if lock.is_free():
+                partial.unlink(missing_ok=True)
+                Path(lock.path).unlink(missing_ok=True)
+
+
+def _lock_of(partial: Path) -> FileLock:
+    return FileLock(partial.with_name(f"{partial.name}.lock"))
 
 
 def _check_place(path: Path) -> None:

@@ -65,6 +65,11 @@ def Condition():
     return _renewed(threading.Condition())
 
 
+def Event():
+    """What one thread sets, and others see."""
+    return _renewed(threading.Event())
+
+
 # Fork -------------------------------------------------------------------------------
 
 FORK_SECONDS = 2  # how long a fork waits for threads in the middle of a change

@@ -1,5 +1,7 @@
 """Recommend a strategy of transfer learning for a set of images, by measuring."""
 
+import inspect
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -7,8 +9,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Bunch
 
 from ._choice import LayerScore, choose_layer
+from ._exceptions import closest
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
+from ._validation import check_labels
 
 LARGE = 200  # images per class, on average, from which tuning a network pays off
 
@@ -104,7 +108,8 @@ def recommend_strategy(
     >>> found.strategy in ("head only", "earlier layers")
     True
     """
-    y = np.unique(np.asarray(y), return_inverse=True)[1]
+    _refuse_unshared(shared)
+    y = np.unique(check_labels(FineTunedClassifier(), y), return_inverse=True)[1]
     counts = _images_per_class(y)
     parameters = {"backbone": backbone, "weights": weights, **shared}
     scores = _score_every_depth(X, y, parameters)
@@ -129,6 +134,22 @@ def recommend_strategy(
         images_per_class=float(counts.mean()),
         explanation=explanation,
     )
+
+
+def _refuse_unshared(names) -> None:
+    """Refuse parameters that only one of the two estimators has, or none."""
+    known, others = (
+        inspect.signature(estimator).parameters
+        for estimator in (PretrainedCNNFeatures, FineTunedClassifier)
+    )
+    allowed = sorted(known.keys() & others.keys())
+    for name in names:
+        if name not in allowed:
+            raise TypeError(
+                f"recommend_strategy has no {name!r} parameter.{closest(name, allowed)}"
+                " It takes those of both PretrainedCNNFeatures and "
+                f"FineTunedClassifier: {', '.join(allowed)}. It tries all layers."
+            )
 
 
 def _images_per_class(y) -> np.ndarray:
@@ -176,10 +197,13 @@ def _explain(name, why, accuracy, best, gain, error, counts) -> str:
     """The measured accuracies and the recommendation, as text."""
     lines = ["Accuracy of a linear probe by depth:"]
     for layer, (mean, deviation) in accuracy.items():
-        mark = "  <- best" if layer == best else ""
+        mark = "  <- chosen" if layer == best else ""
         lines.append(f"  {layer:12} {mean:.3f} +- {deviation:.3f}{mark}")
     size = "many" if counts.mean() >= LARGE else "few"
-    found = f"{best!r} is better than 'penultimate' by {gain:.3f} +- {error:.3f}."
+    found = (
+        f"The accuracy of {best!r} minus that of 'penultimate' is {gain:.3f} +- "
+        f"{error:.3f}."
+    )
     if best == "penultimate":
         found = "No layer is better than 'penultimate'."
     lines += [

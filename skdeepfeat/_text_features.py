@@ -98,8 +98,8 @@ class PretrainedTextFeatures(PretrainedFeatures):
         "store", "building" (the network, if it is not in memory yet), "tokenizing",
         "copying" (to the device) and "network".
     weights_digest_ : str
-        Hexadecimal digest of the weights and of the tokenizer in `fit`; does not depend
-        on the layer. A fitted estimator refuses other weights.
+        Hexadecimal digest of the weights, the configuration and the tokenizer in `fit`;
+        does not depend on the layer. A fitted estimator refuses others.
     layer_ : str
         Alias of the layer that `transform` reads; only with ``layer="auto"``.
     layer_scores_ : dict of str to float

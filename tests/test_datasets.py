@@ -100,6 +100,30 @@ def test_an_empty_class_keeps_its_number(tmp_path):
     np.testing.assert_array_equal(test.target, [0, 2])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("place", ["", "features.store", "b/rows", "a"])
+def test_a_store_of_features_is_no_class(place, tmp_path):
+    make_photos(tmp_path, "a/1.png", "z/2.png", "owners.photos/3.png", "b/4.png")
+    before = load_image_folder(tmp_path)
+    features = PretrainedCNNFeatures(layer="stem", cache=tmp_path / place)
+    features.transform(before.data)
+    assert len(list((tmp_path / place).glob("features.v*.sqlite"))) == 1
+    after = load_image_folder(tmp_path)
+    assert after.target_names == before.target_names == ["a", "b", "owners.photos", "z"]
+    np.testing.assert_array_equal(after.data, before.data)
+    np.testing.assert_array_equal(after.target, before.target)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_owners_with_photos_are_a_class_also_beside_a_store(beside, tmp_path):
+    make_photos(tmp_path, "owners/1.png", "pets/2.png")
+    if beside:
+        PretrainedCNNFeatures(layer="stem", cache=tmp_path).transform(
+            load_image_folder(tmp_path).data
+        )
+    assert load_image_folder(tmp_path).target_names == ["owners", "pets"]
+
+
 def test_many_empty_classes_are_counted(tmp_path):
     make_photos(tmp_path, "full/1.png")
     for i in range(8):

@@ -19,6 +19,7 @@ from skdeepfeat import (
     ImageWarning,
     LayerDepthDisplay,
     PretrainedCNNFeatures,
+    PretrainedTextFeatures,
     TrainingHistoryDisplay,
     activation_maps,
     rank_layers,
@@ -89,6 +90,75 @@ def test_a_search_without_layers_is_refused():
     search = GridSearchCV(pipeline, {"head": [GaussianNB()]}, cv=2)
     with pytest.raises(ValueError, match="'head'"):
         LayerDepthDisplay.from_search(search.fit(X, [0, 1] * 4))
+
+
+def searched(pipeline, *candidates, metric="score"):
+    """As if a search had given the candidates these scores: (layer, others, score)."""
+    search = GridSearchCV(pipeline, {})
+    search.cv_results_ = {
+        "params": [{"features__layer": a} | others for a, others, _ in candidates],
+        f"mean_test_{metric}": np.array([score for *_, score in candidates]),
+    }
+    return search
+
+
+IMAGES = Pipeline([("features", PretrainedCNNFeatures()), ("head", GaussianNB())])
+
+
+def test_the_best_of_the_candidates_with_one_label_is_drawn():
+    scores = zip([1, 2, 3], [0.5, 0.9, 0.7], strict=True)
+    search = searched(IMAGES, *[("block1", {"head__C": c}, s) for c, s in scores])
+    display = LayerDepthDisplay.from_search(search, names=lambda others: "any C")
+    assert {name: list(line) for name, line in display.scores.items()} == {
+        "any C": [0.9]
+    }
+
+
+def test_of_successive_halving_the_last_score_of_a_candidate_is_drawn():
+    search = searched(IMAGES, ("block1", {}, 0.9), ("block2", {}, 0.1))
+    later = searched(IMAGES, ("block1", {}, 0.6)).cv_results_
+    search.cv_results_ = {
+        name: [*values, *later[name]] for name, values in search.cv_results_.items()
+    }
+    assert list(LayerDepthDisplay.from_search(search).scores[""]) == [0.6, 0.1]
+
+
+def test_layers_of_all_kinds_are_in_order_of_depth():
+    layers = [-1, ["block2", "block4"], "block5", 1, ("block1", "block2"), -3]
+    search = searched(IMAGES, *[(layer, {}, 0.5) for layer in layers])
+    shown = LayerDepthDisplay.from_search(search).layers
+    assert shown[2:] == ["1", "block5", "-3", "-1"]
+    assert set(shown[:2]) == {"('block2', 'block4')", "('block1', 'block2')"}
+
+
+def test_a_search_over_layers_of_texts_is_drawn():
+    pytest.importorskip("wordllama")
+    texts = Pipeline([("features", PretrainedTextFeatures()), ("head", GaussianNB())])
+    search = searched(texts, ("penultimate", {}, 0.7), ("embeddings", {}, 0.6))
+    display = LayerDepthDisplay.from_search(search)
+    assert display.layers == ["embeddings", "penultimate"]
+
+
+def test_a_grid_in_parts_may_leave_out_the_layer():
+    search = searched(IMAGES, ("block1", {}, 0.5))
+    search.cv_results_["params"].insert(0, {"head": "dummy"})
+    search.cv_results_["mean_test_score"] = np.array([0.3, 0.5])
+    assert LayerDepthDisplay.from_search(search).layers == ["block1"]
+
+
+def test_what_a_search_lacks_is_named():
+    several = searched(IMAGES, ("block1", {}, 0.5), metric="f1_macro")
+    with pytest.raises(ValueError, match=r"no metric 'score'.*=: 'f1_macro'"):
+        LayerDepthDisplay.from_search(several)
+    assert LayerDepthDisplay.from_search(several, metric="f1_macro").layers
+    two = searched(IMAGES, ("block1", {"texts__layer": "block1"}, 0.5))
+    with pytest.raises(ValueError, match="several layers, 'features__layer', 'texts__"):
+        LayerDepthDisplay.from_search(two)
+
+
+def test_only_fine_tuned_classifiers_have_a_history():
+    with pytest.raises(TypeError, match="must be a fitted FineTunedClassifier"):
+        TrainingHistoryDisplay.from_estimator(IMAGES)
 
 
 @pytest.mark.parametrize("as_frame", [False, True])

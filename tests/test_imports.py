@@ -36,8 +36,8 @@ ROOMS = [
     {"_backbones"},
     {"_images", "_texts"},
     {"_validation", "_clock", "_caches", "_listing", "_leave_one_out"},
-    {"_digests"},
-    {"_processes", "_exceptions", "_files"},
+    {"_digests", "_files"},
+    {"_processes", "_exceptions"},
 ]
 FLOOR_OF = {room: -floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -76,6 +76,38 @@ def test_too_few_images_are_refused():
         recommend(np.zeros((3, 4, 4, 3), np.uint8), [0, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "requires y to be passed"),
+        ([[0, 1], [0, 1], [1, 0], [1, 0]], "y should be a 1d array"),
+        ([0.1, 0.2, 0.3, 0.4], "Unknown label type"),
+        (["a", None, "a", "a"], "y has no value in 1 of 4 rows"),
+    ],
+)
+def test_what_are_no_labels_is_refused(y, message):
+    with pytest.raises(ValueError, match=message):
+        recommend(np.zeros((4, 4, 4, 3), np.uint8), y)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("layer", ""), ("pooling", ""), ("unfreeze", ""), ("imgsize", "'image_size'")],
+)
+def test_parameters_that_the_estimators_do_not_share_are_refused(name, meant):
+    with pytest.raises(TypeError, match=f"no '{name}' parameter.*{meant}.*It takes"):
+        recommend(np.zeros((4, 4, 4, 3), np.uint8), [0, 0, 1, 1], **{name: 1})
+
+
+def test_a_chosen_layer_of_a_lower_accuracy_is_not_called_better(monkeypatch):
+    with_scores(monkeypatch, 40, block1=0.8, penultimate=0.9)
+    monkeypatch.setattr(strategy, "choose_layer", lambda scores: "block1")
+    said = recommend(np.zeros((40, 4, 4, 3), np.uint8), np.arange(40) % 2).explanation
+    assert "'block1' minus that of 'penultimate' is -0.100 +- " in said
+    assert "block1       0.800 +- 0.064  <- chosen" in said
+    assert "better" not in said and "best" not in said.partition("Strategy")[0]
+
+
 def test_an_unreadable_image_is_named_by_its_row_of_X(tmp_path):
     textures = load_textures()
     X, y = (

@@ -13,7 +13,7 @@ from .._backbones.weights import WeightsSource
 from .._composites import rows_of
 from .._exceptions import ImageError, ImageWarning
 from .._features import PretrainedCNNFeatures
-from .._images.batches import read_row
+from .._images.preparing import Preparation, read_row
 from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column
@@ -124,7 +124,8 @@ class UnpooledFeatures:
     def pixels(self, images: Images, row: int) -> np.ndarray:
         """A photo (side, side, 3) as it enters the network, from 0 to 1."""
         value_range = check_value_range(self.features.value_range)
-        found = read_row(images, row, self.spec, value_range, self.features.decode)
+        how = Preparation(self.spec, value_range, self.features.decode)
+        found = read_row(images, row, how)
         if isinstance(found, ImageError):
             return np.ones((self.spec.image_size, self.spec.image_size, 3))
         return np.clip(found.pixels / 255, 0, 1)

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._composites import as_array, divide
+from .._composites import as_array, best_of, divide
 from .._exceptions import ImageWarning, MapWarning, warn_user
 from .._validation import take_rows
 from .features import UnpooledFeatures
 from .masks import masks_over
-from .scores import Targets, changes_in_steps, numbers_of, scores_of
+from .scores import (
+    Targets,
+    changes_in_steps,
+    check_predicts,
+    numbers_of,
+    score_each_class,
+    scores_of,
+)
 
 METHODS = ("auto", "places")
 AT_ONCE = 2**24  # numbers in memory
@@ -40,11 +47,12 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     method : {"auto", "places"}, default="auto"
         What is left out at once. "auto" leaves out squares of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
-        are larger. For trees and neighbours, whose scores change in steps, and for
-        other poolings than "avg", which some places hardly change, it leaves out 200
-        random halves of the photo [4]_, which are always the same ones. "places"
-        always leaves out single places of the finest layer, which gives finer maps of a
-        linear head, and often flat ones of trees and neighbours.
+        are larger. For heads whose scores change in steps, such as trees, neighbours
+        and isotonic calibration, and for other poolings than "avg", which some places
+        hardly change, it leaves out 200 random halves of the photo [4]_, which are
+        always the same ones. "places" always leaves out single places of the finest
+        layer, which gives finer maps of a linear head, and often flat ones of trees and
+        neighbours.
 
     Returns
     -------
@@ -52,9 +60,12 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
         With the places of the finest layer; at most 14 a side with ``method="auto"``.
         By how much the score of the target falls without each place, with random
         halves on average; negative where it rises. The score is what
-        `decision_function` returns for the class; without one, the logarithm of its
-        odds, or of trees, neighbours and heads without `predict_log_proba`, its
-        probability; for a regressor, the predicted number.
+        `decision_function` returns for the class. Without one, and for quadratic
+        discriminant analysis and nearest centroids, whose decision functions compare no
+        classes, it is the logarithm of its odds, or of trees, neighbours and heads
+        without `predict_log_proba`, its probability; for a regressor, the predicted
+        number. Support vector machines are asked for a score for each class, also with
+        ``decision_function_shape="ovo"``.
         The maps cover the input of the network, which may be a crop of the photo. A
         photo that cannot be read has a map of nan, with ``on_error="nan"``.
 
@@ -155,6 +166,8 @@ class Explanation:
     def __init__(self, estimator, X, target, method: str):
         _check_method(method)
         self.composite = divide(estimator)
+        check_predicts(best_of(estimator))
+        score_each_class(self.composite.head)
         given = self.composite.images_of(X)
         self.steps = [UnpooledFeatures(step) for step in self.composite.features]
         _refuse_several_views(self.steps)

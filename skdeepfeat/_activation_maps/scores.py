@@ -1,24 +1,59 @@
 """What a fitted head says of rows of features, as one score for each target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 from sklearn.base import is_classifier, is_outlier_detector, is_regressor
+from sklearn.ensemble import BaggingClassifier
 
 from .._composites import as_array, by_class, last_step, parts_of
 from .._exceptions import closest
 
-# What trees, boosted trees of several packages, and neighbours have.
+# What trees, boosted trees of several packages, neighbours, isotonic regressions and
+# bins have.
 IN_STEPS = ("tree_", "_predictors", "get_booster", "booster_", "n_neighbors")
+IN_STEPS += ("X_thresholds_", "bin_edges_")  # type: ignore[assignment]
+# What classifiers have whose decision function is a likelihood without a scale: it
+# falls wherever a photo differs from the mean of its class.
+LIKELIHOODS = ("rotations_", "centroids_")
+# Fitted parts of composites that pass on the scores of these parts.
+PASSED_ON = ("best_estimator_", "estimator_", "final_estimator_")
 
 
 def changes_in_steps(head) -> bool:
-    """Whether trees or neighbours are in a head, which small changes may leave as it
-    is."""
+    """Whether small changes may leave the score of a head as it is, as with trees,
+    neighbours, and classifiers that return nothing but labels."""
+    if is_classifier(head) and not any(hasattr(head, name) for name in CLASS_SCORES):
+        return True
     return any(hasattr(part, name) for part in parts_of(head) for name in IN_STEPS)
+
+
+def is_likelihood(head) -> bool:
+    """Whether the decision function of a head compares no classes."""
+    parts = _scoring_parts(head)
+    return any(hasattr(part, name) for part in parts for name in LIKELIHOODS)
+
+
+def score_each_class(head) -> None:
+    """Let support vector machines return a score for each class, not for each pair:
+    of three classes there are as many, and their columns would be taken for classes."""
+    for part in _scoring_parts(head):
+        if getattr(part, "decision_function_shape", None) == "ovo":
+            part.decision_function_shape = "ovr"
+
+
+def _scoring_parts(head) -> Iterator[Any]:
+    """A head and the parts of it whose scores it returns."""
+    head = last_step(head)
+    yield head
+    within = [getattr(head, name) for name in PASSED_ON if hasattr(head, name)]
+    if isinstance(head, BaggingClassifier):
+        within += head.estimators_
+    for part in within:
+        yield from _scoring_parts(part)
 
 
 @dataclass(frozen=True)
@@ -38,12 +73,6 @@ class Targets:
     @classmethod
     def of(cls, head, target, n_images: int) -> "Targets":
         """The targets that a parameter names; refuses unknown ones."""
-        if not (is_classifier(head) or is_regressor(head) or is_outlier_detector(head)):
-            raise ValueError(
-                "activation_maps explains a classifier, a regressor or an outlier "
-                f"detector. Got {type(head).__name__}, which is none of them. Pass a "
-                "pipeline that ends in one."
-            )
         if isinstance(classes := getattr(head, "classes_", None), list):
             raise _several_labels(head, len(classes))
         if target is None:
@@ -120,6 +149,17 @@ def _check_outputs(labels, given, n_outputs: int) -> None:
             )
 
 
+def check_predicts(estimator) -> None:
+    """Refuse an estimator that predicts nothing, such as one that transforms."""
+    known = is_classifier, is_regressor, is_outlier_detector
+    if not any(predicts(estimator) for predicts in known):
+        raise ValueError(
+            "activation_maps explains a classifier, a regressor or an outlier "
+            f"detector. Got {type(last_step(estimator)).__name__}, which is none of "
+            "them. Pass a pipeline that ends in one."
+        )
+
+
 def scores_of(head, X) -> np.ndarray:
     """Scores (n, n_targets) of classes or outputs; the higher, the likelier."""
     if is_outlier_detector(head):
@@ -130,7 +170,8 @@ def scores_of(head, X) -> np.ndarray:
     if predicted.ndim > 1:
         raise _several_labels(head, predicted.shape[1])
     for method, read in CLASS_SCORES.items():
-        if hasattr(head, method) and not (method == LOGS and changes_in_steps(head)):
+        avoided = AVOIDED.get(method)
+        if hasattr(head, method) and not (avoided and avoided(head)):
             scores = read(as_array(getattr(head, method)(X)))
             if scores.shape[1] == len(head.classes_):  # and not one of each pair
                 return scores
@@ -164,12 +205,16 @@ def _log_odds(logs: np.ndarray) -> np.ndarray:
     return logs - np.stack([logsumexp(other, axis=1) for other in others], 1)
 
 
-# What gives a score for each class, in order of preference. Trees and neighbours have
-# probabilities of 0, without a logarithm.
-LOGS = "predict_log_proba"
+# What gives a score for each class, in order of preference.
 CLASS_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "decision_function": by_class,
-    LOGS: _log_odds,
+    "predict_log_proba": _log_odds,
     "predict_proba": as_array,
+}
+# Heads that are asked for the next of these. Trees and neighbours have probabilities of
+# 0, without a logarithm.
+AVOIDED: dict[str, Callable[[Any], bool]] = {
+    "decision_function": is_likelihood,
+    "predict_log_proba": changes_in_steps,
 }
 LEAST_LOG = -700.0  # of the smallest positive number

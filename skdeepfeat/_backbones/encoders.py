@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,16 +11,18 @@ from .._caches import SharedCache
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
-from .._texts.words import fast_tokenizer
+from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
 from .installed import optional
 from .records import PACKAGE, Identity, Layer
-from .sentence_folders import warn_about_modules
+from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing. Decoders have a depth of their own.
-DEPTH = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+DEPTH = ("encoder_layers", "num_encoder_layers", "num_hidden_layers")
+DEPTH += ("n_layers", "n_layer", "num_layers")  # type: ignore[assignment]
 WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_length")
+VOCABULARY = ("vocab_size", "n_words")
 # Entries that say nothing about what is computed.
 ABOUT_FILE = {"_name_or_path", "architectures", "transformers_version", "torch_dtype"}
 ABOUT_FILE |= {"dtype", "id2label", "label2id", "problem_type", "use_cache"}
@@ -28,9 +30,18 @@ ABOUT_FILE |= {"dtype", "id2label", "label2id", "problem_type", "use_cache"}
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"}
 OFFSET_POSITIONS |= {"xlm-roberta-xl", "longformer", "roberta-prelayernorm", "ibert"}
 OFFSET_POSITIONS |= {"esm", "lilt", "luke", "markuplm", "xmod"}
+# Encoders that return the states after their last block as they are.
+END_WITH_BLOCK = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet"}
+END_WITH_BLOCK |= {"distilbert", "albert", "deberta", "deberta-v2"}
 
 EMBEDDINGS, LAST = "embeddings", "returned"
 
+WRITE = "Write the folder with save_pretrained of transformers."
+OF_PARTS = (
+    "It is that of a network of texts and images. Save the part for texts, and the "
+    "tokenizer, in a folder of their own, such as CLIPTextModel.from_pretrained(folder)"
+    ".save_pretrained(other)."
+)
 # Ends of the names of files that a tokenizer may read, and of those that it does not.
 READ = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
 READ += (".spm", ".tiktoken", ".tokenizer")  # type: ignore[assignment]
@@ -58,15 +69,23 @@ class EncoderBackbone(TextRecord):
     def config(self) -> dict[str, Any]:
         """The configuration in the folder."""
         path = self.folder / "config.json"
+        if not path.is_file():
+            raise WeightsError(
+                f"There is no 'config.json' in {str(self.folder)!r}. "
+                f"{where_the_encoder_is(self.folder)}"
+            )
+        found: dict[str, Any] = {}
         try:
             found = _settings_in(path)
             _check_number(found, DEPTH)
             _check_number(found, WIDTH)
             _check_number(found, LONGEST, required=False)
-        except (OSError, ValueError, KeyError) as error:
+            _check_number(found, VOCABULARY, required=False)
+        except (OSError, ValueError) as error:
+            remedy = OF_PARTS if "text_config" in found else WRITE
             raise WeightsError(
                 f"{str(path)!r} is not the configuration of a transformer encoder "
-                f"({error}). Write the folder with save_pretrained of transformers."
+                f"({error}). {remedy}"
             ) from error
         return found
 
@@ -96,7 +115,8 @@ class EncoderBackbone(TextRecord):
         n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
         names = [EMBEDDINGS, *blocks, "penultimate"]
-        nodes = [EMBEDDINGS, *blocks, LAST]
+        ends_with_block = self.config.get("model_type") in END_WITH_BLOCK
+        nodes = [EMBEDDINGS, *blocks, blocks[-1] if ends_with_block else LAST]
         shape = (self.input.max_length or 0, width)
         return tuple(
             Layer(name, node, i, "tokens", shape, width, None, min(i, n) / n)
@@ -106,8 +126,12 @@ class EncoderBackbone(TextRecord):
     @cached_property
     def identity(self) -> Identity:  # type: ignore[override]
         """The configuration, which names the code that is run."""
-        about = {k: v for k, v in self.config.items() if k not in ABOUT_FILE}
-        return Identity(digest_fields("encoder", 2, about))
+        return Identity(digest_fields("encoder", 2, self.settings))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The entries of the configuration that may say what is computed."""
+        return {k: v for k, v in self.config.items() if k not in ABOUT_FILE}
 
     @property
     def padding(self) -> int:
@@ -135,7 +159,13 @@ class EncoderBackbone(TextRecord):
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
         """The tokens of a text, with those that the network wants around them."""
         name = (self.folder, self.input.tokenizer, max_length)
-        return _tokenizers.get(name, lambda: _load_tokenizer(self.folder, max_length))
+        make = partial(_load_tokenizer, self.folder, max_length)
+        return known_tokens(_tokenizers.get(name, make), self._n_tokens)
+
+    @property
+    def _n_tokens(self) -> int:
+        """How many different tokens the network takes, as far as is known."""
+        return _entry(self.config, VOCABULARY, None) or MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -156,11 +186,19 @@ class EncoderSource(TextSource):
         """The folder."""
         return str(self.backbone.folder)
 
+    @property
+    def parameters(self) -> str:
+        """The parameters to check, and the file beside the weights."""
+        return "backbone, its config.json, or weights"
+
     def known_by(self, by_values: bool = False) -> dict:
-        """Digests of the files, or the seed."""
+        """Digests of the files, or the seed, with that of the configuration, which
+        says what is computed with the weights."""
+        settings = digest_fields("configuration", 1, self.backbone.settings)
+        about: dict[str, Any] = {"configuration": settings}
         if self.seed is not None:
             packages = {name: version(name) for name in ("torch", "transformers")}
-            return {"seed": int(self.seed), **packages}
+            return {**about, "seed": int(self.seed), **packages}
         files = self.backbone.weights_files
         if not files:
             raise WeightsError(
@@ -168,7 +206,7 @@ class EncoderSource(TextSource):
                 "could run code; write one with "
                 "model.save_pretrained(folder) of transformers."
             )
-        return {"files": {path.name: digest_file(path) for path in files}}
+        return {**about, "files": {path.name: digest_file(path) for path in files}}
 
 
 _NONE = object()
@@ -178,7 +216,7 @@ def _entry(config: dict[str, Any], names: tuple[str, ...], default: Any = _NONE)
     """The entry of a configuration under the first of several names."""
     found = next((config[name] for name in names if name in config), default)
     if found is _NONE:
-        raise KeyError(f"it has no {names[0]!r}")
+        raise ValueError(f"it has no {names[0]!r}")
     return found
 
 

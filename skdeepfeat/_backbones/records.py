@@ -441,7 +441,7 @@ class Backbone:
             this side, without crop and without keeping their aspect ratio.
         mean, std : tuple of 3 float, default=mean and std of ImageNet
             Mean and standard deviation that standardise the channels, which are scaled
-            to [0, 1] first.
+            to [0, 1] first; at most 1.
         name : str or None, default=None
             Name of the backbone in messages. None means the name of the class of `net`.
         head : str or None, default=None
@@ -472,7 +472,8 @@ class Backbone:
         ------
         ValueError
             If the features of an image depend on the other images in the batch, or
-            differ from call to call, or if `penultimate` names no part of the network.
+            differ from call to call; if `penultimate` names no part of the network; or
+            if `mean` or `std` are on the scale 0 to 255.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
@@ -482,6 +483,7 @@ class Backbone:
         noise. If their outputs differ, the network is used as it is, untraced.
         """
         check_module(net)
+        spec = InputSpec(image_size, None, mean=mean, std=std)
         net = copy_of(net)
         tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {
@@ -489,7 +491,6 @@ class Backbone:
             for key, value in tensors.items()
             if hasattr(value, "detach")  # else it is extra state, in the copy itself
         }
-        mean, std = (tuple(map(float, values)) for values in (mean, std))
         if head is not None:
             _check_head(net, head)
         skeleton = Skeleton(net.to("meta").float())
@@ -497,7 +498,7 @@ class Backbone:
         backbone = cls(
             name=name or type(net).__name__,
             build=skeleton,
-            input=InputSpec(image_size, None, mean=mean, std=std),
+            input=spec,
             head=head,
             arrays=arrays,
             version=version,

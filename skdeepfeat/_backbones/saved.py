@@ -27,7 +27,9 @@ def can_compare(noted: str) -> bool:
     return len(noted) == 66 and noted.startswith(f"{SAVED:02x}")
 
 
-def refuse_other_weights(noted, found, source, model: str, consequence: str):
+def refuse_other_weights(
+    noted, found, source, model: str, consequence: str, remedy: str = "fit again"
+):
     """Raise an error if the digests of a saved model's weights differ."""
     if noted == found:
         return
@@ -39,7 +41,7 @@ def refuse_other_weights(noted, found, source, model: str, consequence: str):
     if can_compare(noted):
         raise WeightsError(
             f"{_what_changed(noted, found, source)} changed since this {model} was "
-            f"fitted, so {consequence}. Restore the original, or fit again."
+            f"fitted, so {consequence}. Restore the original, or {remedy}."
         )
 
 

@@ -9,6 +9,8 @@ from .._exceptions import TextWarning, warn_user
 from .._texts.specs import POOLINGS
 
 MODULES = "modules.json"
+PROMPTS = "config_sentence_transformers.json"
+CONFIG = "config.json"
 # Modules that leave the pooled states as they are, or only scale them.
 PLAIN = {"Transformer", "Pooling", "Normalize", "Dropout"}
 # Switches of older folders → names of newer ones, which are ours.
@@ -27,6 +29,8 @@ def warn_about_modules(folder: Path, name: str, pooling: str) -> None:
         steps.append(f"pools them with {theirs!r}{remedy}")
     if others:
         steps.append(f"computes {', '.join(others)} of them")
+    if prompt := _default_prompt(folder):
+        steps.append(f"puts {prompt!r} before each text (add it for the same)")
     if steps:
         warn_user(
             f"Backbone {name!r} is a folder of sentence-transformers. These features "
@@ -34,6 +38,35 @@ def warn_about_modules(folder: Path, name: str, pooling: str) -> None:
             f"sentence-transformers {' and '.join(steps)}.",
             TextWarning,
         )
+
+
+def where_the_encoder_is(folder: Path) -> str:
+    """A sentence about the encoder of a folder that has no configuration itself."""
+    try:
+        modules = _read(folder / MODULES)
+        paths = [(str(m["type"]).rpartition(".")[2], m["path"]) for m in modules]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Write the folder with save_pretrained of transformers."
+    for kind, path in paths:
+        if kind == "Transformer" and (folder / path / CONFIG).is_file():
+            return (
+                "It is a folder of sentence-transformers, with its encoder inside: "
+                f"pass {str(folder / path)!r}."
+            )
+    kinds = ", ".join(kind for kind, _ in paths)
+    return (
+        f"It is a folder of sentence-transformers that consists of {kinds}. Pass a "
+        "folder with a transformer, or a file of word vectors."
+    )
+
+
+def _default_prompt(folder: Path) -> str:
+    """What sentence-transformers puts before each text, or nothing."""
+    try:
+        found = _read(folder / PROMPTS)
+        return found["prompts"][found["default_prompt_name"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def pooling_and_others(folder: Path) -> tuple[str, list[str]]:
@@ -44,12 +77,9 @@ def pooling_and_others(folder: Path) -> tuple[str, list[str]]:
         others = [kind for kind in paths if kind not in PLAIN]
         if "Pooling" not in paths:
             return "", others
-        return _pooling_in(_read(folder / paths["Pooling"] / "config.json")), others
+        return _pooling_in(_read(folder / paths["Pooling"] / CONFIG)), others
     except (OSError, ValueError, KeyError, TypeError):
-        return (
-            "",
-            [],
-        )  # there are none, or they cannot be read; only a warning needs them
+        return "", []  # none, or unreadable; only a warning needs them
 
 
 def _pooling_in(config: dict[str, Any]) -> str:

@@ -3,16 +3,15 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Number
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .._digests import digest_fields
 from .._processes import fork_safe
-from .._texts.batches import NoTokens, Tokens
 from .._texts.specs import TokenSpec
-from .._texts.words import Tokenizer, tokenizer_of
+from .._texts.words import Tokenizer, is_token, known_tokens, no_token, tokenizer_of
 from .._validation import Interval, validate_parameter_constraints
 from .copies import check_module, copy_of
 from .inspector import inspector
@@ -85,30 +84,7 @@ class ModuleRecord(TextRecord):
 
     def make_tokenizer(self, max_length: int | None) -> Tokenize:
         """The function that makes the tokens of a text, if the network takes them."""
-        tokenize = self.tokenizer.make(max_length)
-
-        def checked(text: str) -> Tokens:
-            found = tokenize(text)
-            for token in found.tokens:
-                if not _is_token(token, self.n_tokens):
-                    raise NoTokens(_no_token("its tokenizer", token, self.n_tokens))
-            return found
-
-        return checked
-
-
-def _is_token(number, n_tokens: int) -> bool:
-    """Whether a network of this many tokens takes this one."""
-    return isinstance(number, (int, np.integer)) and 0 <= int(number) < n_tokens
-
-
-def _no_token(where: str, found, n_tokens: int) -> str:
-    """The sentence about a token that a network does not take; quotes no text."""
-    shown = found if isinstance(found, Number) else f"a {type(found).__name__}"
-    return (
-        f"{where} must give tokens of the network, integers from 0 to "
-        f"{n_tokens - 1:,}. Got {shown} instead"
-    )
+        return known_tokens(self.tokenizer.make(max_length), self.n_tokens)
 
 
 class ModuleSource(TextSource):
@@ -126,9 +102,9 @@ def _check_tokens(tokenize, padding: int, n_tokens: int) -> None:
     numbers = tokenize.values() if isinstance(tokenize, Mapping) else ()
     given = [("tokenize", n) for n in numbers] + [("padding", padding)]
     for name, number in given:
-        if not _is_token(number, n_tokens):
+        if not is_token(number, n_tokens):
             where = f"The {name!r} parameter of TextBackbone.from_module"
-            raise ValueError(f"{_no_token(where, number, n_tokens)}.")
+            raise ValueError(f"{no_token(where, number, n_tokens)}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ SOMETHING = (
     "the weights or the decoders of images differ; install the same packages, and give "
     "both the same files of weights"
 )
+INSTALL = "install there what is installed here"
 USUAL = "as usual"  # a setting that has its default
 
 # Plans that this process carries out, by token: networks of the user's own are
@@ -100,12 +101,19 @@ class Order:
         """What differs from the caller's process, in words, and what to do."""
         settings = self.plan.reading.settings
         found = [
-            *_differences(VERSION, _versions(), self.versions, "absent"),
+            *self._versions_that_differ(),
             *_differences(SETTING, settings, self.settings, USUAL),
         ]
         obstacle = self.plan.obstacle
         other = NO_DESCRIPTION.format(obstacle) if obstacle else SOMETHING
         return "; ".join(found) or other
+
+    def to_install(self) -> str:
+        """What to install where something cannot be imported."""
+        return "; ".join(self._versions_that_differ()) or INSTALL
+
+    def _versions_that_differ(self) -> list[str]:
+        return _differences(VERSION, _versions(), self.versions, "absent")
 
 
 def _differences(words: str, there: dict, here: dict, absent: str) -> list[str]:
@@ -184,6 +192,9 @@ def carry_out(
             return _compute(order.accepted(), columns, SentImages(cells), host)
     except ConversionError as error:
         return _alone(error)
+    except ImportError as error:
+        reason = f"{in_one_line(error)}; {order.to_install()}"
+        return WorkerError(CANNOT.format(host, reason))
     except Exception as error:
         return WorkerError(CANNOT.format(host, in_one_line(error)))
 

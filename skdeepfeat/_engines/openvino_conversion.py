@@ -85,7 +85,9 @@ def _pooled_module(pooled: PooledLayers):
     structure = structure_of(source.backbone, source.input.image_size)
     if not structure.traceable and looks_at_values(module, source.input.image_size):
         raise ConversionError(f"torch cannot trace the network ({structure.fault})")
-    return PooledModule(pooled, SharedNetwork(module.float(), absent), "float32")
+    # OpenVINO loses its way where a step overwrites a view of another layer's maps.
+    network = SharedNetwork(module.float(), absent, overwrites=False)
+    return PooledModule(pooled, network, "float32")
 
 
 def example_pixels(n: int, size: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def margin(spec: InputSpec) -> int:
 def augmentation(name, spec: InputSpec) -> Augment:
     """The function that changes a batch of pixels before the crop and normalisation."""
     if callable(name):
-        return partial(_one_by_one, name)
+        return partial(_one_by_one, name, spec.image_size)
     steps = {
         "none": (),
         "light": (partial(shift, spec),),
@@ -55,10 +55,33 @@ def augmentation(name, spec: InputSpec) -> Augment:
     return augment
 
 
-def _one_by_one(function: Augment, pixels: torch.Tensor) -> torch.Tensor:
+def _one_by_one(function: Augment, side: int, pixels: torch.Tensor) -> torch.Tensor:
     """Apply a function of the user's, which takes one 8-bit image."""
     images = pixels.cpu().round().clamp(0, 255).byte()
-    return torch.stack([function(image) for image in images])
+    changed = [_checked(function(image), side) for image in images]
+    return torch.stack([v2.functional.center_crop(c, [side, side]) for c in changed])
+
+
+def _checked(image, side: int) -> torch.Tensor:
+    """What a function of the user's returned, if it is an image that can be cropped."""
+    if not isinstance(image, torch.Tensor):
+        got = type(image).__name__
+    elif (
+        image.dtype == torch.uint8
+        and image.ndim == 3
+        and image.shape[0] == 3
+        and min(image.shape[1:]) >= side
+    ):
+        return image
+    else:
+        got = f"{image.dtype} tensor of shape {tuple(image.shape)}"
+    raise ValueError(
+        "The function in the 'augment' parameter of FineTunedClassifier must return a "
+        f"torch.uint8 tensor of shape (3, h, w), with h and w of at least {side}. It "
+        f"returned a {got} instead. End it with v2.ToDtype(torch.uint8, scale=True) if "
+        "it computes with floats from 0 to 1, and leave out Normalize, which comes "
+        "afterwards."
+    )
 
 
 # Places -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -21,6 +22,7 @@ from .._exceptions import (
     warn_user,
 )
 from .._features import PretrainedCNNFeatures
+from .._files import replacing
 from .._images.input import read_input, set_input_tags
 from .._images.windows import IMAGES
 from .._report import FitTask, Report, hand_over, last_report
@@ -89,8 +91,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Random changes of the training images: mirrored and shifted ("light"); mirrored,
         cropped and recoloured ("standard"); or, in addition, one random step of
         TrivialAugment and random erasing ("strong"). A callable takes one uint8 tensor
-        (3, h, w) and returns another. With "none" the frozen blocks are computed only
-        once.
+        (3, h, w) and returns another, of which the centre is used. With "none" the
+        frozen blocks are computed only once.
     label_smoothing : float, default=0.0
         Share of each label that is distributed over all classes.
     dropout : float, default=0.0
@@ -129,7 +131,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         scikit-learn, where it means 1.
     random_state : int, RandomState or None, default=None
         Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
-        seed gives the same classifier, bit for bit.
+        seed gives the same classifier, bit for bit, if no other thread draws from
+        torch's global generator meanwhile.
     verbose : int, default=0
         Above 0, a line is printed for each epoch.
 
@@ -477,7 +480,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        save_file(dict(self.to_backbone().arrays), path)
+        with replacing(Path(path)) as partial:
+            save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):
         """Number of blocks of the network, the maximum of `unfreeze`.
@@ -500,11 +504,12 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         """Do what fit and partial_fit share."""
         images, labels = self._check_input(X, y, sample_weight, classes, continues)
         seed, first_seed = self._seeds(continues)
-        source, key = self._frozen_source() if continues else self._source(seed)
+        anew = "call fit with warm_start=False"
+        source, key = self._frozen_source(anew) if continues else self._source(seed)
         self._frozen_features(first_seed).fit(images)  # refuse now what would fail late
 
         from .fitted import Fitted
-        from .training import Start
+        from .training import Start, as_in_a_fresh_process
         from .tuned_part import find_tuned_part
 
         tuned = find_tuned_part(source, self.unfreeze)
@@ -515,8 +520,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         hold_out = None
         if self.early_stopping and not is_part:
             hold_out = HoldOut(self.validation_fraction, first_seed)
-        training_set = self._read(images, labels, hold_out, source.input)
-        fitted = self._tune(start, training_set, recipe, stop, not is_part)
+        with as_in_a_fresh_process():
+            training_set = self._read(images, labels, hold_out, source.input)
+            fitted = self._tune(start, training_set, recipe, stop, not is_part)
         self.classes_ = labels.classes
         self.seed_ = first_seed
         self.frozen_digest_ = saved_digest(source, by_values=True)
@@ -646,13 +652,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         )
         return ImageError(error.row, error.source, reason)
 
-    def _frozen_source(self) -> tuple[WeightsSource, bytes]:
+    def _frozen_source(self, remedy="fit again") -> tuple[WeightsSource, bytes]:
         """What training started from; refuses weights that have changed since."""
         source, key = self._source(self.seed_)
         found = saved_digest(source, by_values=True)
         noted, model = self.frozen_digest_, type(self).__name__
         refuse_other_weights(
-            noted, found, source, model, "the tuned blocks no longer match"
+            noted, found, source, model, "the tuned blocks no longer match", remedy
         )
         if not can_compare(noted):
             self._accept(found)

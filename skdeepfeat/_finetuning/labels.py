@@ -89,10 +89,10 @@ def _all_classes(y, classes, earlier):
     if earlier is None:
         return y if classes is None else classes
     if classes is not None and set(classes) != set(earlier):
+        given, first = (np.asarray(found).tolist() for found in (classes, earlier))
         raise ValueError(
-            f"classes={list(classes)} differ from those of the first call of "
-            f"partial_fit, {list(earlier)}. Leave the parameter out, or fit a new "
-            "classifier."
+            f"classes={given} differ from those of the first call of partial_fit, "
+            f"{first}. Leave the parameter out, or fit a new classifier."
         )
     return earlier
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .._backbones.records import Layer
-from .._networks.building import SkipInitialisation
+from .._networks.building import SkipInitialisation, single_precision
 from .._processes import fork_safe
 from .fitted import load_arrays
 
@@ -71,7 +71,7 @@ def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray
     Computed in double precision, so that the rounded scores of a row do not depend on
     the rows around it.
     """
-    with SkipInitialisation():
+    with SkipInitialisation(), single_precision():
         head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
     load_arrays(head, arrays)
     return head.double()(torch.from_numpy(rows).double()).float().numpy()

@@ -28,6 +28,7 @@ from .._backbones.weights import WeightsSource
 from .._engines.devices import resolve_device
 from .._engines.tf32 import arithmetic
 from .._exceptions import warn_user
+from .._networks.building import single_precision
 from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe
 from .data import Data, UnusableImages
@@ -44,6 +45,22 @@ _one_at_a_time = Lock()
 
 
 # Fit --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_in_a_fresh_process() -> Iterator[None]:
+    """A context in which torch computes in single precision, with gradients.
+
+    The caller may be in another context, such as autocast or inference mode.
+    """
+    with (
+        single_precision(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 @dataclass(frozen=True)

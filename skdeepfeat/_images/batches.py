@@ -1,15 +1,14 @@
-"""Rows → pixels → batches (b, h, w, 3) of the input size, decoded by threads.
+"""Rows → pixels → batches (b, h, w, 3) of the input size, made by threads.
 
 torchvision's own decoder gives the same bytes and is faster alone, but not together
 with PIL's resize, so there is one decoder. Batches always have the same shape; the last
 one is padded with zeros. Nothing here imports torch.
 """
 
-import contextlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -19,19 +18,16 @@ from PIL import Image
 
 from .._clock import Clock
 from .._exceptions import ImageError
-from .._processes import after_fork, resolve_threads
-from .budget import Budget
-from .cells import Cell
+from .._processes import resolve_threads
+from .crew import FEWEST, Helped, may_start
 from .formats import switches
-from .reasons import row_errors
-from .recipe import LARGEST_RESIZED, InputSpec, prepare, resized_size
+from .preparing import Preparation, Prepared, Readable, read_row
+from .recipe import InputSpec
 from .windows import Images, Window
 
-# Pixels that all threads decode at once; a larger image is decoded alone.
-decoded = Budget(2**27)
-after_fork(decoded.refill)
-
 BURST = 32  # images, at least, decoded at once if none are computed meanwhile
+MOST_AT_ONCE = 16  # images that a thread prepares, or lets a process prepare
+FEWEST_SENT = 8  # images that a process prepares at once: messages take time, too
 
 
 # Rows → batches ---------------------------------------------------------------------
@@ -70,60 +66,34 @@ class Batch:
         return self.pixels
 
 
+class Elsewhere(Protocol):
+    """Where images are prepared if not by the threads of this process."""
+
+    def note(self, n_rows: int) -> None:
+        """Learn that so many rows will be prepared."""
+
+    def prepare(self, rows: Sequence[int], clock: Clock) -> dict[int, Prepared]:
+        """Those of these rows that could be prepared; threads prepare the others."""
+
+    def report(self) -> None:
+        """Warn of trouble; called by the thread that wants the batches."""
+        ...
+
+
 @dataclass(frozen=True)
-class Prepared:
-    """One image as it enters a network.
+class Chunk:
+    """Some rows that a thread has prepared.
 
     Parameters
     ----------
-    pixels : ndarray of shape (s, s, 3), uint8 or float32
-        On the scale 0 to 255.
-    in_range : bool
-        Whether all pixel values were within their stated range.
-    source : str
-        The name of the image in messages.
+    images : dict of int to Prepared or ImageError
+        By row, in order.
+    clock : Clock
+        How the time was spent.
     """
 
-    pixels: np.ndarray
-    in_range: bool
-    source: str
-
-
-class Readable(Protocol):
-    """A source of rows of X."""
-
-    def read(self, row: int) -> Cell:
-        """The image of a row with its content; raises ImageError."""
-
-    def read_ahead(self, row: int) -> None:
-        """Prepare for a row that is needed soon."""
-
-
-def read_row(
-    images: Readable, row: int, spec: InputSpec, value_range, decode="exact", clock=None
-) -> "Prepared | ImageError":
-    """The pixels of a row at the input size, or its error."""
-    clock = clock or Clock()
-    try:
-        with clock.measure("reading"):
-            cell = images.read(row)
-        with (
-            clock.measure("decoding"),
-            row_errors(row, cell.source),
-            contextlib.ExitStack() as held,
-        ):
-
-            def reserve(size: tuple[int, int]) -> None:
-                """Wait until there is room for an image of this width and height."""
-                enlarged = min(math.prod(resized_size(size, spec)), LARGEST_RESIZED)
-                share = decoded.share(max(math.prod(size), enlarged))
-                held.enter_context(share)
-
-            enough = None if decode == "exact" else spec.resize or spec.image_size
-            pixels = cell.open(value_range, enough, reserve)
-            return Prepared(prepare(pixels, spec, decode), pixels.in_range, cell.source)
-    except ImageError as error:
-        return error
+    images: dict[int, Prepared | ImageError]
+    clock: Clock
 
 
 def read_batches(
@@ -135,54 +105,123 @@ def read_batches(
     batch_size: int,
     n_threads: int,
     meanwhile: bool,
+    elsewhere: Elsewhere | None = None,
 ) -> Iterator[Batch]:
     """Batches of these rows, in order; the next ones are decoded `meanwhile`.
 
     Without `meanwhile` several are decoded at once between computations: a network that
     uses all cores loses more to threads that compete with it than decoding gains.
     """
-
-    def read(row):
-        clock = Clock()
-        return row, read_row(images, row, spec, value_range, decode, clock), clock
-
-    def collect(results):
-        return _collect(results, spec, batch_size)
-
+    how = Preparation(spec, value_range, decode)
+    making = _Making(images, how, batch_size, n_threads, elsewhere)
+    make = making.ahead if meanwhile else making.between
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
-        if meanwhile:
-            ahead = 1 + math.ceil(n_threads / batch_size)
-            yield from _collect_ahead(pool, read, collect, rows, batch_size, ahead)
-        else:
-            n = math.ceil(max(BURST, 2 * n_threads) / batch_size) * batch_size
-            results = _map_at_once(pool, read, rows, n, images.read_ahead)
-            while some := list(islice(results, batch_size)):
-                yield collect(some)
+        yield from make(pool, iter(rows))
+    if elsewhere:
+        elsewhere.report()
 
 
-def _collect_ahead(pool, read, collect, rows, batch_size, ahead) -> Iterator[Batch]:
-    """Batches in order, never more than `ahead` of them waiting to be taken.
+@dataclass(frozen=True)
+class _Making:
+    """How rows become batches.
 
-    The threads also collect them. A caller that did would wait for the interpreter's
-    lock once for each image, and the GPU that it drives would wait with it.
+    Parameters
+    ----------
+    images : Readable
+    how : Preparation
+    batch_size, n_threads : int
+    elsewhere : Elsewhere or None
     """
 
-    def collect_all(images: list[Future]):
-        return collect([image.result() for image in images])
+    images: Readable
+    how: Preparation
+    batch_size: int
+    n_threads: int
+    elsewhere: Elsewhere | None
 
-    waiting: deque[list[Future]] = deque()
-    rows = iter(rows)
-    try:
-        while some := list(islice(rows, batch_size)):
-            images = [pool.submit(read, row) for row in some]
-            waiting.append([*images, pool.submit(collect_all, images)])
-            if len(waiting) > ahead:
-                yield waiting.popleft()[-1].result()
-        while waiting:
-            yield waiting.popleft()[-1].result()
-    finally:
-        for future in chain.from_iterable(waiting):
-            future.cancel()
+    def ahead(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
+        """Batches in order, of which few wait to be taken.
+
+        A thread also collects them. A caller that did would wait for the interpreter's
+        lock once for each image, and the GPU that it drives would wait with it.
+        """
+        most = 1 + math.ceil(self.n_threads * self._at_once / self.batch_size)
+        waiting: deque[list[Future]] = deque()
+        with ThreadPoolExecutor(1, "skdeepfeat-collect") as collector:
+            try:
+                while some := list(islice(rows, self.batch_size)):
+                    waiting.append(self._begin(pool, collector, some))
+                    if len(waiting) > 1:  # one batch alone promises no others
+                        self._note(len(some))
+                    if len(waiting) > most:
+                        yield waiting.popleft()[-1].result()
+                while waiting:
+                    yield waiting.popleft()[-1].result()
+            finally:
+                for future in chain.from_iterable(waiting):
+                    future.cancel()
+
+    def _begin(self, pool, collector, rows: list[int]) -> list[Future]:
+        """Begin to make one batch, which is the result of the last future."""
+
+        def collect(chunks: list[Future]) -> Batch:
+            return self._collect([chunk.result() for chunk in chunks])
+
+        starts = range(0, len(rows), self._at_once)
+        parts = (rows[start : start + self._at_once] for start in starts)
+        chunks = [pool.submit(self._prepare, part) for part in parts]
+        return [*chunks, collector.submit(collect, chunks)]
+
+    @property
+    def _at_once(self) -> int:
+        """How many images a thread prepares at once."""
+        fewest = FEWEST_SENT if self.elsewhere else 1
+        share = math.ceil(self.batch_size / self.n_threads)
+        return min(MOST_AT_ONCE, max(fewest, share))
+
+    def _note(self, n_rows: int) -> None:
+        """Announce that so many rows will be prepared."""
+        if self.elsewhere:
+            self.elsewhere.note(n_rows)
+
+    def between(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
+        """Batches in order, of which several are made at once."""
+        size = self.batch_size
+        n = math.ceil(max(BURST, 2 * self.n_threads) / size) * size
+        read, announce = lambda row: self._prepare([row]), self.images.read_ahead
+        chunks = _map_at_once(pool, read, rows, n, announce)
+        while some := list(islice(chunks, size)):
+            yield self._collect(some)
+
+    def _prepare(self, rows: Sequence[int]) -> Chunk:
+        """Prepare some rows, elsewhere or in this thread."""
+        clock = Clock()
+        found = self.elsewhere.prepare(rows, clock) if self.elsewhere else {}
+
+        def read(row: int) -> Prepared | ImageError:
+            return read_row(self.images, row, self.how, clock)
+
+        return Chunk({row: found.get(row) or read(row) for row in rows}, clock)
+
+    def _collect(self, chunks: list[Chunk]) -> Batch:
+        """Fill one batch with the images of some chunks."""
+        images = {row: image for chunk in chunks for row, image in chunk.images.items()}
+        errors = [image for image in images.values() if isinstance(image, ImageError)]
+        good = {r: image for r, image in images.items() if isinstance(image, Prepared)}
+        pixels = self._stacked([image.pixels for image in good.values()])
+        in_range = [image.in_range for image in good.values()]
+        sources = [image.source for image in good.values()]
+        return Batch(list(good), pixels, errors, in_range, sources, _shares(chunks))
+
+    def _stacked(self, images: list[np.ndarray]) -> np.ndarray:
+        """Images in an array of the fixed size, with zeros behind them."""
+        eight_bit = all(pixels.dtype == np.uint8 for pixels in images)
+        side = self.how.spec.image_size
+        shape = (self.batch_size, side, side, 3)
+        stack = np.zeros(shape, np.uint8 if eight_bit else np.float32)
+        for place, pixels in enumerate(images):
+            stack[place] = pixels
+        return stack
 
 
 def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
@@ -197,24 +236,10 @@ def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
         some = following
 
 
-def _collect(results, spec: InputSpec, batch_size: int) -> Batch:
-    """Fill one batch with the results of some rows."""
-    good = {row: image for row, image, _ in results if isinstance(image, Prepared)}
-    errors = [error for _, error, _ in results if isinstance(error, ImageError)]
-    eight_bit = all(image.pixels.dtype == np.uint8 for image in good.values())
-    shape = (batch_size, spec.image_size, spec.image_size, 3)
-    pixels = np.zeros(shape, np.uint8 if eight_bit else np.float32)
-    for place, image in enumerate(good.values()):
-        pixels[place] = image.pixels
-    in_range = [image.in_range for image in good.values()]
-    sources = [image.source for image in good.values()]
-    return Batch(list(good), pixels, errors, in_range, sources, _shares(results))
-
-
-def _shares(results) -> dict[str, float]:
+def _shares(chunks: list[Chunk]) -> dict[str, float]:
     """How the time spent on some rows divides."""
     parts = ("reading", "decoding")
-    seconds = [sum(clock.seconds[part] for _, _, clock in results) for part in parts]
+    seconds = [sum(chunk.clock.seconds[part] for chunk in chunks) for part in parts]
     total = sum(seconds) or 1.0
     return {part: s / total for part, s in zip(parts, seconds, strict=True)}
 
@@ -230,11 +255,15 @@ class ImageReading:
     decode : {"exact", "fast"}
     n_jobs : int or None
         How many images are decoded at once, as joblib counts.
+    beside_gpu : bool, default=False
+        Whether a GPU computes, so that processes may decode on all cores. Workers of a
+        cluster leave the other cores to each other.
     """
 
     value_range: tuple[float, float] | None
     decode: str
     n_jobs: int | None
+    beside_gpu: bool = False
     spreads = True  # rows are decoded by the workers of a cluster
 
     @property
@@ -244,7 +273,7 @@ class ImageReading:
 
     def in_worker(self, n_threads: int) -> "ImageReading":
         """The same in a process that may use so many threads."""
-        return replace(self, n_jobs=self.n_jobs or n_threads)
+        return replace(self, n_jobs=self.n_jobs or n_threads, beside_gpu=False)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -261,11 +290,20 @@ class ImageReading:
         """All images in order, in windows, hashed."""
         # Whether arrays have a range of values other than that of 8-bit images.
         rescaled = self.value_range not in (None, (0, 255))
-        return images.windows(recall, self.n_threads, rescaled)
+        make = images.windows_ahead if self.beside_gpu else images.windows
+        return make(recall, self.n_threads, rescaled)
 
     def batches(
-        self, images: Readable, rows, spec: InputSpec, batch_size: int, meanwhile: bool
+        self, window: Window, rows, spec: InputSpec, batch_size: int, meanwhile: bool
     ) -> Iterator[Batch]:
         """Batches of these rows, in order; the next ones are decoded `meanwhile`."""
         how = (self.value_range, self.decode, batch_size, self.n_threads)
-        return read_batches(images, rows, spec, *how, meanwhile)
+        elsewhere = self._elsewhere(window, spec) if self.beside_gpu else None
+        return read_batches(window, rows, spec, *how, meanwhile, elsewhere)
+
+    def _elsewhere(self, window: Window, spec: InputSpec) -> Elsewhere | None:
+        """Processes that decode, where they are faster than threads."""
+        n = self.n_threads
+        if n < FEWEST or not may_start():
+            return None
+        return Helped(window, Preparation(spec, self.value_range, self.decode), n)

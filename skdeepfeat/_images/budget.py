@@ -16,13 +16,13 @@ class Budget:
     """
 
     def __init__(self, whole: int):
-        self._whole = self._left = whole
+        self.whole = self._left = whole
         self._changed = Condition()
 
     @contextlib.contextmanager
     def share(self, needed: int) -> Iterator[None]:
         """A context that begins once so much is left, and reserves it."""
-        taken = min(needed, self._whole)
+        taken = min(needed, self.whole)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= taken)
             self._left -= taken
@@ -35,4 +35,4 @@ class Budget:
 
     def refill(self) -> None:
         """Free what is reserved by threads that no longer exist."""
-        self._left = self._whole
+        self._left = self.whole

@@ -30,15 +30,20 @@ class Cell:
         A `Reference`, encoded bytes, or the object in X.
     source : str
         Its name in messages.
+    is_kept : bool, default=True
+        Whether it keeps in memory what X does not.
     """
 
     row: int
     kind: CellKind
     held: Any
     source: str
+    is_kept: bool = True
 
     @classmethod
-    def of(cls, row: int, value, protocols: Collection[str]) -> "Cell":
+    def of(
+        cls, row: int, value, protocols: Collection[str], in_memory: bool = False
+    ) -> "Cell":
         """The cell of a row of X; raises ImageError if it is not an image."""
         with row_errors(row, type(value).__name__):
             value = unwrap(value)
@@ -49,7 +54,8 @@ class Cell:
                 raise ValueError(f"no image; a row must be {ALLOWED}")
             source = kind.describe(value)
         with row_errors(row, source):
-            return cls(row, kind, kind.take(value, protocols), source)
+            held = kind.take(value, protocols)
+            return cls(row, kind, held, source, not (in_memory and held is value))
 
     def sent(self) -> "Cell":
         """The cell as another process is sent it; raises ImageError if none can be."""

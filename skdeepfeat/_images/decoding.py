@@ -269,4 +269,4 @@ def _pil_of(array):
     channels = array.shape[2]
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     array = np.ascontiguousarray(array[:, :, 0] if channels == 1 else array)
-    return Image.frombytes(mode, array.shape[1::-1], array.tobytes())
+    return Image.frombytes(mode, array.shape[1::-1], memoryview(array))

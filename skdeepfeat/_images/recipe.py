@@ -5,7 +5,9 @@ images of more bits keep their precision: PIL resizes each channel as floats.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -52,6 +54,15 @@ class InputSpec:
     mode: str = "crop"
     crop_pct: float | None = None
 
+    def __post_init__(self):
+        checked = {
+            "image_size": _side(self.image_size),
+            "mean": _of_channels("mean", self.mean, -math.inf),
+            "std": _of_channels("std", self.std, 0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
     @property
     def relative_number(self) -> float:
         """How many inputs take as much work as one image of 224 pixels."""
@@ -61,10 +72,35 @@ class InputSpec:
         """The recipe for another input size, with resize and crop in proportion."""
         if image_size is None or image_size == self.image_size:
             return self
+        image_size = _side(image_size)
         resize = self.resize and round(self.resize * image_size / self.image_size)
         if self.crop_pct:
             resize = math.floor(image_size / self.crop_pct)
         return replace(self, image_size=image_size, resize=resize)
+
+
+def _side(image_size) -> int:
+    """A side in pixels as a plain int: products of small numpy integers overflow."""
+    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
+    if not whole or image_size < 1:
+        raise ValueError(
+            "The 'image_size' parameter must be an int of at least 1. Got "
+            f"{image_size!r} instead."
+        )
+    return int(image_size)
+
+
+def _of_channels(name: str, values, above: float) -> tuple[float, ...]:
+    """Three numbers on the scale of channels from 0 to 1, as a tuple of floats."""
+    numbers = tuple(map(float, values)) if isinstance(values, Iterable) else ()
+    if len(numbers) != 3 or not all(above < number <= 1 for number in numbers):
+        least = "above 0 and at most 1" if above == 0 else "of at most 1"
+        raise ValueError(
+            f"The {name!r} parameter must be three numbers {least}, for red, green and "
+            f"blue channels that are scaled to [0, 1]. Got {values!r} instead; divide "
+            "values for the scale 0 to 255 by 255."
+        )
+    return numbers
 
 
 # Before the proper resize, "fast" may shrink an image cheaply to no less than twice the

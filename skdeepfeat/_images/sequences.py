@@ -29,10 +29,13 @@ class Cells(Protocol):
         The name of a row that cannot be read, in messages.
     at_once : int
         How many rows are read at once.
+    in_memory : bool
+        Whether X holds the cells, so that they take no memory here.
     """
 
     name: str
     at_once: int
+    in_memory: bool
 
     def __len__(self) -> int: ...
 
@@ -51,7 +54,7 @@ class Held:
     cells : sequence
     """
 
-    name, at_once = "row of X", 32
+    name, at_once, in_memory = "row of X", 32, True
 
     def __init__(self, cells):
         self._cells = cells
@@ -77,7 +80,7 @@ class Lazy:
         With a length and rows by number.
     """
 
-    at_once = 8
+    at_once, in_memory = 8, False
 
     def __init__(self, sequence):
         self._sequence = sequence
@@ -119,6 +122,8 @@ class LazyArray:
     array : object
         With `shape`, `dtype` and slices, as h5py, zarr and dask have them.
     """
+
+    in_memory = False
 
     def __init__(self, array):
         self._array = array

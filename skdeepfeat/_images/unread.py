@@ -18,24 +18,7 @@ IN_PROCESS = "memory://"  # files of fsspec, in the memory of the process
 
 
 class UnreadWindow(Window):
-    """Some rows of X; unknown files have a key of their name instead of their content.
-
-    Parameters
-    ----------
-    rescaled : bool
-        As in :meth:`Images.windows`.
-    rows_held : int
-        How many rows it takes.
-    """
-
-    def __init__(self, rescaled: bool, rows_held: int):
-        super().__init__(rescaled)
-        self._most = rows_held
-
-    @property
-    def rows_held(self) -> int:
-        """How many rows it takes."""
-        return self._most
+    """Some rows of X; unknown files have a key of their name instead of content."""
 
     def _hash(self, cell: Cell) -> Hashed | ImageError:
         """The cell with its key, or with one of its name."""
@@ -43,6 +26,10 @@ class UnreadWindow(Window):
             return cell.named()
         except ImageError as error:
             return error
+
+    def _bytes_of(self, cell: Cell) -> int:
+        """How much memory a cell takes when it is sent."""
+        return cell.n_bytes
 
     def _is_quick(self, cell: Cell) -> bool:
         """Whether nothing is known of a file, or all of it."""

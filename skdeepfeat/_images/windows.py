@@ -2,16 +2,22 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
 
 from .._digests import digest
 from .._exceptions import ImageError, ImageWarning, Wording
-from .._processes import Lock
+from .._processes import Event, Lock
 from .cells import Cell, Hashed
 from .reasons import row_errors
 from .references import Reference
 from .sequences import BYTES_HELD, ROWS_HELD, Cells, Held, Unreadable
 
+# Rows of the first windows if a GPU waits for them, in whole batches. One is hashed in
+# less time than the network takes for the one before.
+ROWS_AHEAD = (256, 1024, 4096)
 FETCHES = 8  # files read at once, at least, since servers may be slow
 
 
@@ -98,11 +104,31 @@ class Images:
         make_window : callable, optional
             Makes an empty window from `rescaled`; by default a :class:`Window`.
         """
+        make = partial(make_window or partial(Window, rows_held=ROWS_HELD), rescaled)
+        return self._fill(make, recall, n_threads, Event())
+
+    def windows_ahead(self, recall, n_threads: int, rescaled: bool):
+        """The same; a thread makes the next window while one is used.
+
+        The windows become large, because a GPU waits between them. Rows that a sequence
+        makes are made when needed: it may be bound to the thread that calls.
+        """
+        if not self._cells.in_memory:
+            return self.windows(recall, n_threads, rescaled)
+        halted, sizes = Event(), chain(ROWS_AHEAD, repeat(ROWS_AHEAD[-1]))
+
+        def make() -> Window:
+            return Window(rescaled, next(sizes))
+
+        return _ahead_of(self._fill(make, recall, n_threads, halted), halted)
+
+    def _fill(self, make_window, recall, n_threads: int, halted) -> Iterator["Window"]:
+        """Windows of all rows, or fewer once it is halted."""
         start = 0
         with ThreadPoolExecutor(max(n_threads, FETCHES), "skdeepfeat-read") as pool:
-            while start < len(self):
-                window = (make_window or Window)(rescaled)
-                while start < len(self) and window.has_room:
+            while start < len(self) and not halted.is_set():
+                window = make_window()
+                while start < len(self) and window.has_room and not halted.is_set():
                     stop = min(len(self), start + self.at_once)
                     window.add(self._take(start, stop), recall, pool)
                     start = stop
@@ -119,9 +145,21 @@ class Images:
             if isinstance(value, Unreadable):
                 with row_errors(row, self._cells.name):
                     raise value.error
-            return Cell.of(row, value, self._protocols)
+            return Cell.of(row, value, self._protocols, self._cells.in_memory)
         except ImageError as error:
             return error
+
+
+def _ahead_of(windows, halted) -> Iterator["Window"]:
+    """The windows of a generator; a thread makes the next while one is used."""
+    with closing(windows), ThreadPoolExecutor(1, "skdeepfeat-hash") as thread:
+        try:
+            following = thread.submit(next, windows, None)
+            while window := following.result():
+                following = thread.submit(next, windows, None)
+                yield window
+        finally:
+            halted.set()
 
 
 class Window:
@@ -131,26 +169,23 @@ class Window:
     ----------
     rescaled : bool
         As in :meth:`Images.windows`.
+    rows_held : int
+        How many rows it takes, at most.
     """
 
-    def __init__(self, rescaled: bool):
+    def __init__(self, rescaled: bool, rows_held: int):
         self.keys: dict[int, bytes | ImageError] = {}
         self.files: list[tuple[str, str, bytes]] = []
         self._hashed: dict[int, Hashed] = {}
         self._rows_of: dict[bytes, list[int]] = {}
         self._same_as: dict[int, list[int]] = {}  # rows of its content, itself too
         self._errors: dict[int, ImageError] = {}  # of rows that could not be read
-        self._rescaled, self._n_bytes = rescaled, 0
-
-    @property
-    def rows_held(self) -> int:
-        """How many rows it takes."""
-        return ROWS_HELD
+        self._rescaled, self._rows_held, self._n_bytes = rescaled, rows_held, 0
 
     @property
     def has_room(self) -> bool:
         """Whether more rows may be added."""
-        return len(self.keys) < self.rows_held and self._n_bytes < BYTES_HELD
+        return len(self.keys) < self._rows_held and self._n_bytes < BYTES_HELD
 
     def add(self, cells: Sequence[Cell | ImageError], recall, pool) -> None:
         """Hash more rows."""
@@ -174,9 +209,13 @@ class Window:
         self._same_as[row] = self._rows_of.setdefault(key, [])
         self._same_as[row].append(row)
         self._hashed[row] = found
-        self._n_bytes += found.cell.n_bytes
+        self._n_bytes += self._bytes_of(found.cell)
         if found.file is not None:
             self.files.append(found.file)
+
+    def _bytes_of(self, cell: Cell) -> int:
+        """How much memory a cell takes that X does not hold."""
+        return cell.n_bytes if cell.is_kept else 0
 
     def _is_quick(self, cell: Cell) -> bool:
         """Whether `_hash` does not wait for a disk or a server."""
@@ -209,6 +248,11 @@ class Window:
             except ImageError as error:
                 self._errors[other] = error
         raise self._errors[row]
+
+    def portable(self, row: int) -> Hashed:
+        """The image of a row as another process can read it; raises ImageError."""
+        hashed = self._hashed[row]
+        return replace(hashed, cell=hashed.cell.sent())
 
     def error_of(self, row: int, error: ImageError) -> ImageError:
         """The error of a row that is equal to another row with this error."""

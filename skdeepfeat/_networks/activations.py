@@ -36,7 +36,8 @@ def _make(network: SharedNetwork, source: WeightsSource, nodes: tuple[str, ...])
         simplify(bound, network.substitutes)
         if network.rounded:
             round_off(bound, network.substitutes, *network.rounded)
-        overwrite_in_place(bound)
+        if network.overwrites:
+            overwrite_in_place(bound)
     elif network.rounded:
         bound.to(*network.rounded)
     return bound

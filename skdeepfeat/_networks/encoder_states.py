@@ -61,15 +61,21 @@ def call_encoder(model: nn.Module, tokens, mask):
 
 
 def make_encoder(
-    model: nn.Module, folder: str, nodes: list[str], width: int, padding: int = 0
+    model: nn.Module,
+    folder: str,
+    nodes: list[str],
+    width: int,
+    padding: int = 0,
+    last: str = LAST,
 ) -> EncoderNetwork:
     """The network of an encoder whose states after its blocks have these nodes.
 
+    What it returns has the node `last`, which may be that of the last block.
     Raises WeightsError if its rows cannot be computed.
     """
     try:
         with measuring(), torch.autocast("cpu", enabled=False):
-            return _Trial(model, nodes, width, padding).network()
+            return _Trial(model, nodes, width, padding, last).network()
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # of any architecture
@@ -97,11 +103,20 @@ class _Trial:
         Number of features of a token.
     padding : int
         The token that stands where there is none.
+    last : str
+        Node of what the encoder returns.
     """
 
-    def __init__(self, model: nn.Module, nodes: list[str], width: int, padding: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        nodes: list[str],
+        width: int,
+        padding: int,
+        last: str,
+    ):
         self._model, self._nodes, self._width = model, nodes, width
-        self._padding = padding
+        self._padding, self._last = padding, last
         self._long = _tokens_of(model, padding)
         self._short = self._long[:, :SHORT]
 
@@ -112,6 +127,8 @@ class _Trial:
             short = self._states(self._short)
         _check_settings(self._model, settings)
         long = self._states(self._long)
+        if not _equal(long[self._last], long[LAST]):
+            raise Unsuitable("it changes the states after its last block once more")
         network = EncoderNetwork(
             self._model, self._places(recorder, short), call_encoder
         )
@@ -263,6 +280,12 @@ def _check_settings(model: nn.Module, before: dict) -> None:
         if now != value:
             raise Unsuitable(
                 f"a short text changes its {name!r} from {value!r} to {now!r}, so that "
-                "rows depend on the texts before. If config.json has this entry, set "
-                f"it to {now!r}"
+                f"rows depend on the texts before{_remedy(model, name, now)}"
             )
+
+
+def _remedy(model: nn.Module, name: str, now: Any) -> str:
+    """What to set in the configuration, if it has such an entry."""
+    if not hasattr(cast(Any, model).config, name):
+        return ""
+    return f". Set this entry of config.json to {now!r} for all texts"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .._backbones.encoders import LAST, EncoderSource
+from .._backbones.encoders import EncoderSource
 from .._backbones.installed import optional
 from .._exceptions import WeightsError, in_one_line
 from .encoder_states import EncoderNetwork, make_encoder
@@ -31,8 +31,10 @@ def build_encoder(source: EncoderSource) -> EncoderNetwork:
     with torch.random.fork_rng(devices=[]), _without_progress_bars():
         model = _model_of(source).eval().requires_grad_(False)
     backbone = source.backbone
-    nodes = [layer.node for layer in backbone.layers if layer.node != LAST]
-    return make_encoder(model, source.name, nodes, backbone.width, backbone.padding)
+    *between, last = [layer.node for layer in backbone.layers]
+    return make_encoder(
+        model, source.name, between, backbone.width, backbone.padding, last
+    )
 
 
 def _model_of(source: EncoderSource) -> Any:

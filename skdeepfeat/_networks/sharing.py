@@ -38,6 +38,9 @@ class SharedNetwork:
         Entries of the head that the weights file does not have.
     rounded : tuple (device, dtype) or None
         Where and in which type the layers are computed, if not as `module` is.
+    overwrites : bool
+        Whether a step may overwrite a value that no other step reads. False for a
+        network that is translated for another engine.
 
     Attributes
     ----------
@@ -53,6 +56,7 @@ class SharedNetwork:
     module: nn.Module
     absent: frozenset[str] = frozenset()
     rounded: tuple[str, torch.dtype] | None = None
+    overwrites: bool = True
     activations: dict[tuple, Any] = field(default_factory=dict, init=False)
     substitutes: dict[tuple[nn.Module, ...], nn.Module] = field(
         default_factory=dict, init=False

@@ -284,11 +284,13 @@ class Structure:
         try:
             return network(x)
         except Exception as error:  # whatever its code raises
+            side = x.shape[-1]
             raise ValueError(
-                f"Backbone {self.backbone.name!r} cannot run on images of 3 channels "
-                f"and {x.shape[-1]} × {x.shape[-1]} pixels in single precision: "
-                f"{in_one_line(error)}. Pass a network that takes them, such as a "
-                "module around it that converts them, and its image_size."
+                f"Backbone {self.backbone.name!r} does not take a batch of images, of "
+                f"shape (n, 3, {side}, {side}), in single precision: "
+                f"{in_one_line(error)}. Create it with the image_size that its network "
+                "takes. Before a network of grey images, put a step that makes them "
+                "grey, such as torchvision.transforms.v2.Grayscale()."
             ) from error
 
     def real_network(self) -> nn.Module:

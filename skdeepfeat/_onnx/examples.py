@@ -10,8 +10,8 @@ from .._composites import Composite
 from .._datasets import load_textures
 from .._exceptions import ImageError
 from .._features import PretrainedCNNFeatures
-from .._images.batches import Prepared, read_row
 from .._images.input import read_input
+from .._images.preparing import Preparation, Prepared, read_row
 from .._images.recipe import InputSpec, margin_colour
 from .._images.windows import Images
 from .._validation import check_value_range
@@ -103,9 +103,8 @@ def examples_of(composite: Composite, X) -> Examples:
     X = textures() if X is None else X
     step = composite.features[0]
     images = read_input(step, composite.images_of(X)[0], reset=False)
-    found = [
-        read_row(images, row, recipe, None, step.decode) for row in range(len(images))
-    ]
+    how = Preparation(recipe, None, step.decode)
+    found = [read_row(images, row, how) for row in range(len(images))]
     return Examples(X, images, recipe, np.stack([_pixels(one) for one in found]))
 
 

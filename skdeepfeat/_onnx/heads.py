@@ -19,7 +19,8 @@ from .extra import OPSETS, state_versions
 # What to use instead of estimators that are not converted, or not correctly. Of those
 # in one step, the first counts.
 INSTEAD = {
-    "ColumnTransformer": "a pipeline of the photos alone",
+    "ColumnTransformer": "a pipeline of the photos alone, or export its "
+    "PretrainedCNNFeatures alone, and give their features to the other steps",
     "FixedThresholdClassifier": "its estimator_, and apply its threshold to the "
     "probabilities",
     "TunedThresholdClassifierCV": "its estimator_, and apply its best_threshold_ to "
@@ -129,11 +130,12 @@ def prefixes(head) -> list:
 
 
 def with_linear_scores(head):
-    """The same head with a converter of ours for a linear classifier at its end."""
-    if isinstance(head, Pipeline) and dense.is_linear(head[-1]):
+    """The same head with a converter of ours for a linear classifier at its end, also
+    at that of a pipeline inside."""
+    if isinstance(head, Pipeline):
         name, last = head.steps[-1]
-        return Pipeline([*head.steps[:-1], (name, dense.LinearScores(last))])
-    return head
+        return Pipeline([*head.steps[:-1], (name, with_linear_scores(last))])
+    return dense.LinearScores(head) if dense.is_linear(head) else head
 
 
 def _first_that_fails(head, slices) -> int:

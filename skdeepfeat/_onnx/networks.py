@@ -48,7 +48,11 @@ class FeatureSteps(nn.Module):
 def export_networks(steps: tuple[PretrainedCNNFeatures, ...], side: int):
     """The graph "images" (n, side, side, 3) uint8 → "features" (n, width) float32."""
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    with torch.no_grad(), warnings.catch_warnings():
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # of what the exporter itself uses
         exported = torch.onnx.export(
             FeatureSteps(steps).eval(),

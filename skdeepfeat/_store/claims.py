@@ -6,12 +6,16 @@ however it ends. So no claim needs a time limit, and none has to be withdrawn.
 """
 
 import contextlib
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from .._processes import FileLock
 from .statements import select
+
+NAME_BYTES = 8  # of the name of a lock, in hexadecimal digits
+NAMES = re.compile(f"[0-9a-f]{{{2 * NAME_BYTES}}}")
 
 
 class Claims:
@@ -72,26 +76,31 @@ class Claims:
         """The lock of a call, taken at its first claim."""
         if call not in self._locks:
             self._sweep(db)
-            lock = self._lock_of(secrets.token_hex(8))
+            lock = self._lock_of(secrets.token_hex(NAME_BYTES))
             lock.acquire()
             self._locks[call] = lock
         return self._locks[call]
 
     def _sweep(self, db) -> None:
-        """Once, remove what calls of ended processes have left.
+        """Once in a folder, remove what calls of ended processes have left.
 
         No lock is taken meanwhile, because the transaction excludes other writers.
         """
-        if self._is_swept:
+        if self._is_swept and self._folder.is_dir():  # and not removed meanwhile
             return
         self._folder.mkdir(exist_ok=True)
-        for path in self._folder.iterdir():
+        for path in self._lock_files():
             if FileLock(path).is_free():
                 path.unlink(missing_ok=True)
-        held = [path.name for path in self._folder.iterdir()]
+        held = [path.name for path in self._lock_files()]
         marks = ", ".join("?" * len(held))
         db.execute(f"DELETE FROM claims WHERE owner NOT IN ({marks})", held)
         self._is_swept = True
+
+    def _lock_files(self) -> list[Path]:
+        """The files of locks; files of the user's may be in the same folder."""
+        found = self._folder.iterdir()
+        return [path for path in found if NAMES.fullmatch(path.name)]
 
     def _lock_of(self, name: str) -> FileLock:
         return FileLock(self._folder / name)

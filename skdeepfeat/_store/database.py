@@ -24,8 +24,9 @@ machines do not see each other's locks, a database is only read.
 
 import contextlib
 import os
+import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .._exceptions import StoreWarning, warn_user
@@ -69,6 +70,14 @@ UNSAFE = (
 
 ASIDE = "damaged.sqlite"
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
+OWNERS = "owners"  # the folder of a file for each process that computes
+
+
+def entries_of_store(names: Iterable[str]) -> set[str]:
+    """Which names of the entries of a folder belong to a store in it, of any layout."""
+    names = set(names)
+    databases = {n for n in names if re.match(r"features\.v\d+\.sqlite", n)}
+    return names & {ASIDE, SETUP_LOCK, OWNERS} | databases if databases else set()
 
 
 class Database:
@@ -201,7 +210,7 @@ class Database:
             )
         else:
             trouble = TROUBLES.get(code, f"cannot be used ({error})")
-            self.warn(f"{trouble}; missing features are computed but not stored")
+            self.warn(f"{trouble}; features are returned but not stored there")
 
     def set_aside(self) -> None:
         """Rename a damaged database, unless another process has replaced it already."""

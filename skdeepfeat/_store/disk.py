@@ -21,10 +21,11 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, ERRORS, FILE, Database
+from .database import ASIDE, ERRORS, FILE, OWNERS, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
+    STAMP_SECONDS,
     add_to_counter,
     count_rows,
     delete_rows,
@@ -39,7 +40,6 @@ from .statements import (
 from .waiting import begin_of, computed_by, locked, say_once
 
 EMPTY_BYTES = 100_000  # more than a database without rows takes
-STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 
 class DiskTable:
@@ -58,7 +58,7 @@ class DiskTable:
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
         self._database = Database(folder)
-        self._claims = Claims(folder / "owners")
+        self._claims = Claims(folder / OWNERS)
         atexit.register(self.close)
 
     # Rows ---------------------------------------------------------------------------

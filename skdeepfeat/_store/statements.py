@@ -12,6 +12,7 @@ import numpy as np
 from .base import ColumnRows, Label
 
 AT_ONCE = 500  # values in one SQL statement
+STAMP_SECONDS = 60  # how exactly the last use of a column is known
 
 
 @contextlib.contextmanager
@@ -154,8 +155,9 @@ def _number_of(db, column, asked: bool) -> int:
     """
     db.execute(
         "INSERT INTO columns (fingerprint, label, used) VALUES (?, ?, ?) "
-        "ON CONFLICT (fingerprint) DO UPDATE SET used = max(used, excluded.used)",
-        (column.fingerprint, column.label, time.time() if asked else 0),
+        "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used "
+        "WHERE excluded.used > used + ?",  # or each merge would write to the log
+        (column.fingerprint, column.label, time.time() * asked, STAMP_SECONDS),
     )
     query = "SELECT id FROM columns WHERE fingerprint = ?"
     return db.execute(query, (column.fingerprint,)).fetchone()[0]
@@ -195,7 +197,8 @@ def select_files(db) -> list[tuple[str, str, bytes]]:
 
 def add_to_counter(db, name: str, n: int) -> None:
     """Increase a counter."""
-    db.execute("UPDATE counters SET value = value + ? WHERE name = ?", (n, name))
+    if n:
+        db.execute("UPDATE counters SET value = value + ? WHERE name = ?", (n, name))
 
 
 def select_counters(db) -> dict[str, int]:

@@ -6,12 +6,16 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Number
 from typing import Any, Protocol
+
+import numpy as np
 
 from .._digests import digest_fields
 from .batches import NoTokens, Tokens
 
 RULE = 2  # increment when the words of a text, or their form, change
+MOST_TOKENS = 2**31  # of a network, as tokens are int32
 MARKED = range(0x300, 0x20000)  # where the marks are that join letters
 # Signs that show nothing, such as soft hyphens, directions and variants of emoji, as
 # (first, last). Joiners are not among them, as words of some scripts differ by them.
@@ -61,6 +65,33 @@ def cut(tokens: list, max_length: int | None) -> Tokens:
     """The first tokens of a text, and whether they are all."""
     whole = max_length is None or len(tokens) <= max_length
     return Tokens(tokens if whole else tokens[:max_length], whole)
+
+
+def known_tokens(tokenize: Callable[[str], Tokens], n_tokens: int):
+    """A function that makes the same tokens, and refuses those beyond `n_tokens`."""
+
+    def checked(text: str) -> Tokens:
+        found = tokenize(text)
+        for token in found.tokens:
+            if not is_token(token, n_tokens):
+                raise NoTokens(no_token("its tokenizer", token, n_tokens))
+        return found
+
+    return checked
+
+
+def is_token(number, n_tokens: int) -> bool:
+    """Whether a network of this many tokens takes this one."""
+    return isinstance(number, (int, np.integer)) and 0 <= int(number) < n_tokens
+
+
+def no_token(where: str, found, n_tokens: int) -> str:
+    """The sentence about a token that a network does not take; quotes no text."""
+    shown = found if isinstance(found, Number) else f"a {type(found).__name__}"
+    return (
+        f"{where} must give tokens of the network, integers from 0 to "
+        f"{n_tokens - 1:,}. Got {shown} instead"
+    )
 
 
 class Tokenizer(Protocol):

@@ -10,15 +10,18 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.ensemble import (
+    BaggingClassifier,
     IsolationForest,
     RandomForestClassifier,
     StackingClassifier,
+    VotingClassifier,
 )
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -47,16 +50,18 @@ HEADS = {
 }
 
 
-def spotted(n):
-    """Grey noise with a red or a blue spot: images, classes, corners of the spots."""
+COLOURS = {"blue": (0, 0, 250), "red": (250, 0, 0), "green": (0, 250, 0)}
+
+
+def spotted(n, n_classes=2):
+    """Grey noise with a spot of one colour: images, classes, corners of the spots."""
     rng = np.random.default_rng(0)
     X = rng.integers(100, 150, (n, SIDE, SIDE, 3), dtype=np.uint8)
-    y, corners = np.arange(n) % 2, rng.integers(0, SIDE - SPOT, (n, 2))
-    for image, kind, (top, left) in zip(X, y, corners, strict=True):
-        image[top : top + SPOT, left : left + SPOT] = (
-            (250, 0, 0) if kind else (0, 0, 250)
-        )
-    return X, np.array(["blue", "red"])[y], corners
+    names, corners = list(COLOURS)[:n_classes], rng.integers(0, SIDE - SPOT, (n, 2))
+    y = np.array(names)[np.arange(n) % n_classes]
+    for image, name, (top, left) in zip(X, y, corners, strict=True):
+        image[top : top + SPOT, left : left + SPOT] = COLOURS[name]
+    return X, y, corners
 
 
 def hits(maps, corners):
@@ -73,6 +78,11 @@ def spots():
     return spotted(60)
 
 
+@pytest.fixture(scope="module")
+def three_spots():
+    return spotted(90, 3)
+
+
 def features(**parameters):
     settings = {"image_size": SIDE, "layer": "block3"} | parameters
     return PretrainedCNNFeatures(**settings)
@@ -87,6 +97,42 @@ def test_the_strongest_place_is_in_the_object(head, pooling, spots):
     maps = activation_maps(model, X[40:], target=y[40:])
     assert maps.shape == (20, 4, 4)
     assert hits(maps, corners[40:]) >= 0.8  # by chance, 0.4
+
+
+# Heads for three classes, of which some score pairs of classes, are likelihoods without
+# a scale, or change in steps.
+OF_THREE = {
+    "pairs": SVC(decision_function_shape="ovo"),
+    "likelihood": make_pipeline(PCA(5), QuadraticDiscriminantAnalysis(reg_param=0.2)),
+    "centroids": NearestCentroid(),
+    "isotonic": CalibratedClassifierCV(GaussianNB(), method="isotonic", cv=3),
+    "votes": VotingClassifier([("a", LogisticRegression()), ("b", GaussianNB())]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::skdeepfeat.MapWarning")  # of some with votes
+@pytest.mark.parametrize("head", OF_THREE)
+def test_the_strongest_place_is_in_one_of_three_objects(head, three_spots):
+    X, y, corners = three_spots
+    layer = "block2" if head in ("likelihood", "centroids") else "block3"
+    model = make_pipeline(features(layer=layer), StandardScaler(), OF_THREE[head])
+    maps = activation_maps(model.fit(X[:60], y[:60]), X[60:], target=y[60:])
+    assert hits(maps, corners[60:]) >= (0.8 if head != "likelihood" else 0.7)
+
+
+@pytest.mark.parametrize(
+    "around", [lambda svc: svc, lambda svc: BaggingClassifier(svc, 3, random_state=0)]
+)
+def test_a_machine_of_pairs_has_the_maps_of_one_of_classes(around, three_spots):
+    X, y, _ = three_spots
+    maps = {}
+    for shape in ("ovo", "ovr"):
+        head = around(SVC(decision_function_shape=shape))
+        model = make_pipeline(features(), StandardScaler(), head).fit(X[:60], y[:60])
+        maps[shape] = activation_maps(model, X[60:66])
+        assert activation_maps(model, X[:1]).any()
+        assert model[-1].get_params().get("decision_function_shape", shape) == shape
+    np.testing.assert_array_equal(maps["ovo"], maps["ovr"])
 
 
 def inner():
@@ -215,8 +261,10 @@ def test_outliers_are_explained_and_clusters_refused(spots):
     model = make_pipeline(features(), IsolationForest(random_state=0)).fit(X[:40])
     assert activation_maps(model, X[:3]).shape == (3, 4, 4)
     model = make_pipeline(features(), KMeans(2, random_state=0)).fit(X[:40])
-    with pytest.raises(ValueError, match=r"KMeans|Pipeline, which is none"):
+    with pytest.raises(ValueError, match="Got KMeans, which is none"):
         activation_maps(model, X[:3])
+    with pytest.raises(ValueError, match="Got PretrainedCNNFeatures, which is none"):
+        activation_maps(features(), X[:3])
 
 
 def test_several_layers_give_one_map_of_the_finest_places(spots):

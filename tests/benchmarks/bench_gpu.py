@@ -5,11 +5,11 @@
 
 The bare loop is a careful user's: torchvision's network without its head, in eval mode
 under inference_mode, compiled, channels last, fed by a DataLoader with one worker for
-each core and pinned memory; its workers are there before the clock starts. All networks
-but "mini" have random weights, which does not change their speed. "float32" is never
-rounded to TF32, neither here nor in the bare loop; torch by itself rounds in
-convolutions. The second line tries the code where there is no GPU, with small images;
-its figures mean nothing. Quote ratios, not rates.
+each core and pinned memory; its workers, and the processes that decode here, are there
+before the clock starts. All networks but "mini" have random weights, which does not
+change their speed. "float32" is never rounded to TF32, neither here nor in the bare
+loop; torch by itself rounds in convolutions. The second line tries the code where there
+is no GPU, with small images; its figures mean nothing. Quote ratios, not rates.
 """
 
 import argparse
@@ -42,8 +42,11 @@ from skdeepfeat._engines.base import PooledLayers
 from skdeepfeat._engines.running import Engine
 from skdeepfeat._images.batches import read_batches
 from skdeepfeat._images.containers import read_images
+from skdeepfeat._images.crew import FEWEST, Crew, Helped, crew, may_start
+from skdeepfeat._images.preparing import Preparation
 from skdeepfeat._networks.building import build_network
 from skdeepfeat._networks.layers import resolve_layer
+from skdeepfeat._processes import wait_until
 
 DTYPES = {
     "float32": torch.float32,
@@ -289,6 +292,8 @@ def ours(trial, name, precision, items, batch_size):
         cache=None,
     )
     clear_caches()
+    if trial.on_gpu and N_CORES >= FEWEST and may_start():
+        wait_for(crew, N_CORES)  # as the workers of a DataLoader
     return lambda: features.transform(items)
 
 
@@ -364,16 +369,19 @@ def engine_rate(trial, name, precision, n_batches=8):
     return items_per_second(run, n_images, trial.passes, trial.wait)
 
 
-DECODING = ["network", "from", "here", "DataLoader"]
+DECODING = ["network", "from", "threads", "processes", "DataLoader"]
 
 
 def decoding_rows(trial):
     """Images a second of decoding alone, all cores, here and by a DataLoader."""
+    crew = wait_for(Crew(), N_CORES) if may_start() else None
     for name in trial.networks:
         spec = source_of(trial, name).input
         for source, items in trial.sources.items():
+            windows = windows_of(items)
             runs = (
-                lambda items=items, spec=spec: decode(items, spec),
+                lambda windows=windows, spec=spec: decode(windows, spec),
+                lambda windows=windows, spec=spec: decode(windows, spec, crew),
                 load_all(Photos(items, recipe_of(spec)), trial.batch_sizes[0]),
             )
             rates = [
@@ -381,13 +389,33 @@ def decoding_rows(trial):
                 for run in runs
             ]
             yield [name, source, *rates]
+    if crew:
+        crew.end()
 
 
-def decode(items, spec):
+def wait_for(crew, n):
+    """The crew, once so many of its processes are there."""
+    crew.start(n - len(crew.free))
+    wait_until(lambda: all(one.is_ready for one in [*crew.free]), lambda seconds: None)
+    return crew
+
+
+def windows_of(items):
+    """All rows as beside a GPU, with digests of files that are known."""
+    images = read_images(items)
+    for _ in range(2):  # the first time, files are held that have to be read
+        windows = list(images.windows_ahead(lambda names: None, N_CORES, False))
+    return windows
+
+
+def decode(windows, spec, crew=None):
     """Make all batches of a network, ahead of nothing."""
     options = (spec, None, "exact", 64, N_CORES, True)
-    for _ in read_batches(read_images(items), range(len(items)), *options):
-        pass
+    for window in windows:
+        how = Preparation(spec)
+        helped = Helped(window, how, N_CORES, crew) if crew else None
+        for _ in read_batches(window, list(window.keys), *options, helped):
+            pass
 
 
 def load_all(photos, batch_size):

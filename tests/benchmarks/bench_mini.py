@@ -56,8 +56,9 @@ def lite(i):
 
 def minis(other):
     """The networks called "mini": of this version, and of the other one."""
-    here = [Network("mini", {}), Network("mini at 224", {"image_size": 224})]
-    return here + [Network("mini beside", {}, other)] * bool(other)
+    sizes = [Network(f"mini at {s}", {"image_size": s}) for s in (128, 224)]
+    beside = [Network("mini beside", {}, other)] if other else []
+    return [Network("mini", {}), *sizes, *beside]
 
 
 def squeezenet(data):
@@ -251,7 +252,7 @@ def timed(data, other):
 
 
 def started(data, other):
-    return [one for one in minis(other) if "224" not in one.name]
+    return [one for one in minis(other) if " at " not in one.name]
 
 
 PARTS = {

@@ -230,6 +230,27 @@ def test_an_order_that_cannot_be_made_is_no_fault_of_the_workers(
         features.transform(files)
 
 
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [
+        ({"openvino": "2026.4"}, "openvino is absent there and 2026.4 here; install"),
+        ({}, "install there what is installed here"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_to_install(
+    versions, words, threads, features, files, monkeypatch
+):
+    def fail(plan):
+        raise ModuleNotFoundError("No module named 'openvino'")
+
+    other = Order(features._plan(), repr(versions).encode(), b"", versions, {})
+    monkeypatch.setattr("skdeepfeat._cluster.working.computation_here", fail)
+    monkeypatch.setattr("skdeepfeat._cluster.working._versions", dict)
+    monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
+    with pytest.raises(WorkerError, match=f"No module named 'openvino'; {words}"):
+        features.transform(files)
+
+
 def test_another_code_of_a_network_is_named(threads, features, files, monkeypatch):
     class Branching(torch.nn.Conv2d):
         def forward(self, x):

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from skdeepfeat import (
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._engines.devices import resolve_device
 from skdeepfeat._engines.torch import PooledModule
+from skdeepfeat._images.crew import FEWEST, crew
 
 GPU = "cuda:0"
 N_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -385,6 +388,20 @@ def test_clear_caches_gives_back_all_networks(precision, odd_photos):
 
 
 # Threads and processes --------------------------------------------------------------
+
+
+def test_processes_decode_what_threads_do(many):
+    """From 4 cores on; with fewer, threads decode on both sides."""
+    X = [many[i % len(many)] ^ np.uint8(i // len(many)) for i in range(1500)]
+    rows = transformer(n_jobs=1).transform(X)
+    for _ in range(2):
+        np.testing.assert_array_equal(transformer().transform(X), rows)
+    deadline = time.monotonic() + 60
+    while crew.free and not all(one.is_ready for one in [*crew.free]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert bool(crew.free) == (joblib.cpu_count() >= FEWEST)
+    np.testing.assert_array_equal(transformer().transform(X), rows)
 
 
 def test_threads_share_a_gpu_and_a_store(many):

@@ -63,6 +63,7 @@ def relative_error(got, expected):
         ("vit_b_16", "block2"),
         ("swin_t", "block1"),
         ("googlenet", "block2"),
+        ("smallcnn", ("block2", "penultimate")),
     ],
 )
 def test_features_are_those_of_torch(backbone, layer, photos):
@@ -71,6 +72,15 @@ def test_features_are_those_of_torch(backbone, layer, photos):
     expected = features(backbone, engine="torch", **parameters).transform(photos)
     est = features(backbone, **parameters)
     assert relative_error(est.transform(photos), expected) < 1e-5
+    assert est.stats_["engine"] == "openvino"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_size_of_numpy_is_converted(photos):
+    est = features(image_size=np.int64(48))
+    assert np.array_equal(
+        est.transform(photos), features(image_size=48).transform(photos)
+    )
     assert est.stats_["engine"] == "openvino"
 
 

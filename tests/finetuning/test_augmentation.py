@@ -188,4 +188,32 @@ def test_a_callable_gets_single_images_of_8_bits(batch):
 
     out = augmented(function, batch + 0.4)
     assert seen == [(torch.uint8, (3, 40, 40))] * 16
-    assert torch.equal(out.float(), batch.flip(3))
+    assert torch.equal(out.float(), v2.functional.center_crop(batch.flip(3), [32, 32]))
+
+
+def test_a_callable_may_return_images_of_different_sizes(batch):
+    sizes = iter(range(32, 48))
+
+    def larger(image):
+        return v2.functional.resize(image, [next(sizes), 40])
+
+    assert augmented(larger, batch).shape == (16, 3, 32, 32)
+
+
+UNUSABLE = {
+    "floats from 0 to 1": lambda image: image / 255,
+    "floats from 0 to 255": lambda image: image.float(),
+    "a mask": lambda image: image > 0,
+    "one channel": lambda image: image[:1],
+    "channels last": lambda image: image.permute(1, 2, 0),
+    "a batch": lambda image: image[None],
+    "smaller than the input": lambda image: image[:, :31],
+    "an array": lambda image: image.numpy(),
+    "nothing": lambda image: None,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_a_callable_returns_is_checked(batch, kind):
+    with pytest.raises(ValueError, match=r"'augment' parameter .* must return a"):
+        augmented(UNUSABLE[kind], batch)

@@ -272,6 +272,24 @@ def test_weights_are_saved_as_what_they_are(name, images, tmp_path):
         clf.save_weights(tmp_path / name)
 
 
+def test_weights_are_only_saved_where_there_is_a_folder(images, tmp_path):
+    clf = classifier().fit(*images)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .* Create it"):
+        clf.save_weights(tmp_path / "missing" / "tuned.safetensors")
+
+
+def test_a_changed_network_says_how_to_start_anew(images):
+    clf = classifier(warm_start=True).fit(*images)
+    clf.set_params(image_size=24)
+    with pytest.raises(WeightsError, match="or call fit with warm_start=False"):
+        clf.fit(*images)
+    with pytest.raises(WeightsError, match="or call fit with warm_start=False"):
+        clf.partial_fit(*images)
+    with pytest.raises(WeightsError, match="or fit again"):
+        clf.predict(images[0])
+    assert clf.set_params(warm_start=False).fit(*images).score(*images) > 0
+
+
 def test_a_classifier_on_a_classifier(images):
     X, y = images
     first = classifier().fit(X, y)
@@ -315,5 +333,5 @@ def test_parameters_changed_after_fit(images, changed):
     else:
         with pytest.raises(WeightsError, match="fit again"):
             clf.predict(X)
-        with pytest.raises(WeightsError, match="fit again"):
+        with pytest.raises(WeightsError, match="call fit with warm_start=False"):
             clf.partial_fit(X, y)

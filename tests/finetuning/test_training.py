@@ -40,6 +40,41 @@ def test_it_learns(images):
     assert (clf.classes_[proba.argmax(1)] == clf.predict(X)).all()
 
 
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+SURROUNDINGS = {
+    "double precision": lambda: default_dtype(torch.float64),
+    "half precision": lambda: default_dtype(torch.bfloat16),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("augment", ["none", "standard"])
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_where_fit_is_called_changes_nothing(images, surroundings, augment):
+    X, y = images
+    parameters = {"augment": augment, "early_stopping": True, "cache": None}
+    parameters |= {"validation_fraction": 0.3}
+    expected = classifier(**parameters).fit(X, y).predict_proba(X)
+    with SURROUNDINGS[surroundings]():
+        clf = classifier(**parameters).fit(X, y)
+        assert torch.is_inference_mode_enabled() == (surroundings == "inference mode")
+        inside = clf.predict_proba(X)
+    np.testing.assert_array_equal(inside, expected)
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)
+    assert clf.weights_["head"]["last.weight"].dtype == np.float32
+
+
 @pytest.mark.parametrize("augment", ["none", "light"])
 def test_frozen_is_frozen(images, augment):
     before = resolve_backbone("tiny").arrays
@@ -338,8 +373,10 @@ def test_partial_fit_holds_nothing_out(images):
     before = clf.weights_["tail"]["3.weight"].copy()
     clf.partial_fit(X[:3], y[:3])
     assert not np.array_equal(clf.weights_["tail"]["3.weight"], before)
-    with pytest.raises(ValueError, match="differ from those of the first call"):
+    with pytest.raises(ValueError, match=r"classes=\['ant', 'dog'\] differ from those"):
         clf.partial_fit(X, y, classes=["ant", "dog"])
+    with pytest.raises(ValueError, match=r"classes=\[0, 7\] differ from those of the"):
+        clf.partial_fit(X, y, classes=np.array([0, 7]))
 
 
 def test_an_interrupt_while_weights_are_copied_keeps_what_was_learned(

@@ -19,11 +19,12 @@ from skdeepfeat import ImageError
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._engines.torch import Normalise
 from skdeepfeat._images import batches as batching
-from skdeepfeat._images import recipe
-from skdeepfeat._images.batches import read_batches, read_row
+from skdeepfeat._images import preparing, recipe
+from skdeepfeat._images.batches import read_batches
 from skdeepfeat._images.budget import Budget
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.decoding import Pixels, open_array, open_bytes, open_pil
+from skdeepfeat._images.preparing import Preparation, read_row
 from skdeepfeat._images.recipe import InputSpec, prepare
 
 ODD = ["resnet50", "efficientnet_b3", "vit_l_16", "inception_v3", "swin_t"]
@@ -245,9 +246,9 @@ def large_photo(kind="RGB", size=(1600, 1200)):
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK"])
 def test_fast_shows_the_same_picture(kind):
     spec = InputSpec(224, 256)
-    blob = encode(large_photo(kind), "JPEG", quality=90)
+    images = read_images([encode(large_photo(kind), "JPEG", quality=90)])
     exact, fast = (
-        read_row(read_images([blob]), 0, spec, None, decode).pixels.astype(float)
+        read_row(images, 0, Preparation(spec, None, decode)).pixels.astype(float)
         for decode in ("exact", "fast")
     )
     assert exact.shape == fast.shape == (224, 224, 3)
@@ -265,8 +266,8 @@ def test_fast_changes_nothing_in_small_images(photos):
     spec = InputSpec(224, 256)
     images = read_images([encode(Image.fromarray(photos[0]), "JPEG")])
     np.testing.assert_array_equal(
-        read_row(images, 0, spec, None, "fast").pixels,
-        read_row(images, 0, spec, None).pixels,
+        read_row(images, 0, Preparation(spec, None, "fast")).pixels,
+        read_row(images, 0, Preparation(spec)).pixels,
     )
 
 
@@ -318,8 +319,8 @@ def test_the_middle_of_a_narrow_image_is_that_of_the_whole(monkeypatch):
 def test_threads_share_a_budget_of_pixels(photos, monkeypatch):
     running, most, lock = set(), [0], threading.Lock()
     budget = Budget(2 * 24 * 32)  # two of these photos
-    monkeypatch.setattr(batching, "decoded", budget)
-    real = batching.prepare
+    monkeypatch.setattr(preparing, "decoded", budget)
+    real = preparing.prepare
 
     def slowly(*arguments):
         with lock:
@@ -330,7 +331,7 @@ def test_threads_share_a_budget_of_pixels(photos, monkeypatch):
             running.discard(threading.get_ident())
         return real(*arguments)
 
-    monkeypatch.setattr(batching, "prepare", slowly)
+    monkeypatch.setattr(preparing, "prepare", slowly)
     spec = InputSpec(8, None)
     large = np.zeros((200, 300, 3), np.uint8)  # more than the budget: alone
     for rows, expected in ((list(photos), 2), ([large] * 3, 1)):
@@ -342,11 +343,11 @@ def test_threads_share_a_budget_of_pixels(photos, monkeypatch):
 
 def test_what_fails_gives_its_share_of_the_budget_back(monkeypatch):
     budget = Budget(100)
-    monkeypatch.setattr(batching, "decoded", budget)
+    monkeypatch.setattr(preparing, "decoded", budget)
     spec = InputSpec(8, None)
-    nan = np.full((40, 50), np.nan)
+    images = read_images([np.full((40, 50), np.nan)])
     for _ in range(3):
-        assert isinstance(read_row(read_images([nan]), 0, spec, None), ImageError)
+        assert isinstance(read_row(images, 0, Preparation(spec)), ImageError)
     with budget.share(100):
         pass
 
@@ -354,7 +355,7 @@ def test_what_fails_gives_its_share_of_the_budget_back(monkeypatch):
 def test_a_forked_child_has_the_whole_budget():
     code = """
 import os
-from skdeepfeat._images.batches import decoded
+from skdeepfeat._images.preparing import decoded
 
 with decoded.share(2**27):
     child = os.fork()

@@ -19,11 +19,11 @@ from skdeepfeat import (
 )
 from skdeepfeat._finetuning.data import read_pixels
 from skdeepfeat._images import containers
-from skdeepfeat._images.batches import read_row
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.decoding import open_array, open_bytes, open_pil
 from skdeepfeat._images.formats import FORMATS, is_image_name, switches
 from skdeepfeat._images.kinds import digest_array, digest_pil
+from skdeepfeat._images.preparing import Preparation, read_row
 from skdeepfeat._images.recipe import InputSpec
 
 RNG = np.random.default_rng(0)
@@ -967,7 +967,7 @@ def test_training_reads_the_same_pixels(value_range):
         trained = read_pixels(images, [0, 1, 2, 3], spec, value_range, 1).pixels
     assert len(caught) == (value_range is not None)
     for row in range(4):
-        found = read_row(images, row, spec, value_range)
+        found = read_row(images, row, Preparation(spec, value_range))
         np.testing.assert_array_equal(trained[row].permute(1, 2, 0), found.pixels)
         assert found.in_range == (value_range is None or row == 2)
 

@@ -1,5 +1,6 @@
 """The blocks of a network of the user's own: its parts before the classifier."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -285,3 +286,19 @@ class OneSize(nn.Module):
 def test_finding_the_blocks_prints_nothing(capfd):
     assert blocks_of(OneSize()) == ["conv", "act"]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("net", "side"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3)), 20),
+        (nn.Sequential(nn.Conv2d(3, 4, 9)), 5),
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten(), nn.Linear(10, 3)), 20),
+    ],
+    ids=["grey", "too small", "another size"],
+)
+def test_a_network_of_other_images_says_what_it_is_given(net, side):
+    backbone = Backbone.from_module(net, image_size=side)
+    shape = re.escape(f"of shape (n, 3, {side}, {side})")
+    with pytest.raises(ValueError, match=f"does not take a batch .* {shape}"):
+        list_layers(backbone)

@@ -69,6 +69,7 @@ HEADS = {
     "mlp": MLPClassifier((20,), max_iter=2000, random_state=0),
     "linear svc": LinearSVC(),
     "pca": make_pipeline(PCA(10), LogisticRegression()),
+    "linear svc in a pipeline": make_pipeline(PCA(10), LinearSVC()),
     "stack": StackingClassifier(
         [("a", GaussianNB()), ("b", LogisticRegression())], cv=2
     ),
@@ -136,6 +137,15 @@ def test_heads_predict_as_in_scikit_learn(name, y):
         best = np.sort(likely(X), 1)[:, -2:]
         sure = best[:, 1] - best[:, 0] > 1e-6
     np.testing.assert_array_equal(found["label"][sure], model.predict(X)[sure])
+
+
+@pytest.mark.parametrize("pooling", ["max", "gem"])
+def test_autocast_around_an_export_changes_nothing(pooling):
+    features = PretrainedCNNFeatures(**RECIPE, pooling=pooling).fit(X)
+    with torch.autocast("cpu", torch.bfloat16):
+        graph = to_onnx(features)
+    rows = run(graph, images=network_input(X))["features"]
+    np.testing.assert_allclose(rows, features.transform(X), rtol=1e-4, atol=1e-5)
 
 
 def test_any_number_of_images_in_a_file(tmp_path):
@@ -311,7 +321,9 @@ def test_columns_beside_photos_are_refused():
         (PretrainedCNNFeatures(**RECIPE), "photo"), (StandardScaler(), ["number"])
     )
     model = make_pipeline(beside, RidgeClassifier()).fit(frame, Y)
-    with pytest.raises(ValueError, match=r"columntransformer.*pipeline of the photos"):
+    with pytest.raises(
+        ValueError, match=r"columntransformer.*export its PretrainedCNNFeatures alone"
+    ):
         to_onnx(model)
 
 

@@ -158,7 +158,7 @@ def test_a_lack_of_memory_is_no_error_of_the_row(photos, monkeypatch):
     def too_large(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr("skdeepfeat._images.batches.prepare", too_large)
+    monkeypatch.setattr("skdeepfeat._images.preparing.prepare", too_large)
     with pytest.raises(MemoryError):
         features(on_error="nan", cache=None).transform(photos)
 

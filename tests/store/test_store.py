@@ -394,7 +394,7 @@ def test_a_full_disk_costs_a_warning(tmp_path):
     """
     said = output_of(in_new_process(code, tmp_path / "store"))
     assert "StoreWarning The feature store in" in said
-    assert "are computed but not stored" in said and said.endswith("[0]")
+    assert "are returned but not stored" in said and said.endswith("[0]")
 
 
 def give_up_root():
@@ -562,6 +562,19 @@ def test_what_killed_processes_have_left_is_removed(disk):
     assert not list((disk.folder / "owners").iterdir())
 
 
+def test_files_of_the_user_in_the_folder_of_locks_are_left_alone(disk):
+    theirs = disk.folder / "owners"
+    theirs.mkdir(parents=True)
+    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "notes"}
+    for name in names:
+        (theirs / name).write_text("mine")
+    (theirs / "deep").mkdir()
+    assert disk.claim(b"d", b"s", keys(3), [b"a"]) == [0]
+    disk.release(b"d")
+    assert {path.name for path in theirs.iterdir()} == names | {"deep"}
+    assert {(theirs / name).read_text() for name in names} == {"mine"}
+
+
 def test_a_forked_child_leaves_its_parent_alone(tmp_path):
     code = """
         import os, sys, warnings
@@ -662,3 +675,14 @@ def test_stores_that_begin_at_the_same_time_all_begin(tmp_path):
             list(pool.map(begin, tables))
         for table in tables:
             table.close()
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_again(tmp_path):
+    one, other = (DiskTable(tmp_path / "store", 10**9) for _ in range(2))
+    assert one.claim(b"c", b"s", [b"x"], [b"a"]) == [0]
+    one.release(b"c")
+    shutil.rmtree(one.folder)
+    assert one.claim(b"d", b"s", [b"x"], [b"a"]) == [0]  # a warning is an error here
+    assert other.claim(b"e", b"s", [b"x"], [b"a"]) == []
+    put(one, b"a", [1], np.ones((1, 3), "f4"))
+    assert not get(other, b"a", [1])[1]

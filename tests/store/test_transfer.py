@@ -261,9 +261,14 @@ def test_equal_rows_are_not_written_again(make, photo_files):
     first, _ = make("first", photo_files[:4])
     second, _ = make("second", photo_files[2:])
     first.merge(second)
-    before = rowids(first)
+    before, log = rowids(first), log_of(first).stat().st_size
     first.merge(second)
     assert rowids(first) == before
+    assert log_of(first).stat().st_size == log
+
+
+def log_of(store):
+    return Path(store.path) / f"{FILE}-wal"
 
 
 def rowids(store):

@@ -1,6 +1,7 @@
 """Files in the folder of an encoder: its tokenizer, its limits, what else it has."""
 
 import json
+import re
 import warnings
 from fnmatch import fnmatch
 
@@ -171,6 +172,33 @@ def test_a_dense_module_of_sentence_transformers_is_said(tmp_path):
     as_sentences(folder, {"pooling_mode": "mean"}, "Dense")
     (message,) = warnings_of(folder, "mean")
     assert "computes Dense" in message
+
+
+def test_a_default_prompt_of_sentence_transformers_is_said(tmp_path):
+    folder = save_encoder(tmp_path / "bert")
+    as_sentences(folder, {"pooling_mode": "mean"})
+    prompts = {"prompts": {"q": "query: "}, "default_prompt_name": None}
+    set_entries(folder, "config_sentence_transformers.json", **prompts)
+    assert not warnings_of(folder, "mean")
+    prompts["default_prompt_name"] = "q"
+    set_entries(folder, "config_sentence_transformers.json", **prompts)
+    (message,) = warnings_of(folder, "max")
+    assert "puts 'query: ' before each text" in message
+
+
+def test_an_encoder_inside_a_folder_of_sentence_transformers_is_named(tmp_path):
+    folder = tmp_path / "old"
+    inner = save_encoder(folder / "0_Transformer")
+    as_sentences(folder, {"pooling_mode": "mean"})
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(WeightsError, match=re.escape(f"pass {str(inner)!r}")):
+        PretrainedTextFeatures(folder).fit(["win"])
+    modules[0] = {"path": "", "type": f"{PREFIX}StaticEmbedding"}
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(WeightsError, match="consists of StaticEmbedding, Pooling"):
+        PretrainedTextFeatures(folder).fit(["win"])
 
 
 def test_a_broken_folder_of_sentence_transformers_still_gives_states(tmp_path):

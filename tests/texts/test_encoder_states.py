@@ -31,7 +31,12 @@ def save(folder, family, **options):
 REFUSED = {  # family → its settings, and words of the error
     "BigBird": (
         {**SIZES, "block_size": 16, "num_random_blocks": 1},
-        "'attention_type' from 'block_sparse' to 'original_full'",
+        "'original_full', so that rows depend on the texts before. Set this entry of "
+        "config.json to 'original_full' for all texts. Use",
+    ),
+    "Rwkv": (
+        {"hidden_size": WIDTH, "num_hidden_layers": DEPTH},
+        "from False to True, so that rows depend on the texts before. Use another",
     ),
     "Albert": (
         {**SIZES, "embedding_size": 16, "inner_group_num": 2},

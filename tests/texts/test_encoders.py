@@ -15,6 +15,7 @@ from encoders import ARCHITECTURES, DEPTH, WIDTH, random_texts, save_encoder
 from skdeepfeat import (
     FeatureStore,
     PretrainedTextFeatures,
+    TextError,
     TextWarning,
     WeightsError,
     list_layers,
@@ -241,6 +242,13 @@ def test_a_folder_that_is_no_encoder_is_refused(tmp_path):
         PretrainedTextFeatures(tmp_path).fit(["a"])
 
 
+def test_a_network_of_texts_and_images_is_refused_with_how_to_save_its_part(tmp_path):
+    parts = {"text_config": CONFIGURED, "vision_config": CONFIGURED}
+    (tmp_path / "config.json").write_text(json.dumps(parts))
+    with pytest.raises(WeightsError, match=r"CLIPTextModel\.from_pretrained\(folder\)"):
+        PretrainedTextFeatures(tmp_path).fit(["a"])
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n"
 CONFIGURED = {"model_type": "bert", "num_hidden_layers": DEPTH, "hidden_size": WIDTH}
 DAMAGED = [  # file, its content, and words of the error
@@ -306,3 +314,64 @@ def test_changed_weights_and_tokenizers_are_noticed(tmp_path):
         features.transform(["win cash"])
     other = PretrainedTextFeatures(folder).transform(["win cash"])
     assert np.abs(other - rows).max() > 1e-3
+
+
+@pytest.mark.parametrize("weights", ["default", None])
+@pytest.mark.parametrize(
+    ("entry", "value"), [("hidden_act", "relu"), ("num_attention_heads", 2)]
+)
+def test_a_changed_configuration_is_noticed(entry, value, weights, tmp_path):
+    """The weights still fit it, and mean something else."""
+    folder = save_encoder(tmp_path / "encoder")
+    features = PretrainedTextFeatures(folder, weights=weights).fit(["win cash"])
+    rows = features.transform(["win cash"])
+    config = json.loads((folder / "config.json").read_text())
+    set_config(folder, {**config, "transformers_version": "0"})
+    np.testing.assert_array_equal(features.transform(["win cash"]), rows)
+    set_config(folder, {**config, entry: value})
+    for fitted in (features, pickle.loads(pickle.dumps(features))):
+        with pytest.raises(WeightsError, match=r"its config\.json, or weights changed"):
+            fitted.transform(["win cash"])
+
+
+def set_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_tokens_beyond_the_table_are_errors_of_their_rows(tmp_path):
+    """A tokenizer with added words, of which the network was not told."""
+    folder = save_encoder(tmp_path / "encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["jackpot"])
+    tokenizer.save_pretrained(folder)
+    texts = ["win cash", "a jackpot", "see you"]
+    with pytest.raises(TextError, match=r"row 1 .* from 0 to 77\. Got 78"):
+        PretrainedTextFeatures(folder, cache=None).transform(texts)
+    features = PretrainedTextFeatures(folder, cache=None, on_error="nan")
+    with pytest.warns(TextWarning, match="1 of 3"):
+        rows = features.transform(texts)
+    assert np.isnan(rows).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("architecture", ["Bert", "DebertaV2", "GPT2", "CLIPText"])
+def test_the_last_block_and_what_is_returned_are_stored_once_if_they_are_one(
+    saved, architecture
+):
+    store = FeatureStore(name=f"ends of {architecture}")
+    features = PretrainedTextFeatures(saved(architecture), layer=ALL, cache=store)
+    rows = features.transform(["win cash"])
+    assert rows.shape == (1, len(ALL) * WIDTH)
+    once = architecture in ("Bert", "DebertaV2")
+    assert len(store.info()["layers"]) == len(ALL) - once
+    if once:
+        np.testing.assert_array_equal(rows[:, -WIDTH:], rows[:, -2 * WIDTH : -WIDTH])
+
+
+def test_an_encoder_that_goes_on_after_its_last_block_is_not_cut_there(tmp_path):
+    """Its kind is among those that do not, but its code has changed."""
+    from skdeepfeat._networks.encoder_states import make_encoder
+
+    folder = save_encoder(tmp_path / "encoder", "CLIPText")
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with pytest.raises(WeightsError, match="changes the states after its last block"):
+        make_encoder(model, "folder", LAYERS, WIDTH, last=LAYERS[-1])
