@@ -1,6 +1,7 @@
 """Loads the entries of a weights file into a network, or says which do not fit."""
 
 import re
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -31,10 +32,22 @@ def fill_weights(
     _check_numbers(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
         module = module.to_empty(device="cpu")
-    result = module.load_state_dict(state, strict=False)
+    result = module.load_state_dict(_versioned(state, module, absent), strict=False)
     _check_names(module, result, absent, source)
     _fill_transient_buffers(module, state)
     return module, absent
+
+
+def _versioned(state, module: nn.Module, absent: frozenset[str]):
+    """Entries as torch reads them: of the network's own version if the names are its.
+
+    Networks that have renamed their entries look for the version. A file may have none,
+    or one of a module around the network.
+    """
+    own, state = module.state_dict(), OrderedDict(state)
+    if state.keys() == own.keys() - absent:
+        state._metadata = own._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def _drop_foreign_head(state, own, head: str | None) -> frozenset[str]:
@@ -135,8 +148,8 @@ def _fill_transient_buffers(network: nn.Module, state) -> None:
 
 
 def _renamed(state, backbone: Backbone, own, name: str):
-    """A copy with the network's own names, which keeps torch's version metadata."""
-    renamed = state.copy()
+    """A copy with the network's own names."""
+    renamed = dict(state)
     if backbone.rename:
         for old in list(renamed):
             renamed[re.sub(*backbone.rename, old)] = renamed.pop(old)

@@ -49,6 +49,29 @@ def test_pth_and_safetensors_give_the_same(state, file, photos):
     np.testing.assert_array_equal(found, expected)
 
 
+FORMS = {
+    "saved by torch": lambda state, path: torch.save(state, path),
+    "without versions": lambda state, path: torch.save(dict(state), path),
+    "of another module": lambda state, path: torch.save(
+        torch.nn.DataParallel(models.mnasnet0_5()).state_dict() | prefixed(state), path
+    ),
+    "safetensors": save_file,
+}
+
+
+def prefixed(state):
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("save", FORMS.values(), ids=FORMS)
+def test_a_network_that_looks_for_its_version_is_read_from_any_file(save, tmp_path):
+    state = models.mnasnet0_5(weights=None).state_dict()
+    save(state, tmp_path / "weights")
+    source = resolve_weights(resolve_backbone("mnasnet0_5"), tmp_path / "weights", 0)
+    read = build_network(source)[0].state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 NO_NUMBERS = {
     "whole": (lambda w: (w * 100).to(torch.int8), "file torch.int8, network"),
     "complex": (lambda w: w.to(torch.complex64), "file torch.complex64, network"),
