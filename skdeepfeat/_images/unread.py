@@ -118,6 +118,8 @@ class UnreadImages(Images):
 
         return self._images.windows(recall, n_threads, rescaled, make)
 
+    windows_ahead = windows  # workers hash the files while this process waits for them
+
 
 class SentImages(Images):
     """The rows that a worker was sent; they keep their positions in X.

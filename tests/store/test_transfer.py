@@ -90,7 +90,7 @@ def test_damaged_rows_are_not_merged(make, photo_files):
 
 def test_a_merge_keeps_to_the_bound(make, photo_files, tmp_path):
     second, _ = make("second", photo_files)
-    small = FeatureStore(name="small", max_bytes=1500)
+    small = FeatureStore(name=f"small {tmp_path}", max_bytes=1500)
     with pytest.warns(
         StoreWarning, match=r"limit of 1,500 bytes.*max_bytes="
     ) as caught:
