@@ -15,10 +15,13 @@ import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from PIL import Image
@@ -34,13 +37,22 @@ from .references import Remote
 from .slots import SLOT_BYTES, Slot
 from .windows import Window
 
+try:
+    import fcntl
+except ImportError:  # on Windows threads decode, as may_start says
+    fcntl = None  # type: ignore[assignment]
+
 FEWEST, MOST = 4, 32  # processes; two or three are no faster than threads
 START_AFTER = 500  # images, since starting takes some seconds
 SECONDS_TO_END = 2
 
+SECONDS_TO_ANSWER = 120  # after which a process is taken for one that has stopped
+HOME = os.path.abspath(os.path.join(__file__, "../../.."))  # holds the package
+
+# Before the path is set, modules would be imported from the current folder.
 CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from skdeepfeat._images.decoder import serve; serve(*map(int, sys.argv[2:]))"
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from skdeepfeat._images.decoder import serve; serve(*map(int, sys.argv[1:3]))"
 )
 TROUBLE = (
     "A process that decodes images for the GPU {}. Threads decode in its place, which "
@@ -50,6 +62,10 @@ TROUBLE = (
 
 class Unsendable(Exception):
     """Images are too large for the shared memory, or cannot be pickled."""
+
+
+class Silent(Exception):
+    """A process does not answer."""
 
 
 class Answer(NamedTuple):
@@ -71,11 +87,11 @@ class Decoder:
     """One process that prepares images."""
 
     def __init__(self):
-        memory = os.memfd_create("skdeepfeat-decode")
+        memory = _above_standard(os.memfd_create("skdeepfeat-decode"))
         try:
             os.truncate(memory, SLOT_BYTES)
             self._slot = Slot(memory)
-            self._messages, other = multiprocessing.Pipe()
+            self._messages, other = _pipe()
             with other:
                 self._process = _start(other.fileno(), memory)
         finally:
@@ -98,6 +114,8 @@ class Decoder:
         """
         task = Task(cells, how, switches(), Image.MAX_IMAGE_PIXELS, most)
         self._messages.send_bytes(json.dumps(self._put(task)).encode())
+        if not self._messages.poll(SECONDS_TO_ANSWER):
+            raise Silent
         reply = json.loads(self._messages.recv_bytes())
         shape = (how.spec.image_size, how.spec.image_size, 3)
         images = {}
@@ -118,22 +136,46 @@ class Decoder:
         """Need it no more, so that it ends."""
         self._messages.close()
 
+    def kill(self) -> None:
+        """End it at once: all that it knows is known here."""
+        self._process.kill()
+
     def end(self) -> int:
         """Its exit status once it has ended, negative for a signal."""
         self.leave()
         try:
             return self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             return self._process.wait()
+
+
+def _above_standard(file: int) -> int:
+    """A descriptor that is none of the standard streams, which may be closed here."""
+    try:
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(file)
+
+
+def _pipe() -> list[Connection]:
+    """Both ends of a connection."""
+    ends = socket.socketpair()
+    return [Connection(_above_standard(end.detach())) for end in ends]
+
+
+def _import_path() -> list[str]:
+    """Where modules are found, apart from a current folder that may have changed."""
+    found = [entry for entry in sys.path if isinstance(entry, str)]
+    return [*filter(os.path.isabs, found), HOME]
 
 
 def _start(messages: int, memory: int) -> subprocess.Popen:
     """A new interpreter that prepares images."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [sys.executable, "-c", CODE, json.dumps(sys.path)]
+    command = [sys.executable, "-c", CODE, str(messages), str(memory)]
     return subprocess.Popen(
-        [*command, str(messages), str(memory)],
+        [*command, *_import_path()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=(messages, memory),
@@ -148,6 +190,7 @@ class Crew:
     def __init__(self):
         self._lock = Lock()
         self.free: deque[Decoder] = deque()  # also those that are being started
+        self._all: weakref.WeakSet[Decoder] = weakref.WeakSet()  # also those at work
         self._n = self._n_seen = 0  # processes; images since some were started
         self._trouble: list[str] = []  # because of which no more are started
         self._n_told = 0
@@ -164,9 +207,11 @@ class Crew:
         """Start so many processes, unless the system refuses it."""
         try:
             for _ in range(n):
-                self.free.append(Decoder())
+                decoder = Decoder()
+                self._all.add(decoder)
+                self.free.append(decoder)
                 self._n += 1
-        except (OSError, TypeError) as error:  # no memory, an odd sys.path
+        except (OSError, ValueError) as error:  # no memory, an odd sys.path
             self._trouble.append(f"cannot be started: {error}")
 
     def ask(self, question: Callable[[Decoder], Answer], most: int) -> Answer:
@@ -179,6 +224,9 @@ class Crew:
                 answer = question(decoder)
         except Unsendable:
             pass
+        except Silent:
+            self._lose(decoder, f"has not answered for {SECONDS_TO_ANSWER} seconds")
+            return answer
         except (EOFError, OSError):
             self._lose(decoder)
             return answer
@@ -208,13 +256,14 @@ class Crew:
             self.free.appendleft(decoder)
         return False
 
-    def _lose(self, decoder: Decoder) -> None:
+    def _lose(self, decoder: Decoder, trouble: str = "") -> None:
         """Note why a process has ended: it was idle, or there is trouble."""
-        status = decoder.end()
+        if status := decoder.end():
+            trouble = trouble or f"has ended with status {status}"
         with self._lock:
             self._n -= 1
-            if status != 0:
-                self._trouble.append(f"has ended with status {status}")
+            if trouble:
+                self._trouble.append(trouble)
 
     def new_trouble(self) -> str:
         """What has gone wrong for the first time; empty if nothing has."""
@@ -223,17 +272,20 @@ class Crew:
         return "".join(new)
 
     def end(self) -> None:
-        """End all processes."""
+        """End all processes, also those that are still being started."""
+        for decoder in list(self.free):
+            decoder.kill()
         while self.free:
             self.free.pop().end()
             self._n -= 1
 
     def forget(self) -> None:
         """In a forked child: the processes are those of the parent."""
-        for decoder in self.free:
+        for decoder in self._all:  # one at work, too, or it would outlive the parent
             decoder.leave()
             leave_to_parent(decoder)
         self.free.clear()
+        self._all.clear()
         self._n = self._n_seen = 0
 
 
@@ -248,7 +300,8 @@ def may_start() -> bool:
     Only where memory is shared by a descriptor, as on Linux; not in a worker, whose
     siblings use the other cores; and not in a program that is no Python interpreter.
     """
-    is_python = "python" in os.path.basename(sys.executable or "").lower()
+    name = os.path.basename(sys.executable or "").lower()
+    is_python = "python" in name and not hasattr(sys, "frozen")
     is_child = multiprocessing.parent_process() is not None
     return hasattr(os, "memfd_create") and is_python and not is_child
 

@@ -12,6 +12,7 @@ import time
 import warnings
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -256,6 +257,23 @@ def test_batches_that_are_not_taken_disturb_no_later_ones(crew, pictures):
     assert described(read(X, crew)[0]) == described(read(X)[0])
 
 
+class Own(np.ndarray):
+    """As a script may define it, which no other process can import."""
+
+
+def test_arrays_of_a_class_of_the_script_are_left_to_threads(
+    crew, pictures, monkeypatch
+):
+    monkeypatch.setattr(Own, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Own", Own, raising=False)
+    X = [np.asarray(p).view(Own) for p in pictures]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, n_prepared = read(X, crew)
+    assert n_prepared == 0 and len(crew.free) == 2
+    assert described(found) == described(read(X)[0])
+
+
 def test_threads_of_several_calls_share_the_processes(crew, pictures):
     X = [encode(p) for p in pictures * 9]
     expected = described(read(X)[0])
@@ -301,6 +319,70 @@ def test_a_process_that_is_killed_at_work_costs_no_row(pictures, monkeypatch):
     with pytest.warns(EngineWarning, match="status -9"):
         found, _ = read(X, crew, window=window, n=1)
     assert described(found) == described(read(X)[0])
+
+
+def test_a_process_that_does_not_answer_costs_no_row(pictures, monkeypatch):
+    crew = started(1)
+    monkeypatch.setattr(crews, "SECONDS_TO_ANSWER", 0.2)
+    monkeypatch.setattr(crews, "SECONDS_TO_END", 0.2)
+    os.kill(crew.free[0]._process.pid, signal.SIGSTOP)
+    X = [encode(p) for p in pictures]
+    with pytest.warns(EngineWarning, match="has not answered for 0.2 seconds"):
+        found, _ = read(X, crew)
+    assert described(found) == described(read(X)[0])
+    assert not crew.free
+
+
+def test_the_end_waits_for_none(monkeypatch):
+    crew = Crew()
+    crew.start(2)
+    for decoder in crew.free:  # as one that is still importing does not listen
+        os.kill(decoder._process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    crew.end()
+    assert time.monotonic() - began < crews.SECONDS_TO_END
+
+
+def test_a_forked_child_lets_go_of_processes_at_work():
+    crew = started(1)
+    decoder = crew.free.pop()
+    crew.forget()  # in a child, where the thread that has borrowed it is missing
+    assert decoder._process.wait(10) == 0
+
+
+@pytest.mark.parametrize("entry", ["", ".", Path("/no/such"), b"/no/such", None])
+def test_no_module_of_the_current_folder_is_imported(entry, tmp_path, monkeypatch):
+    for name in ("json", "struct", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry, *sys.path])
+    crew = started(1)
+    assert len(crew.free) == 1
+    crew.end()
+
+
+CLOSED = """
+    import os, sys
+    from skdeepfeat._images.crew import crew
+
+    os.closerange(0, 3)  # as daemons do
+    crew.start(2)
+    while not all(one.is_ready for one in crew.free):
+        pass
+    os._exit(5 if len(crew.free) == 2 else 1)
+"""
+
+
+def test_standard_streams_may_be_closed():
+    command = [sys.executable, "-c", textwrap.dedent(CLOSED)]
+    assert subprocess.run(command, timeout=60).returncode == 5
+
+
+def test_a_frozen_program_starts_none(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/apps/python-viewer")
+    assert may_start()
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert not may_start()
 
 
 def test_idle_processes_end_in_silence(pictures):
