@@ -14,8 +14,10 @@ from .._exceptions import closest
 
 # What trees, boosted trees of several packages, neighbours, isotonic regressions and
 # bins have.
-IN_STEPS = ("tree_", "_predictors", "get_booster", "booster_", "n_neighbors")
-IN_STEPS += ("X_thresholds_", "bin_edges_")  # type: ignore[assignment]
+IN_STEPS = (
+    *("tree_", "_predictors", "get_booster", "booster_", "n_neighbors"),
+    *("X_thresholds_", "bin_edges_"),
+)
 # What classifiers have whose decision function is a likelihood without a scale: it
 # falls wherever a photo differs from the mean of its class.
 LIKELIHOODS = ("rotations_", "centroids_")

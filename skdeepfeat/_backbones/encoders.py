@@ -18,8 +18,8 @@ from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 
 # Names that configurations use for one thing. Decoders have a depth of their own.
-DEPTH = ("encoder_layers", "num_encoder_layers", "num_hidden_layers")
-DEPTH += ("n_layers", "n_layer", "num_layers")  # type: ignore[assignment]
+DEPTH: tuple[str, ...] = ("encoder_layers", "num_encoder_layers", "num_hidden_layers")
+DEPTH += ("n_layers", "n_layer", "num_layers")
 WIDTH = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
 LONGEST = ("max_position_embeddings", "n_positions", "max_seq_length")
 VOCABULARY = ("vocab_size", "n_words")
@@ -43,8 +43,8 @@ OF_PARTS = (
     ".save_pretrained(other)."
 )
 # Ends of the names of files that a tokenizer may read, and of those that it does not.
-READ = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
-READ += (".spm", ".tiktoken", ".tokenizer")  # type: ignore[assignment]
+READ: tuple[str, ...] = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
+READ += (".spm", ".tiktoken", ".tokenizer")
 NOT_READ = ("modules.json", "generation_config.json", ".index.json")
 NO_VOCABULARY = "there is no vocabulary"
 NOT_FAST = "it is not one of the package tokenizers, which has a tokenizer.json"

@@ -8,6 +8,7 @@ import torch
 
 from .._exceptions import ImageError, ImageWarning, warn_user
 from .._images.batches import Batch, read_batches
+from .._images.preparing import Preparation
 from .._images.recipe import InputSpec
 from .._images.windows import Images
 from .._processes import fork_safe, resolve_threads
@@ -63,9 +64,7 @@ def read_pixels(
     for batch in read_batches(
         images,
         rows,
-        spec,
-        value_range,
-        "exact",
+        Preparation(spec, value_range),
         READ_AT_ONCE,
         resolve_threads(n_jobs),
         meanwhile=True,

@@ -99,9 +99,7 @@ class Chunk:
 def read_batches(
     images: Readable,
     rows: Iterable[int],
-    spec: InputSpec,
-    value_range,
-    decode: str,
+    how: Preparation,
     batch_size: int,
     n_threads: int,
     meanwhile: bool,
@@ -112,7 +110,6 @@ def read_batches(
     Without `meanwhile` several are decoded at once between computations: a network that
     uses all cores loses more to threads that compete with it than decoding gains.
     """
-    how = Preparation(spec, value_range, decode)
     making = _Making(images, how, batch_size, n_threads, elsewhere)
     make = making.ahead if meanwhile else making.between
     with ThreadPoolExecutor(n_threads, "skdeepfeat-decode") as pool:
@@ -297,13 +294,14 @@ class ImageReading:
         self, window: Window, rows, spec: InputSpec, batch_size: int, meanwhile: bool
     ) -> Iterator[Batch]:
         """Batches of these rows, in order; the next ones are decoded `meanwhile`."""
-        how = (self.value_range, self.decode, batch_size, self.n_threads)
-        elsewhere = self._elsewhere(window, spec) if self.beside_gpu else None
-        return read_batches(window, rows, spec, *how, meanwhile, elsewhere)
+        how = Preparation(spec, self.value_range, self.decode)
+        elsewhere = self._elsewhere(window, how) if self.beside_gpu else None
+        sizes = (batch_size, self.n_threads)
+        return read_batches(window, rows, how, *sizes, meanwhile, elsewhere)
 
-    def _elsewhere(self, window: Window, spec: InputSpec) -> Elsewhere | None:
+    def _elsewhere(self, window: Window, how: Preparation) -> Elsewhere | None:
         """Processes that decode, where they are faster than threads."""
         n = self.n_threads
         if n < FEWEST or not may_start():
             return None
-        return Helped(window, Preparation(spec, self.value_range, self.decode), n)
+        return Helped(window, how, n)

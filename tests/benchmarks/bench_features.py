@@ -32,6 +32,7 @@ from skdeepfeat._engines.base import PooledLayers
 from skdeepfeat._engines.running import Engine
 from skdeepfeat._images.batches import read_batches
 from skdeepfeat._images.containers import read_images
+from skdeepfeat._images.preparing import Preparation
 from skdeepfeat._networks.layers import resolve_layer
 
 ARCHITECTURE = {"mini": "mobilenet_v2"}  # of about the same cost at 224 pixels
@@ -255,7 +256,7 @@ def rates_alone(name, kind, paths):
     n, runner = engine.batch_size, engine.runners[0]
 
     def decode(some):
-        options = (source.input, None, "exact", n, 2, True)
+        options = (Preparation(source.input), n, 2, True)
         return list(read_batches(read_images(some), range(len(some)), *options))
 
     def compute(some):

@@ -410,9 +410,9 @@ def windows_of(items):
 
 def decode(windows, spec, crew=None):
     """Make all batches of a network, ahead of nothing."""
-    options = (spec, None, "exact", 64, N_CORES, True)
+    how = Preparation(spec)
+    options = (how, 64, N_CORES, True)
     for window in windows:
-        how = Preparation(spec)
         helped = Helped(window, how, N_CORES, crew) if crew else None
         for _ in read_batches(window, list(window.keys), *options, helped):
             pass

@@ -48,7 +48,7 @@ def test_eight_bit_images_take_the_published_path(name, size, photos):
         backbone = resolve_backbone(name)
         spec = next(w.input for w in backbone.weights if w.name == version.name)
         (batch,) = read_batches(
-            read_images([image]), [0], spec, None, "exact", 8, 1, True
+            read_images([image]), [0], Preparation(spec), 8, 1, True
         )
         pixels = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2).float()
         expected = version.transforms()(image)
@@ -158,7 +158,7 @@ def test_batches_keep_order_shape_and_bound(photos, meanwhile):
     X = np.concatenate([photos] * 5)
     spec = InputSpec(8, None)
     batches = list(
-        read_batches(read_images(X), range(30), spec, None, "exact", 8, 2, meanwhile)
+        read_batches(read_images(X), range(30), Preparation(spec), 8, 2, meanwhile)
     )
     assert [b.rows for b in batches] == [
         list(range(a, min(a + 8, 30))) for a in range(0, 30, 8)
@@ -177,7 +177,7 @@ def test_images_are_decoded_only_a_little_ahead(photos):
 
     images = read_images(Counting([photos[0]] * 500))
     batches = read_batches(
-        images, range(500), InputSpec(8, None), None, "exact", 4, 2, True
+        images, range(500), Preparation(InputSpec(8, None)), 4, 2, True
     )
     next(batches)
     assert len(set(opened)) < 30
@@ -198,7 +198,7 @@ def test_images_are_decoded_between_computations_and_files_read_ahead(
         images, "read_ahead", lambda row: (read_ahead(row), announced.append(row))
     )
     batches = read_batches(
-        images, range(50), InputSpec(8, None), None, "exact", 4, 2, False
+        images, range(50), Preparation(InputSpec(8, None)), 4, 2, False
     )
     for n_batches in range(1, 5):
         batch = next(batches)
@@ -221,7 +221,7 @@ def test_a_file_that_is_not_there_is_no_trouble_before_its_turn(
     Image.fromarray(photos[0]).save(there)
     images = read_images([str(there)] * 9 + [str(tmp_path / "gone.png")])
     batches = read_batches(
-        images, range(10), InputSpec(8, None), None, "exact", 1, 2, False
+        images, range(10), Preparation(InputSpec(8, None)), 1, 2, False
     )
     found = list(batches)
     assert [batch.rows for batch in found] == [[row] for row in range(9)] + [[]]
@@ -336,7 +336,7 @@ def test_threads_share_a_budget_of_pixels(photos, monkeypatch):
     large = np.zeros((200, 300, 3), np.uint8)  # more than the budget: alone
     for rows, expected in ((list(photos), 2), ([large] * 3, 1)):
         most[0], images = 0, read_images(rows)
-        settings = (spec, None, "exact", 4, 6, True)
+        settings = (Preparation(spec), 4, 6, True)
         list(read_batches(images, range(len(rows)), *settings))
         assert most == [expected]
 

@@ -75,7 +75,7 @@ def read(X, crew=None, decode="exact", window=None, n=2):
     how = Preparation(SPEC, None, decode)
     helped = None if crew is None else Counting(window, how, n, crew)
     good = [row for row, key in window.keys.items() if isinstance(key, bytes)]
-    settings = (SPEC, None, decode, 4, n, True, helped)
+    settings = (how, 4, n, True, helped)
     batches = list(read_batches(window, good, *settings))
     return batches, helped.n_prepared if helped else 0
 
@@ -250,7 +250,7 @@ def test_batches_that_are_not_taken_disturb_no_later_ones(crew, pictures):
     how = Preparation(SPEC, None, "exact")
     rows = [row for row, _ in sorted(window.keys.items())]
     helped = Helped(window, how, 2, crew)
-    batches = read_batches(window, rows, SPEC, None, "exact", 4, 2, True, helped)
+    batches = read_batches(window, rows, how, 4, 2, True, helped)
     next(batches)
     batches.close()
     X = [encode(p) for p in pictures]
@@ -422,9 +422,10 @@ def test_single_images_start_none(monkeypatch):
     monkeypatch.setattr(Helped, "note", lambda self, n: notes.append(n))
     X = np.zeros((9, 4, 4, 3), np.uint8)
     window = window_of(X + np.arange(9, dtype=np.uint8)[:, None, None, None])
-    helped = Helped(window, Preparation(SPEC, None, "exact"), 2, Crew())
+    how = Preparation(SPEC, None, "exact")
+    helped = Helped(window, how, 2, Crew())
     for rows in ([0], range(4), range(9)):
-        settings = (SPEC, None, "exact", 4, 2, True, helped)
+        settings = (how, 4, 2, True, helped)
         list(read_batches(window, rows, *settings))
     assert notes == [4, 1]  # of the second batch of a call, and of the third
 
