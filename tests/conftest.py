@@ -112,6 +112,14 @@ def squeezenet_weights(shared_data):
 
 
 @pytest.fixture
+def nan_memory():
+    """New memory of torch contains NaN, and not whatever was there before."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def photos():
     """Six smooth colour images as (6, 24, 32, 3) uint8."""
     rng = np.random.default_rng(0)

@@ -41,6 +41,18 @@ class Head(nn.Module):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
+    @torch.no_grad()
+    def take_what_has_no_start(self, own_head: nn.Module) -> None:
+        """Copy from the backbone's own head what no module can reset."""
+        for name, module in self.inner.named_modules():
+            if hasattr(module, "reset_parameters"):
+                continue
+            own = own_head.get_submodule(name)
+            for tensors in (module._parameters, module._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        tensor.copy_(getattr(own, key))
+
     def forward(self, x):
         return self.last(self.dropout(self.inner(x)))
 

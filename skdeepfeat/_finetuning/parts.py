@@ -63,6 +63,9 @@ class Parts:
     ) -> "Parts":
         """The parts of a network, with a new head for this number of classes."""
         head = Head(tuned.width, n_classes, dropout, tuned.inner)
+        if tuned.inner is not None:
+            network = get_network(source, key, "cpu", "float32").module
+            head.take_what_has_no_start(network.get_submodule(source.backbone.head))
         return cls(source, key, tuned, head, device)
 
     def _private_tail(self, structure, network) -> nn.Module:

@@ -20,8 +20,8 @@ def fill_weights(
 ) -> tuple[nn.Module, frozenset[str]]:
     """Load the entries into the network, or raise an error that names the wrong ones.
 
-    The head may be missing or have other classes: then it stays empty and its entries
-    are returned, so that no layer that needs them is read.
+    The head may be missing or have other classes: then it is zero and its entries are
+    returned, so that no layer that needs them is read.
     """
     own = {n: t for n, t in module.state_dict().items() if torch.is_tensor(t)}
     state = _converted(_renamed(state, source.backbone, own, source.name), own, source)
@@ -32,10 +32,20 @@ def fill_weights(
     _check_numbers(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
         module = module.to_empty(device="cpu")
+        _zero_missing(dict(module.named_buffers()), state)  # some are in no state dict
+    _zero_missing(module.state_dict(), state)
     result = module.load_state_dict(_versioned(state, module, absent), strict=False)
     _check_names(module, result, absent, source)
     _fill_transient_buffers(module, state)
     return module, absent
+
+
+def _zero_missing(tensors: dict, state) -> None:
+    """Set what no file holds to zero: new memory may contain anything, also numbers
+    that overflow when the whole network is run."""
+    for name, tensor in tensors.items():
+        if name not in state and torch.is_tensor(tensor):
+            tensor.zero_()
 
 
 def _versioned(state, module: nn.Module, absent: frozenset[str]):

@@ -162,6 +162,29 @@ def test_heads_with_norms(images, norm):
     )
 
 
+class Scale(torch.nn.Module):
+    """A module that sets its values only when it is created."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.full((16,), 2.0))
+        self.register_buffer("shift", torch.full((16,), 0.5))
+
+    def forward(self, x):
+        return x * self.factor + self.shift
+
+
+def test_heads_start_from_known_values(images, nan_memory):
+    X, y = images
+    layers = torch.nn.Linear(8, 16), Scale(), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+    net = torch.nn.Sequential(*trunk(), torch.nn.Sequential(*layers))
+    backbone = own_backbone(net, head="4")
+    clf = classifier(backbone, unfreeze=0, learning_rate=1e-9).fit(X, y)
+    for name in ("1.factor", "1.shift"):
+        start, trained = backbone.arrays[f"4.{name}"], clf.weights_["head"]
+        np.testing.assert_allclose(trained[f"inner.{name}"], start, atol=1e-3)
+
+
 class Shared(torch.nn.Module):
     """One convolution under two names."""
 

@@ -8,19 +8,23 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_network
 from safetensors.torch import save_file
 from torchvision import models
 
 from skdeepfeat import (
     Backbone,
+    FineTunedClassifier,
     PretrainedCNNFeatures,
     RecipeWarning,
     WeightsError,
     clear_caches,
+    embed_weights,
     list_backbones,
+    list_layers,
 )
 from skdeepfeat._backbones.registry import resolve_backbone
-from skdeepfeat._backbones.weights import resolve_weights
+from skdeepfeat._backbones.weights import OwnWeights, resolve_weights
 from skdeepfeat._images.recipe import InputSpec
 from skdeepfeat._networks.building import build_network
 
@@ -314,3 +318,37 @@ def test_a_head_that_is_absent_is_missed_under_any_name(tmp_path, photos):
     assert est.transform(photos).shape == (6, 4)
     with pytest.raises(WeightsError, match="no classes that fit"):
         est.set_params(layer="head").transform(photos)
+
+
+class Wrapped(torch.nn.Module):
+    """A network with a buffer that no state dict contains."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.full((4,), 0.5), persistent=False)
+        self.net = tiny_network()
+
+    def forward(self, x):
+        return self.net(x) + self.shift
+
+
+def without_head(photos):
+    clf = FineTunedClassifier("tiny", head_epochs=1, epochs=1, augment="none")
+    return clf.fit(photos, [0, 1] * 3).to_backbone()
+
+
+def without_upper_layers(photos):
+    own = Backbone.from_module(Wrapped(), image_size=8)
+    lowest = list_layers(own)[0].alias
+    features = PretrainedCNNFeatures(own, layer=lowest, cache=None)
+    return embed_weights(features.fit(photos)).backbone
+
+
+@pytest.mark.parametrize("make", [without_head, without_upper_layers])
+def test_what_no_file_holds_is_zero(make, photos, nan_memory):
+    backbone = make(photos)
+    network, absent = build_network(OwnWeights(backbone, backbone.input))
+    tensors = dict(network.state_dict()) | dict(network.named_buffers())
+    assert not any(t.isnan().any() for t in tensors.values())
+    assert absent
+    assert all(not tensors[name].any() for name in absent)
