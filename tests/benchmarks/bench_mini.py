@@ -92,6 +92,15 @@ def ants_and_bees(data):
     return X, y, [np.split(np.arange(len(y)), [len(parts[0].data)])]
 
 
+def ants_or_bees(data):
+    """All 398 photos in five folds, four times: less depends on single photos."""
+    from sklearn.model_selection import RepeatedStratifiedKFold
+
+    X, y, _ = ants_and_bees(data)
+    folds = RepeatedStratifiedKFold(n_splits=5, n_repeats=4, random_state=0)
+    return X, y, list(folds.split(X, y))
+
+
 def faces(data):
     """Photos 1 to 5 of each person to learn from, 6 to 10 to test."""
     from skdeepfeat import load_image_folder
@@ -114,6 +123,7 @@ def textures(data):
 
 SETS = {
     "ants/bees": ants_and_bees,
+    "their folds": ants_or_bees,
     "CIFAR-10": cifar10,
     "faces": faces,
     "textures": textures,
