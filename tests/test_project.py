@@ -18,19 +18,25 @@ EXTRAS = PROJECT["optional-dependencies"]
 RUN = ROOT / ".ci" / "run"
 
 
-def lower_bounds():
-    """{name: lowest version} of what the package and its tests depend on."""
-    names = ("cluster", "openvino", "plot", "remote", "tiff", "timm")
-    extras = [EXTRAS[name] for name in (*names, "test-lowest")]
-    wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
+CORE = PROJECT["dependencies"]
+MOST = ("cluster", "openvino", "plot", "remote", "tiff", "timm", "test-lowest")
+
+
+def lower_bounds(lines, extras):
+    """{name: lowest version} of what lines of dependencies and extras name."""
+    wanted = [*lines, *(line for name in extras for line in EXTRAS[name])]
     others = (line for line in wanted if not line.startswith("skdeepfeat["))
-    return dict(re.sub(r"\[.*\]", "", line).split(">=") for line in others)
+    return dict(re.split(">=|==", re.sub(r"\[.*\]", "", line)) for line in others)
 
 
-def test_the_lowest_versions_tested_are_the_lower_bounds():
-    lines = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    bounds = lower_bounds()
+@pytest.mark.parametrize(
+    ("file", "lines", "extras"),
+    [("lowest.txt", CORE, MOST), ("lowest_extras.txt", [], ("onnx", "text"))],
+)
+def test_the_lowest_versions_tested_are_the_lower_bounds(file, lines, extras):
+    lines_of_file = (ROOT / ".ci" / file).read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines_of_file if line[0] != "#")
+    bounds = lower_bounds(lines, extras)
     assert sorted(pinned) == sorted(bounds)
     for name, version in pinned.items():
         assert re.fullmatch(rf"{re.escape(bounds[name])}(\.0)*", version), name
@@ -65,7 +71,7 @@ def gates_of(text):
     """Names of gates after ".ci/run" or the default ones after "set --"."""
     return [
         name
-        for line in re.findall(r"(?:\.ci/run|set --)((?: [a-z]+)+)$", text, re.M)
+        for line in re.findall(r"(?:\.ci/run|set --)((?: [a-z_]+)+)$", text, re.M)
         for name in line.split()
     ]
 

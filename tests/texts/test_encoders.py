@@ -121,11 +121,11 @@ def test_nothing_after_the_deepest_layer_is_computed(bert, monkeypatch):
     PretrainedTextFeatures(bert).transform(["ok"])  # builds and tries the network
     computed = []
     layer = transformers.models.bert.modeling_bert.BertLayer
-    forward = layer.forward
+    call = layer.__call__
     monkeypatch.setattr(
         layer,
-        "forward",
-        lambda self, *a, **k: computed.append(self) or forward(self, *a, **k),
+        "__call__",
+        lambda self, *a, **k: computed.append(self) or call(self, *a, **k),
     )
     features = PretrainedTextFeatures(bert, layer="block2", prefetch_layers=[])
     features.transform(["win cash"])
