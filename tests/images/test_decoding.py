@@ -363,6 +363,7 @@ def reduced(kind, array):
 def heif_reader(monkeypatch):
     """Pillow with the plugin for HEIF, until the end of the test."""
     heif = pytest.importorskip("pillow_heif")
+    Image.init()  # what Pillow registers once has to remain after the test
     for name in ("OPEN", "SAVE", "SAVE_ALL", "MIME", "EXTENSION"):
         monkeypatch.setattr(Image, name, dict(getattr(Image, name)))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
