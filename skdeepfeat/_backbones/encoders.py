@@ -35,6 +35,7 @@ END_WITH_BLOCK = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "mpn
 END_WITH_BLOCK |= {"distilbert", "albert", "deberta", "deberta-v2"}
 
 EMBEDDINGS, LAST = "embeddings", "returned"
+ADAPTER = "adapter_config.json"
 
 WRITE = "Write the folder with save_pretrained of transformers."
 OF_PARTS = (
@@ -69,6 +70,7 @@ class EncoderBackbone(TextRecord):
     def config(self) -> dict[str, Any]:
         """The configuration in the folder."""
         path = self.folder / "config.json"
+        _refuse_adapter(self.folder)
         if not path.is_file():
             raise WeightsError(
                 f"There is no 'config.json' in {str(self.folder)!r}. "
@@ -87,6 +89,7 @@ class EncoderBackbone(TextRecord):
                 f"{str(path)!r} is not the configuration of a transformer encoder "
                 f"({error}). {remedy}"
             ) from error
+        _refuse_quantized(self.folder, found)
         return found
 
     @property
@@ -283,6 +286,27 @@ def _check_positive(name: str, found: Any) -> None:
     number = isinstance(found, (int, float)) and not isinstance(found, bool)
     if found is not None and not (number and found >= 1):
         raise ValueError(f"its {name!r} is {found!r} instead of a positive number")
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with an adapter: transformers applies it if peft is installed,
+    and leaves it out otherwise."""
+    if (folder / ADAPTER).is_file():
+        raise WeightsError(
+            f"There is an adapter in {str(folder)!r} ({ADAPTER}). Merge it into the "
+            "weights with AutoPeftModel.from_pretrained(folder).merge_and_unload() of "
+            "peft, and write these into another folder with save_pretrained(other)."
+        )
+
+
+def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse weights whose values depend on the packages that compute with them."""
+    if config.get("quantization_config") is not None:
+        raise WeightsError(
+            f"The weights in {str(folder)!r} are quantized (see 'quantization_config' "
+            "in its config.json). Write them in float32, with "
+            "model.dequantize().save_pretrained(other) of transformers."
+        )
 
 
 def _no_tokenizer(folder: Path, reason: str) -> WeightsError:

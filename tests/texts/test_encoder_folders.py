@@ -59,6 +59,23 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
         (folder / "tokenizer_config.json").unlink(missing_ok=True)
 
 
+NOT_PLAIN = {
+    "adapter_config.json": ({"peft_type": "LORA"}, r"adapter.*merge_and_unload\(\)"),
+    "config.json": ({"quantization_config": {}}, r"quantized.*dequantize\(\)"),
+}
+
+
+@pytest.mark.parametrize("file", NOT_PLAIN)
+def test_adapters_and_quantized_weights_are_refused(file, tmp_path):
+    """What they compute depends on which packages are installed."""
+    folder = save_encoder(tmp_path / "bert")
+    path, (entries, message) = folder / file, NOT_PLAIN[file]
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | entries))
+    with pytest.raises(WeightsError, match=message):
+        PretrainedTextFeatures(folder, cache=None).fit(["a"])
+
+
 @pytest.mark.parametrize("length", ["512", 0, -1, True])
 def test_a_limit_that_is_no_number_is_refused(length, tmp_path):
     folder = save_encoder(tmp_path / "bert")
