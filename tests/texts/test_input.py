@@ -108,7 +108,7 @@ def test_what_is_no_sequence_of_texts_is_refused_with_what_to_type(X, advice):
         (pl.Series(["a"]), "' '.join\\(value\\)"),
         (Decimal("sNaN"), "there is no text"),
         (np.float32("nan"), "there is no text"),
-        (np.datetime64("NaT"), "there is no text"),
+        (np.datetime64("NaT", "ns"), "there is no text"),
         (b"\xff", "not UTF-8"),
         ("\ud800", "half a character"),
     ],
