@@ -11,6 +11,8 @@ from pathlib import Path
 from ._processes import FileLock
 
 PARTIAL = ".partial"
+TOKEN_BYTES = 4
+TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)  # no file of the user's has such a name
 
 
 @contextmanager
@@ -22,7 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     _check_place(path)
     _remove_abandoned(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    token = secrets.token_hex(TOKEN_BYTES)
+    partial = path.with_name(f"{path.name}.{token}{PARTIAL}")
     try:
         with _being_written(partial):
             yield partial
@@ -44,17 +47,17 @@ def _being_written(partial: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        Path(lock.path).unlink(missing_ok=True)
+        lock.remove()
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the parts of a file that no process is writing."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.{TOKEN}{PARTIAL}"):
         lock = _lock_of(partial)
         with contextlib.suppress(OSError):  # of others, or on a disk without locks
             if lock.is_free():
                 partial.unlink(missing_ok=True)
-                Path(lock.path).unlink(missing_ok=True)
+                lock.remove()
 
 
 def _lock_of(partial: Path) -> FileLock:

@@ -25,6 +25,7 @@ machines do not see each other's locks, a database is only read.
 import contextlib
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, digest BLOB);
 INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
 """
+TABLES = {"columns", "rows", "claims", "counters", "files"}
 BUSY_SECONDS = 60  # how long a writer waits for another one
 
 # What goes wrong, by SQLite's primary error code, in words that follow the folder.
@@ -68,7 +70,13 @@ UNSAFE = (
     "be copied to {folder!r} to be read."
 )
 
-ASIDE = "damaged.sqlite"
+FOREIGN = (
+    "There is a database {file!r}, which another program wrote, so that no features "
+    "can be stored in this folder, and it was left as it is. Choose another folder."
+)
+
+ASIDE = "damaged-{}.sqlite"  # with a token, so that no other file is replaced
+ASIDE_BYTES = 4  # of the token, in hexadecimal digits
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
 OWNERS = "owners"  # the folder of a file for each process that computes
 
@@ -77,7 +85,8 @@ def entries_of_store(names: Iterable[str]) -> set[str]:
     """Which names of the entries of a folder belong to a store in it, of any layout."""
     names = set(names)
     databases = {n for n in names if re.match(r"features\.v\d+\.sqlite", n)}
-    return names & {ASIDE, SETUP_LOCK, OWNERS} | databases if databases else set()
+    aside = {n for n in names if re.fullmatch(r"damaged(-[0-9a-f]{8})?\.sqlite", n)}
+    return names & {SETUP_LOCK, OWNERS} | aside | databases if databases else set()
 
 
 class Database:
@@ -204,8 +213,9 @@ class Database:
             code = sqlite3.SQLITE_READONLY
         if code in DAMAGED:
             self.set_aside()
+            aside = " ".join(repr(file.name) for file in self.files_aside)
             self.warn(
-                f"was damaged ({error}); it was set aside as {ASIDE!r} and replaced by "
+                f"was damaged ({error}); it was set aside as {aside} and replaced by "
                 "an empty one"
             )
         else:
@@ -218,9 +228,17 @@ class Database:
             self.forget()
             with self._alone():
                 if _inode(self.file) == self._inode:
-                    self.file.replace(self.folder / ASIDE)
+                    earlier, token = self.files_aside, secrets.token_hex(ASIDE_BYTES)
+                    self.file.replace(self.folder / ASIDE.format(token))
+                    for file in earlier:
+                        file.unlink(missing_ok=True)
                     for end in ("-wal", "-shm"):
                         self.file.with_name(f"{FILE}{end}").unlink(missing_ok=True)
+
+    @property
+    def files_aside(self) -> list[Path]:
+        """What was set aside; files of the user's never have such a name."""
+        return list(self.folder.glob(ASIDE.format("[0-9a-f]" * (2 * ASIDE_BYTES))))
 
     def warn(self, trouble: str) -> None:
         """Warn once of each trouble."""
@@ -293,14 +311,27 @@ SETTINGS = {
 
 def _set_up(db: sqlite3.Connection, is_shared: bool) -> None:
     """Settings of a connection, and the tables of a new database."""
+    tables = _tables(db)
+    if tables and not TABLES <= tables:
+        raise ValueError(FOREIGN.format(file=_file_of(db)))
     db.execute("PRAGMA page_size = 8192")  # rows take some kilobytes
     for setting in SETTINGS[is_shared]:
         db.execute(f"PRAGMA {setting}")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    if not db.execute("PRAGMA table_info(files)").fetchall():
+    if not tables:
         with writing(db):
             for statement in filter(str.strip, SCHEMA.split(";")):
                 db.execute(statement)
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    """The names of the tables of a database; none of a new one."""
+    return {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+
+
+def _file_of(db: sqlite3.Connection) -> str:
+    """The path of an open database."""
+    return db.execute("PRAGMA database_list").fetchone()[2]
 
 
 def _open_to_read(file: Path) -> sqlite3.Connection:

@@ -21,7 +21,7 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, ERRORS, FILE, OWNERS, Database
+from .database import ERRORS, FILE, OWNERS, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
@@ -268,10 +268,11 @@ class DiskTable:
                 db.execute("UPDATE counters SET value = 0")
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            (self.folder / ASIDE).unlink(missing_ok=True)
+            for file in self._database.files_aside:
+                file.unlink(missing_ok=True)
             self._database.known_files.clear()
 
-        if any(os.path.exists(self.folder / name) for name in (FILE, ASIDE)):
+        if self._exists or self._database.files_aside:
             self._database.attempt(work, lambda: None)
 
     def forget(self) -> None:

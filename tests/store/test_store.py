@@ -349,7 +349,40 @@ def test_a_damaged_database_is_set_aside(disk, damage):
         put(disk, b"a", [1], np.ones((1, 500), "f4"))
         put(disk, b"a", [1], np.ones((1, 500), "f4"))
     assert get(disk, b"a", [1], width=500)[1] == []
-    assert (disk.folder / "damaged.sqlite").exists()
+    (aside,) = disk.folder.glob("damaged-*.sqlite")
+    assert aside.read_bytes()[start:] == content[start:]
+    disk.clear()
+    assert not aside.exists()
+
+
+def test_files_of_the_user_with_names_like_those_of_the_store_stay(disk):
+    disk.folder.mkdir(parents=True, exist_ok=True)
+    names = ["setup.lock", "damaged.sqlite", "damaged-.sqlite", "a.lock"]
+    for name in names:
+        (disk.folder / name).write_text("mine")
+    put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    with disk.use_gpus(lambda: ["a"]):
+        pass
+    disk.close()
+    (disk.folder / FILE).write_bytes(b"\xff" * 10_000)
+    with pytest.warns(StoreWarning, match=r"damaged-[0-9a-f]{8}\.sqlite"):
+        put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    disk.clear()
+    assert {(disk.folder / name).read_text() for name in names} == {"mine"}
+
+
+@pytest.mark.parametrize("tables", ["mine (a)", "rows (a), files (b), columns (c)"])
+def test_a_database_of_another_program_is_left_alone(disk, tables):
+    disk.folder.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(disk.folder / FILE)
+    for table in tables.split(", "):
+        db.execute(f"CREATE TABLE {table}")
+    db.close()
+    before = (disk.folder / FILE).read_bytes()
+    for use in (lambda: put(disk, b"a", [1], np.ones((1, 3), "f4")), disk.clear):
+        with pytest.raises(ValueError, match="which another program wrote"):
+            use()
+    assert (disk.folder / FILE).read_bytes() == before
 
 
 def test_eviction_drops_the_column_whose_use_is_longest_ago(tmp_path):
@@ -565,7 +598,7 @@ def test_what_killed_processes_have_left_is_removed(disk):
 def test_files_of_the_user_in_the_folder_of_locks_are_left_alone(disk):
     theirs = disk.folder / "owners"
     theirs.mkdir(parents=True)
-    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "notes"}
+    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "f" * 16}
     for name in names:
         (theirs / name).write_text("mine")
     (theirs / "deep").mkdir()
