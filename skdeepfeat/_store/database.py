@@ -23,6 +23,7 @@ machines do not see each other's locks, a database is only read.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -58,6 +59,12 @@ TROUBLES = {
     sqlite3.SQLITE_FULL: "has no space left on its disk",
     sqlite3.SQLITE_READONLY: "is not writable",
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
+}
+CODES = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EACCES: sqlite3.SQLITE_READONLY,
+    errno.EPERM: sqlite3.SQLITE_READONLY,
 }
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -121,6 +128,17 @@ class Database:
         except (*ERRORS, OSError) as error:
             self._report(error)
             return otherwise()
+
+    def insist(self, work: Callable, failed: str):
+        """The result of `work` on the connection; OSError if there is none."""
+        try:
+            with self.lock:
+                return work(self.connect())
+        except (*ERRORS, OSError) as error:
+            raise OSError(
+                f"The feature store in {str(self.folder)!r} {self._trouble(error)}; "
+                f"{failed}."
+            ) from error
 
     def connect(self) -> sqlite3.Connection:
         """The connection of this process, opened at its first use."""
@@ -205,22 +223,21 @@ class Database:
     # Trouble ------------------------------------------------------------------------
 
     def _report(self, error: Exception) -> None:
-        """Warn of an error, and replace the database if it is damaged."""
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if isinstance(error, UnicodeDecodeError):
-            code = sqlite3.SQLITE_CORRUPT
-        if isinstance(error, PermissionError):
-            code = sqlite3.SQLITE_READONLY
-        if code in DAMAGED:
-            self.set_aside()
-            aside = " ".join(repr(file.name) for file in self.files_aside)
-            self.warn(
-                f"was damaged ({error}); it was set aside as {aside} and replaced by "
-                "an empty one"
-            )
-        else:
-            trouble = TROUBLES.get(code, f"cannot be used ({error})")
-            self.warn(f"{trouble}; features are returned but not stored there")
+        """Warn of an error."""
+        trouble, code = self._trouble(error), _code_of(error)
+        end = "" if code in DAMAGED else "; features are returned but not stored there"
+        self.warn(f"{trouble}{end}")
+
+    def _trouble(self, error: Exception) -> str:
+        """An error in words; a damaged database is replaced."""
+        if (code := _code_of(error)) not in DAMAGED:
+            return TROUBLES.get(code, f"cannot be used ({error})")
+        self.set_aside()
+        aside = " ".join(repr(file.name) for file in self.files_aside)
+        return (
+            f"was damaged ({error}); it was set aside as {aside} and replaced by an "
+            "empty one"
+        )
 
     def set_aside(self) -> None:
         """Rename a damaged database, unless another process has replaced it already."""
@@ -352,6 +369,15 @@ def _open_as(file: Path, mode: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _code_of(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 if it has none."""
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
+    if isinstance(error, OSError) and error.errno in CODES:
+        return CODES[error.errno]
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _inode(path: Path) -> int:

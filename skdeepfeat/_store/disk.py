@@ -103,6 +103,17 @@ class DiskTable:
         is_full = self._database.attempt(work, lambda: self.release(call))
         return bool(is_full) and self._database.is_new("full")
 
+    def add(self, columns: Sequence[ColumnRows]) -> bool:
+        """Store rows of another table; see :class:`Table`."""
+
+        def work(db):
+            with writing(db):
+                for rows in columns:
+                    put_rows(db, rows)
+                return evict(db, self.max_bytes)
+
+        return self._database.insist(work, "not all rows could be added")
+
     def _drop(self, db, fingerprint: bytes, damaged: Sequence[bytes]) -> None:
         """Remove damaged rows, so that they are computed again."""
         if damaged:
@@ -273,7 +284,7 @@ class DiskTable:
             self._database.known_files.clear()
 
         if self._exists or self._database.files_aside:
-            self._database.attempt(work, lambda: None)
+            self._database.insist(work, "its rows could not be removed")
 
     def forget(self) -> None:
         """Close the database, which the next call opens again; the folder stays."""

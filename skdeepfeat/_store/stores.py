@@ -179,6 +179,8 @@ class FeatureStore:
         ValueError
             If there is no store in the folder, if it is damaged, or if both are the
             same store.
+        OSError
+            If this store cannot be written. What was copied before stays.
 
         Examples
         --------
@@ -254,7 +256,13 @@ class FeatureStore:
         return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
-        """Remove all stored features."""
+        """Remove all stored features.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written, so that features are left in it.
+        """
         self.open().clear()
 
 
