@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,11 +155,38 @@ def test_nodes_that_mix_images_are_refused(X):
         features.set_params(layer="reshape").transform(X)
 
 
-def test_nullable_integers_are_integers(X):
-    features = PretrainedCNNFeatures("tiny", image_shape=(32, 32, 3), cache=None)
-    frame = pd.DataFrame(X.reshape(6, -1))
+FRAMES = {
+    "nullable": lambda frame: frame.convert_dtypes(),
+    "pandas in Arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
+    "Arrow": pa.Table.from_pandas,
+    "polars": pl.from_pandas,
+}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint16", "int64"])
+@pytest.mark.parametrize("container", FRAMES)
+def test_whole_numbers_in_frames_are_scaled_as_those_in_arrays(X, container, dtype):
+    flat = (X[:, :8, :8].reshape(6, -1) // 100).astype(dtype)
+    frame = FRAMES[container](pd.DataFrame(flat).add_prefix("p"))
+    features = PretrainedCNNFeatures("tiny", image_shape=(8, 8, 3), cache=None)
+    expected = features.transform(flat)
+    np.testing.assert_array_equal(features.transform(frame), expected)
+
+
+@pytest.mark.parametrize("dtype", ["UInt8", "uint16[pyarrow]"])
+def test_a_missing_pixel_costs_its_own_row_alone(X, dtype):
+    features = PretrainedCNNFeatures(
+        "tiny", image_shape=(8, 8, 3), cache=None, on_error="nan"
+    )
+    flat = X[:, :8, :8].reshape(6, -1).astype("u2")
+    frame = pd.DataFrame(flat).astype(dtype)
     expected = features.transform(frame)
-    np.testing.assert_array_equal(features.transform(frame.astype("Int64")), expected)
+    frame.iloc[2, 5] = pd.NA
+    with pytest.warns(ImageWarning, match=r"1 of 6 images .* row 2"):
+        found = features.transform(frame)
+    assert np.isnan(found[2]).all()
+    rest = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(found[rest], expected[rest])
 
 
 def test_masked_arrays_and_mappings_are_refused(X, photo_files):
