@@ -2,6 +2,8 @@
 
 import contextlib
 import glob
+import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +15,28 @@ from ._processes import FileLock
 PARTIAL = ".partial"
 TOKEN_BYTES = 4
 TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)  # no file of the user's has such a name
+
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
+
+
+def local_path(path, what: str) -> Path:
+    """A path with the home folder of its user; refuses what is on no disk."""
+    text = os.fspath(path)
+    if URL.match(text):
+        raise ValueError(
+            f"The {what} must be on a disk of this machine, or on one that is mounted. "
+            f"Got the URL {text!r} instead."
+        )
+    if "\0" in text:
+        raise ValueError(f"The {what} must not have a zero byte. Got {text!r} instead.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"The {what} begins with the name of a user who is not known here. Got "
+            f"{text!r} instead; for a folder of this name, pass './{text}'."
+        ) from None
 
 
 @contextmanager

@@ -422,6 +422,34 @@ def test_what_is_no_path_is_refused(make, photo_files, path):
             FeatureStore(path)
 
 
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("s3://bucket/a.npy", "Got the URL"),
+        ("file:///a.npy", "Got the URL"),
+        (Path("memory://a.npy"), "Got the URL"),
+        ("a\0.npy", "zero byte"),
+        ("~nobody of this name/a.npy", "user who is not known"),
+    ],
+)
+def test_a_path_on_no_disk_is_refused(tmp_path, monkeypatch, photo_files, path, said):
+    """It would become a folder of this name in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    before = os.listdir(tmp_path)
+    features = PretrainedCNNFeatures("tiny", cache=path)
+    store = FeatureStore(name=f"any {tmp_path}")
+    uses = {
+        "FeatureStore": lambda: features.transform(photo_files),
+        "FeatureStore ": lambda: store.merge(path),
+        "export": lambda: store.export(path),
+        "transform_to": lambda: features.transform_to(path, photo_files),
+    }
+    for what, use in uses.items():
+        with pytest.raises(ValueError, match=f"path of .*{what.strip()} .*{said}"):
+            use()
+    assert os.listdir(tmp_path) == before
+
+
 def test_an_empty_store_has_nothing_to_export(tmp_path):
     with pytest.raises(ValueError, match="no rows to export"):
         FeatureStore(name="nothing").export(tmp_path / "rows.npy")
