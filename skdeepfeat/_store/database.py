@@ -53,6 +53,7 @@ INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
 """
 TABLES = {"columns", "rows", "claims", "counters", "files"}
 BUSY_SECONDS = 60  # how long a writer waits for another one
+IMPATIENT_SECONDS = 1  # and after it has waited so long in vain
 
 # What goes wrong, by SQLite's primary error code, in words that follow the folder.
 TROUBLES = {
@@ -118,16 +119,37 @@ class Database:
         self.known_files: dict[str, str] = {}
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._is_patient = True
         self._reported: set[str] = set()
 
     def attempt(self, work: Callable, otherwise: Callable):
         """The result of `work` on the connection, or `otherwise` with a warning."""
         try:
             with self.lock:
-                return work(self.connect())
+                result = work(self.connect())
+                self._be_patient(True)
+                return result
         except (*ERRORS, OSError) as error:
             self._report(error)
+            if _code_of(error) == sqlite3.SQLITE_BUSY:
+                self._be_patient(False)
             return otherwise()
+
+    def _be_patient(self, is_patient: bool) -> None:
+        """Wait long for other writers, or no longer once one has kept us waiting.
+
+        Each of the steps of a call would wait for it.
+        """
+        with self.lock:
+            is_new, self._is_patient = is_patient != self._is_patient, is_patient
+            if is_new and self._connection is not None:
+                wait = f"PRAGMA busy_timeout = {1000 * self._patience}"
+                self._connection.execute(wait)
+
+    @property
+    def _patience(self) -> int:
+        """How long to wait for other writers, in seconds."""
+        return BUSY_SECONDS if self._is_patient else IMPATIENT_SECONDS
 
     def insist(self, work: Callable, failed: str):
         """The result of `work` on the connection; OSError if there is none."""
@@ -191,7 +213,7 @@ class Database:
         if mount.is_shared and not locks_hold(self.folder):
             raise ValueError(UNSAFE.format(folder=str(self.folder), where=mount.kind))
         self._mention_others()
-        db = _connection_to(str(self.file), timeout=BUSY_SECONDS)
+        db = _connection_to(str(self.file), timeout=self._patience)
         try:
             # One at a time: two processes that enter this mode at once both fail.
             with self._alone():

@@ -21,6 +21,7 @@ import pytest
 from fakes import FakeTable
 
 from skdeepfeat import FeatureStore, StoreWarning
+from skdeepfeat._store import database
 from skdeepfeat._store.base import ROW_OVERHEAD, ColumnRows, Table
 from skdeepfeat._store.database import FILE
 from skdeepfeat._store.disk import DiskTable
@@ -383,6 +384,28 @@ def test_a_database_of_another_program_is_left_alone(disk, tables):
         with pytest.raises(ValueError, match="which another program wrote"):
             use()
     assert (disk.folder / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["NORMAL", "EXCLUSIVE"])
+def test_a_store_that_others_keep_locked_costs_one_long_wait(disk, monkeypatch, mode):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(database, "IMPATIENT_SECONDS", 0)
+    put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    disk.close()
+    other = sqlite3.connect(disk.folder / FILE, isolation_level=None)
+    other.execute(f"PRAGMA locking_mode = {mode}")  # which keeps readers out, too
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    with pytest.warns(StoreWarning, match="was locked by another program"):
+        for number in range(2, 7):
+            put(disk, b"a", [number], np.ones((1, 3), "f4"))
+    assert time.monotonic() - started < 3
+    other.execute("ROLLBACK")
+    other.close()
+    put(disk, b"a", [7], np.ones((1, 3), "f4"))
+    assert get(disk, b"a", range(1, 8))[1] == [1, 2, 3, 4, 5]
+    wait = disk._database.connect().execute("PRAGMA busy_timeout").fetchone()
+    assert wait == (1000,)  # long again
 
 
 def test_eviction_drops_the_column_whose_use_is_longest_ago(tmp_path):
