@@ -492,6 +492,15 @@ def test_a_pil_image_of_a_tiff_that_pillow_misreads_is_refused(make, tmp_path):
             digest_pil(image)
 
 
+@pytest.mark.parametrize("offset", [-1e9, 1e5, 1e8])
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_range_far_from_zero_keeps_its_grey_values(offset, dtype):
+    values = np.arange(256).reshape(16, 16)
+    far = (values + offset).astype(dtype)
+    found = open_array(far, (offset, offset + 255)).image
+    np.testing.assert_allclose(found[:, :, 0] * 255, values, atol=1e-4)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("dtype, order", [("u1", "<"), ("u2", "<"), ("u2", ">")])
 @pytest.mark.parametrize("is_square", [False, True])
