@@ -2,6 +2,8 @@
 
 import functools
 import io
+import os
+import time
 import warnings
 from pathlib import Path
 
@@ -260,14 +262,44 @@ def test_files_in_the_download_folder_are_verified(tmp_path, monkeypatch, photos
 
 
 def test_a_rewritten_file_with_its_old_time_stamp_is_read_again(tmp_path):
-    import os
-
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     stat, first = file.stat(), digest_file(file)
     file.write_bytes(b"two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert digest_file(file) != first
+
+
+def in_steps_of_two_seconds(found, age):
+    """What os.stat returns on FAT, as if a file was that many seconds older."""
+    steps = {
+        name: (getattr(found, name) // 10**9 // 2 * 2 - age) * 10**9
+        for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
+    }
+    seconds = [value // 10**9 for value in steps.values()]
+    floats = dict(zip(("st_atime", "st_mtime", "st_ctime"), seconds, strict=True))
+    return os.stat_result((*found[:7], *seconds), steps | floats)
+
+
+@pytest.mark.parametrize("age, n_read", [(0, 2), (60, 1)])
+def test_a_photo_that_is_written_twice_in_one_step_of_its_times_is_read_twice(
+    tmp_path, monkeypatch, age, n_read
+):
+    stat, name = os.stat, str(tmp_path / "latest.bmp")
+
+    def coarse(path, *arguments, **options):
+        found = stat(path, *arguments, **options)
+        return in_steps_of_two_seconds(found, age) if path == name else found
+
+    monkeypatch.setattr(os, "stat", coarse)
+    features = PretrainedCNNFeatures("tiny", cache=FeatureStore(tmp_path / "store"))
+    rows = []
+    while time.time() % 2 > 1.5:
+        time.sleep(0.1)
+    for grey in (0, 255):
+        Image.new("L", (9, 9), grey).save(name)
+        rows.append(features.transform([name]))
+    assert len(np.unique(np.concatenate(rows), axis=0)) == n_read
 
 
 @pytest.mark.parametrize("X", [["nowhere.png"], [None, "nowhere.png"]])
