@@ -72,7 +72,7 @@ def load_image_folder(root):
     >>> photos.target_names, photos.target
     (['ant', 'bee'], array([0, 1]))
     """
-    root = str(Path(root).expanduser())
+    root = os.path.expanduser(Path(root))
     if not os.path.isdir(root):
         raise FileNotFoundError(
             f"{root!r} is not a folder. Pass a folder of photos, or a folder with one "
@@ -145,7 +145,8 @@ def _files_below(folder: str, root: str) -> list[os.DirEntry]:
     A link from below a folder back to it is not followed.
     """
     found: dict[str, list[os.DirEntry]] = {}
-    waiting = [(folder, {_identity(root)})]
+    above = map(str, Path(root).resolve().parents)
+    waiting = [(folder, {_identity(place) for place in (root, *above)})]
     while waiting:
         here, around = waiting.pop()
         if _identity(here) not in around:

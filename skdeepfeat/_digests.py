@@ -7,6 +7,7 @@ library, so that hashing stays a small part of the work on a laptop.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -17,6 +18,7 @@ from blake3 import blake3
 from ._processes import Lock
 
 DIGEST_SIZE = 16
+COARSE_SECONDS = 4  # FAT notes times in steps of two, and may round them up
 _CHUNK = 1 << 20
 
 # (algorithm, path or URL) → (state of the file, digest)
@@ -126,7 +128,7 @@ def sha256_file(path) -> str:
     return _hash_once(path, hashlib.sha256).hex()
 
 
-def recall_digest(name: str, state: str) -> bytes | None:
+def recall_digest(name: str, state: str | None) -> bytes | None:
     """Digest of the file or URL of this name in this state; None if unknown."""
     remembered, known = _recall((blake3, name))
     return known[:DIGEST_SIZE] if remembered == state else None
@@ -165,6 +167,15 @@ def state_of_file(stat: os.stat_result) -> str:
     do.
     """
     return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def may_change_unseen(stat: os.stat_result) -> bool:
+    """Whether a file could be written again without a change of its times.
+
+    On disks that note only whole seconds, such as FAT with two, for a while.
+    """
+    is_coarse = stat.st_mtime_ns % 10**9 == 0 and stat.st_ctime_ns % 10**7 == 0
+    return is_coarse and stat.st_mtime > time.time() - COARSE_SECONDS
 
 
 def _recall(name) -> tuple[str, bytes]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import glob
+import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,30 @@ from pathlib import Path
 from ._processes import FileLock
 
 PARTIAL = ".partial"
+TOKEN_BYTES = 4
+TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)  # no file of the user's has such a name
+
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
+
+
+def local_path(path, what: str) -> Path:
+    """A path with the home folder of its user; refuses what is on no disk."""
+    text = os.fspath(path)
+    if URL.match(text):
+        raise ValueError(
+            f"The {what} must be on a disk of this machine, or on one that is mounted. "
+            f"Got the URL {text!r} instead."
+        )
+    if "\0" in text:
+        raise ValueError(f"The {what} must not have a zero byte. Got {text!r} instead.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"The {what} begins with the name of a user who is not known here. Got "
+            f"{text!r} instead; for a folder of this name, pass './{text}'."
+        ) from None
 
 
 @contextmanager
@@ -22,7 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     _check_place(path)
     _remove_abandoned(path)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    token = secrets.token_hex(TOKEN_BYTES)
+    partial = path.with_name(f"{path.name}.{token}{PARTIAL}")
     try:
         with _being_written(partial):
             yield partial
@@ -44,17 +71,17 @@ def _being_written(partial: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        Path(lock.path).unlink(missing_ok=True)
+        lock.remove()
 
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the parts of a file that no process is writing."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.{TOKEN}{PARTIAL}"):
         lock = _lock_of(partial)
         with contextlib.suppress(OSError):  # of others, or on a disk without locks
             if lock.is_free():
                 partial.unlink(missing_ok=True)
-                Path(lock.path).unlink(missing_ok=True)
+                lock.remove()
 
 
 def _lock_of(partial: Path) -> FileLock:

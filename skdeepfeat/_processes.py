@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import socket
 import sys
 import threading
@@ -317,14 +318,16 @@ class FileLock:
             self._thread_lock = _thread_locks.setdefault(os.path.realpath(path), Lock())
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free, and write this process's name into the file."""
+        """Take the lock if it is free, and write this process's name into the file.
+
+        A file of another program that has the same path is locked, but not changed.
+        """
         if not self._thread_lock.acquire(blocking=False):
             return False
         try:
             self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
             with contextlib.suppress(OSError):  # on a full disk the lock is held anyway
-                os.ftruncate(self._file, 0)
-                os.write(self._file, f"{who()}\n".encode())
+                _sign(self._file)
         except BlockingIOError:
             return False
         finally:
@@ -368,6 +371,18 @@ class FileLock:
     def __exit__(self, *exception):
         self.release()
 
+    def remove(self) -> None:
+        """Remove the file, unless a thread holds it or another program wrote it."""
+        if not self._thread_lock.acquire(blocking=False):
+            return
+        try:
+            if _signature(self.path) is not None:
+                os.unlink(self.path)
+        except OSError:  # a later process removes it
+            pass
+        finally:
+            self._thread_lock.release()
+
     @property
     def held_since(self) -> float:
         """When the lock was taken, in seconds since the epoch."""
@@ -382,8 +397,7 @@ class FileLock:
         if not self._thread_lock.acquire(blocking=False):
             return "another thread of this process"
         try:
-            with open(self.path) as file:
-                return file.readline().strip() or "another process"
+            return _signature(self.path) or "another process"
         except OSError:
             return "another process"
         finally:
@@ -400,6 +414,26 @@ def _open_locked(path, flags: int) -> int:
         os.close(file)
         raise
     return file
+
+
+# What a lock file contains: nothing yet, or the name of a process.
+SIGNATURE = re.compile(rb"(process \d+ on [^\n]*\n?)?")
+LONGEST_SIGNATURE = 1000  # bytes; the names of hosts are shorter
+
+
+def _sign(file: int) -> None:
+    """Write this process's name into a lock file; leave what another program wrote."""
+    if SIGNATURE.fullmatch(os.read(file, LONGEST_SIGNATURE)):
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, f"{who()}\n".encode())
+
+
+def _signature(path) -> str | None:
+    """The name in a lock file; None if another program wrote the file."""
+    with open(path, "rb") as file:
+        content = file.read(LONGEST_SIGNATURE)
+    return content.decode().strip() if SIGNATURE.fullmatch(content) else None
 
 
 def who() -> str:

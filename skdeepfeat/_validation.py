@@ -8,6 +8,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 from numbers import Integral, Real
 
 import numpy as np
@@ -81,6 +82,10 @@ def complete_state(estimator_class, state: dict) -> dict:
     return {parameter.name: parameter.default for parameter in parameters} | state
 
 
+# Whole numbers, as pandas, polars and Arrow call them.
+WHOLE = re.compile(r"(u?int(?:8|16|32|64)|bool)(?:ean)?(?:\[pyarrow\])?")
+
+
 def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
     """Flat rows (n, d) of real numbers, with scikit-learn's own sentences."""
     if _is_column(X):
@@ -90,7 +95,6 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
             "column that holds the images. Reshape your data with X.reshape(1, -1) if "
             "it is one image."
         )
-    whole = _holds_whole_numbers(X)
     options = {
         "dtype": "numeric",
         "ensure_all_finite": "allow-nan" if allow_nan else True,
@@ -106,7 +110,7 @@ def check_table(estimator, X, *, reset, image_shape, allow_nan) -> np.ndarray:
             "image_shape=None instead; pass for example image_shape=(28, 28) or "
             "(32, 32, 3), or paths or an array of shape (n, h, w[, channels])."
         )
-    return X.astype(np.int64) if whole and np.isfinite(X).all() else X
+    return X
 
 
 def _is_column(X) -> bool:
@@ -116,14 +120,23 @@ def _is_column(X) -> bool:
     return isinstance(X, (list, tuple)) and not any(map(np.iterable, X))
 
 
-def _holds_whole_numbers(X) -> bool:
-    """Whether a frame's columns are integers, which missing values turn into floats.
+def whole_dtype(frame) -> np.dtype | None:
+    """The dtype that holds all columns of a frame of whole numbers; else None.
 
-    How pixels are scaled depends on it.
+    How pixels are scaled depends on it, and frames become arrays of floats if their
+    columns may have missing values.
     """
-    dtypes = [str(dtype) for dtype in getattr(X, "dtypes", ())]
-    whole = [dtype.startswith(("Int", "UInt")) for dtype in dtypes]
-    return len(whole) > 0 and all(whole)
+    found = [WHOLE.fullmatch(str(dtype).lower()) for dtype in dtypes_of(frame)]
+    if not found or not all(found):
+        return None
+    return np.result_type(*{match[1] for match in found if match})
+
+
+def dtypes_of(frame) -> list:
+    """The dtypes of the columns of a pandas, polars or Arrow frame; none of others."""
+    if hasattr(frame, "dtypes"):
+        return list(frame.dtypes)
+    return list(frame.schema.types) if can(frame, "schema") else []
 
 
 def check_image_shape(image_shape) -> None:

@@ -1,7 +1,6 @@
 """The walk that estimators of all kinds of input share: X → rows → store → array."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from sklearn.base import (
@@ -17,7 +16,7 @@ from ._clock import Clock
 from ._cluster.spreading import place_to_compute
 from ._engines.devices import resolve_devices, unconvertible
 from ._exceptions import ConversionError, EngineWarning, warn_user
-from ._files import replacing
+from ._files import local_path, replacing
 from ._networks.pooling import check_size
 from ._plan import (
     Network,
@@ -174,7 +173,7 @@ class PretrainedFeatures(
         (4, 1280)
         """
         check_npy(path)
-        path = Path(path).expanduser()
+        path = local_path(path, "path of transform_to")
         with replacing(path) as incomplete:
 
             def make_output(*shape):

@@ -88,6 +88,20 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
     assert names == [f"a/{name}" for name in in_a] + [f"b/{name}" for name in in_b]
 
 
+def test_links_to_what_contains_the_whole_folder_are_not_followed(tmp_path):
+    make_photos(tmp_path / "all" / "train", "a/1.png", "b/2.png")
+    make_photos(tmp_path / "all" / "test", "a/3.png")
+    for i, folder in enumerate((tmp_path / "all", tmp_path)):
+        os.symlink(folder, tmp_path / "all" / "train" / "b" / f"up {i}")
+    photos = load_image_folder(tmp_path / "all" / "train")
+    assert [os.path.basename(path) for path in photos.data] == ["1.png", "2.png"]
+
+
+def test_a_user_who_does_not_exist_has_no_folder():
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        load_image_folder("~nobody of this name/photos")
+
+
 def test_an_empty_class_keeps_its_number(tmp_path):
     make_photos(tmp_path / "train", "a/1.png", "b/1.png", "c/1.png")
     make_photos(tmp_path / "test", "a/1.png", "c/1.png")

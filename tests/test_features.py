@@ -365,6 +365,16 @@ def test_frames_and_series_of_narwhals(photo_files):
             assert list(est.feature_names_in_) == ["path"]
 
 
+def test_columns_of_dask(photo_files):
+    dask = pytest.importorskip("dask.dataframe")
+    expected = features().transform(photo_files)
+    frame = dask.from_pandas(pd.DataFrame({"path": photo_files}), npartitions=2)
+    for X in (frame, frame["path"]):
+        est = features()
+        np.testing.assert_array_equal(est.fit_transform(X), expected)
+        assert list(est.feature_names_in_) == ["path"]
+
+
 def test_flat_rows_in_other_containers(photos):
     arrow, narwhals = map(pytest.importorskip, ("pyarrow", "narwhals"))
     flat = photos[:, :4, :4].reshape(6, -1)

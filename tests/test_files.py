@@ -59,3 +59,13 @@ def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_
     alive.communicate()
     assert alive.returncode == 0 and path.read_text() == "half"
     assert os.listdir(tmp_path) == [path.name]
+
+
+def test_files_of_others_with_similar_names_stay(tmp_path):
+    names = ["rows.npy.old.partial", "rows.npy.old.partial.lock", "rows.npy.lock"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with replacing(tmp_path / "rows.npy") as incomplete:
+        incomplete.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "rows.npy"])
+    assert all((tmp_path / name).read_text() == "mine" for name in names)

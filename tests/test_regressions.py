@@ -2,12 +2,15 @@
 
 import functools
 import io
+import os
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,11 +157,38 @@ def test_nodes_that_mix_images_are_refused(X):
         features.set_params(layer="reshape").transform(X)
 
 
-def test_nullable_integers_are_integers(X):
-    features = PretrainedCNNFeatures("tiny", image_shape=(32, 32, 3), cache=None)
-    frame = pd.DataFrame(X.reshape(6, -1))
+FRAMES = {
+    "nullable": lambda frame: frame.convert_dtypes(),
+    "pandas in Arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
+    "Arrow": pa.Table.from_pandas,
+    "polars": pl.from_pandas,
+}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "uint16", "int64"])
+@pytest.mark.parametrize("container", FRAMES)
+def test_whole_numbers_in_frames_are_scaled_as_those_in_arrays(X, container, dtype):
+    flat = (X[:, :8, :8].reshape(6, -1) // 100).astype(dtype)
+    frame = FRAMES[container](pd.DataFrame(flat).add_prefix("p"))
+    features = PretrainedCNNFeatures("tiny", image_shape=(8, 8, 3), cache=None)
+    expected = features.transform(flat)
+    np.testing.assert_array_equal(features.transform(frame), expected)
+
+
+@pytest.mark.parametrize("dtype", ["UInt8", "uint16[pyarrow]"])
+def test_a_missing_pixel_costs_its_own_row_alone(X, dtype):
+    features = PretrainedCNNFeatures(
+        "tiny", image_shape=(8, 8, 3), cache=None, on_error="nan"
+    )
+    flat = X[:, :8, :8].reshape(6, -1).astype("u2")
+    frame = pd.DataFrame(flat).astype(dtype)
     expected = features.transform(frame)
-    np.testing.assert_array_equal(features.transform(frame.astype("Int64")), expected)
+    frame.iloc[2, 5] = pd.NA
+    with pytest.warns(ImageWarning, match=r"1 of 6 images .* row 2"):
+        found = features.transform(frame)
+    assert np.isnan(found[2]).all()
+    rest = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(found[rest], expected[rest])
 
 
 def test_masked_arrays_and_mappings_are_refused(X, photo_files):
@@ -232,14 +262,44 @@ def test_files_in_the_download_folder_are_verified(tmp_path, monkeypatch, photos
 
 
 def test_a_rewritten_file_with_its_old_time_stamp_is_read_again(tmp_path):
-    import os
-
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     stat, first = file.stat(), digest_file(file)
     file.write_bytes(b"two")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert digest_file(file) != first
+
+
+def in_steps_of_two_seconds(found, age):
+    """What os.stat returns on FAT, as if a file was that many seconds older."""
+    steps = {
+        name: (getattr(found, name) // 10**9 // 2 * 2 - age) * 10**9
+        for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
+    }
+    seconds = [value // 10**9 for value in steps.values()]
+    floats = dict(zip(("st_atime", "st_mtime", "st_ctime"), seconds, strict=True))
+    return os.stat_result((*found[:7], *seconds), steps | floats)
+
+
+@pytest.mark.parametrize("age, n_read", [(0, 2), (60, 1)])
+def test_a_photo_that_is_written_twice_in_one_step_of_its_times_is_read_twice(
+    tmp_path, monkeypatch, age, n_read
+):
+    stat, name = os.stat, str(tmp_path / "latest.bmp")
+
+    def coarse(path, *arguments, **options):
+        found = stat(path, *arguments, **options)
+        return in_steps_of_two_seconds(found, age) if path == name else found
+
+    monkeypatch.setattr(os, "stat", coarse)
+    features = PretrainedCNNFeatures("tiny", cache=FeatureStore(tmp_path / "store"))
+    rows = []
+    while time.time() % 2 > 1.5:
+        time.sleep(0.1)
+    for grey in (0, 255):
+        Image.new("L", (9, 9), grey).save(name)
+        rows.append(features.transform([name]))
+    assert len(np.unique(np.concatenate(rows), axis=0)) == n_read
 
 
 @pytest.mark.parametrize("X", [["nowhere.png"], [None, "nowhere.png"]])

@@ -91,7 +91,7 @@ class Cell:
             if not isinstance(self.held, Reference):
                 return Hashed(self, self.kind.digest(self.held))
             name, state = self.held.name, self.held.state()
-            known = None if state is None else recall_digest(name, state)
+            known = recall_digest(name, state)
             read = self if known is not None else self.read()
             key = known or self.kind.digest(read.held)
             if state is None:

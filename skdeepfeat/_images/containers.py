@@ -89,6 +89,11 @@ def check_stack(shape: tuple[int, ...]) -> None:
 WRAPPED: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     # A frame or Series of narwhals.
     (lambda X: can(X, "to_native") and not is_query(X), lambda X: X.to_native()),
+    # A frame or Series of dask, whose rows have no numbers.
+    (
+        lambda X: can(X, "compute") and (is_frame(X) or can(X, "to_frame")),
+        lambda X: X.compute(),
+    ),
     # Images of several sizes in one tensor.
     (lambda X: is_tensor(X) and X.is_nested, lambda X: list(X.unbind())),
     # Flat rows that numpy has no dtype for; images are cast one by one.

@@ -201,8 +201,11 @@ def _open_samples(samples: Samples, value_range) -> Pixels:
 def _scale(values, value_range) -> np.ndarray:
     """Finite floats that are 0 at black and 1 at white."""
     low, high = value_range
+    # Single precision keeps too few digits of values that are far from 0.
+    is_far = abs(low) > high - low
     with np.errstate(over="ignore"):
-        scaled = (values.astype(np.float32) - low) / (high - low)
+        above = values.astype(np.float64 if is_far else np.float32) - low
+        scaled = above.astype(np.float32) / (high - low)
     if not np.isfinite(scaled).all():
         raise ValueError("has NaN or infinite pixels")
     return scaled

@@ -79,8 +79,11 @@ FLAT: tuple[tuple[Callable[[Any], bool], Callable[[Any], bool]], ...] = (
 )
 
 
-def shape_rows(rows: np.ndarray, image_shape) -> Images:
-    """Flat rows (n, d) as images; one entry of `image_shape` may be -1."""
+def shape_rows(rows: np.ndarray, image_shape, dtype: np.dtype | None) -> Images:
+    """Flat rows (n, d) as images; one entry of `image_shape` may be -1.
+
+    If they were whole numbers before, `dtype` is theirs.
+    """
     d = rows.shape[1]
     known = int(np.prod([side for side in image_shape if side != -1]))
     fits = d % known == 0 if -1 in image_shape else d == known
@@ -93,4 +96,13 @@ def shape_rows(rows: np.ndarray, image_shape) -> Images:
     planar = stack.ndim == 4 and (
         stack.shape[-1] not in CHANNELS and stack.shape[1] in CHANNELS
     )
-    return Images(Held(np.moveaxis(stack, 1, -1) if planar else stack))
+    images = np.moveaxis(stack, 1, -1) if planar else stack
+    return Images(Held(images if dtype is None else _whole(images, dtype)))
+
+
+def _whole(images: np.ndarray, dtype: np.dtype) -> list[np.ndarray]:
+    """Images of a dtype of whole numbers, but for those with missing values."""
+    return [
+        image.astype(dtype, copy=False) if np.isfinite(image).all() else image
+        for image in images
+    ]

@@ -1,6 +1,6 @@
 """Validation of X, as an estimator receives it, and its rows as images."""
 
-from .._validation import check_columns, check_rows_exist, check_table
+from .._validation import check_columns, check_rows_exist, check_table, whole_dtype
 from .containers import lazily, read_images, unwrap_container
 from .flat_rows import is_table, shape_rows
 from .windows import Images
@@ -17,7 +17,7 @@ def read_input(estimator, X, *, reset, allow_nan=False) -> Images:
         table = check_table(
             estimator, X, reset=reset, image_shape=shape, allow_nan=allow_nan
         )
-        return shape_rows(table, shape)
+        return shape_rows(table, shape, whole_dtype(X))
     images = read_images(rows, estimator.protocols)
     check_rows_exist(estimator, len(images))
     check_columns(estimator, X, reset=reset)

@@ -18,6 +18,8 @@ ROTATIONS: dict[int, tuple[Image.Transpose, Callable[[np.ndarray], np.ndarray]]]
     8: (Image.Transpose.ROTATE_90, np.rot90),
 }
 
+ON_ITS_SIDE = (5, 6, 7, 8)  # whose width is the height of the upright image
+
 
 def orientation_of(image: Image.Image) -> int:
     """The orientation still to be applied to a loaded image, 1 for none.

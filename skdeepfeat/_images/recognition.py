@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import sparse
 
-from .._validation import can
+from .._validation import can, dtypes_of
 from .kinds import is_tensor
 
 NUMERIC = ("int", "uint", "float", "bool", "double", "half")  # begin a dtype's name
@@ -27,8 +27,7 @@ def is_frame(X) -> bool:
 
 def all_numeric(frame) -> bool:
     """Whether all columns of a pandas, polars or Arrow frame hold numbers."""
-    types = frame.dtypes if hasattr(frame, "dtypes") else frame.schema.types
-    return all(str(dtype).lower().startswith(NUMERIC) for dtype in types)
+    return all(str(dtype).lower().startswith(NUMERIC) for dtype in dtypes_of(frame))
 
 
 def is_numeric_array(X) -> bool:

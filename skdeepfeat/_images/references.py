@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from .._digests import digest, state_of_file
+from .._digests import digest, may_change_unseen, state_of_file
 
 SCHEMES = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]+)(?=://|::)")
 
@@ -71,12 +71,15 @@ class File:
     def __reduce__(self):
         return File, (self.name,)  # another process has another working directory
 
-    def state(self) -> str:
-        """Text that changes with its content; refuses pipes, which may block."""
+    def state(self) -> str | None:
+        """Text that changes with its content, None if its times cannot tell yet.
+
+        Refuses pipes, which may block.
+        """
         found = os.stat(self._path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise ValueError("is a pipe, a socket or a device, no file")
-        return state_of_file(found)
+        return None if may_change_unseen(found) else state_of_file(found)
 
     def read(self) -> bytes:
         """Its content."""

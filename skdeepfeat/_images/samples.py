@@ -9,19 +9,20 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from .bit_depth import BITS, white_of
 from .formats import DAMAGED, is_tiff, open_image, refusal
-from .orientation import ORIENTATION, orientation_of, rotated
+from .orientation import ON_ITS_SIDE, ORIENTATION, orientation_of, rotated
 
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 SIXTEEN_IN_32 = ("PNG", "PPM")  # formats whose 16 bits Pillow may hold in 32
 
 # Tags of TIFF, and some of their values.
+WIDTH, HEIGHT = 256, 257
 PHOTOMETRIC, PLANAR, PREDICTOR, KIND = 262, 284, 317, 339
 WHITE_IS_ZERO, SEPARATE, OF_FLOATS, UNSIGNED, SIGNED = 0, 2, 3, 1, 2
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # alpha: none, multiplied in, apart
@@ -113,7 +114,22 @@ def is_misread(image: Any) -> bool:
     in_planes = deep and image.mode not in DEEP_GREY and tags.get(PLANAR) == SEPARATE
     signed = kind == SIGNED and not deep
     swapped = tags.get(PREDICTOR) == OF_FLOATS and tags.prefix == b"MM"  # type: ignore
-    return in_planes or signed or swapped
+    return in_planes or signed or swapped or _is_mapped_askew(image)
+
+
+def _is_mapped_askew(image: Any) -> bool:
+    """Whether Pillow took the height of a TIFF that lies on its side for its width.
+
+    It does when it maps a file that it opened by its name. The tag is gone since then,
+    so it is read again from the mapped file.
+    """
+    tags, mapped = getattr(image, "tag_v2", None), getattr(image, "map", None)
+    if not tags or mapped is None or ORIENTATION not in tags.tagtype:
+        return False
+    stored = tags.get(WIDTH), tags.get(HEIGHT)
+    if stored[0] == stored[1] or image.size != stored:
+        return False
+    return orientation_of(cast(Image.Image, open_image(mapped[:]))) in ON_ITS_SIDE
 
 
 # Grey ---------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from .buffers import Keeper
+
 ROWS_HELD = 1000  # by a window, at most
 BYTES_HELD = 128 * 2**20  # a window that holds as much takes no more rows
 
@@ -85,6 +87,7 @@ class Lazy:
     def __init__(self, sequence):
         self._sequence = sequence
         self._first: list = []
+        self._keeper = Keeper()
         self.name = f"row of a {type(sequence).__name__}"
         # Rows of different lengths, as h5py keeps encoded images.
         self.is_ragged = getattr(getattr(sequence, "dtype", None), "kind", "") == "O"
@@ -107,7 +110,7 @@ class Lazy:
         if row == 0 and self._first:
             return self._first.pop()
         try:
-            return self._sequence[row]
+            return self._keeper.keep(self._sequence[row])
         except MemoryError:
             raise
         except Exception as error:

@@ -150,6 +150,15 @@ class Table(Protocol):
             Whether rows were dropped, or could not be stored, for the first time.
         """
 
+    def add(self, columns: Sequence[ColumnRows]) -> bool:
+        """Store rows of another table; raises OSError if they cannot be written.
+
+        Returns
+        -------
+        is_full : bool
+            Whether rows were dropped, or there was no space for them.
+        """
+
     def claim(
         self,
         call: bytes,
@@ -216,7 +225,7 @@ class Table(Protocol):
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""
 
     def clear(self) -> None:
-        """Remove all rows."""
+        """Remove all rows; raises OSError if they cannot be removed."""
 
     def forget(self) -> None:
         """Drop what this process holds in memory; a folder stays."""

@@ -5,7 +5,6 @@ lock on a file of its own, which the operating system releases when the process 
 however it ends. So no claim needs a time limit, and none has to be withdrawn.
 """
 
-import contextlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -58,8 +57,7 @@ class Claims:
         """Release the lock of a call, if it has one, so that its claims are void."""
         if lock := self._locks.pop(call, None):
             lock.release()
-            with contextlib.suppress(OSError):  # a later process removes the file
-                Path(lock.path).unlink()
+            lock.remove()
 
     def release_all(self) -> None:
         """Release the locks of all calls of this process."""
@@ -90,8 +88,8 @@ class Claims:
             return
         self._folder.mkdir(exist_ok=True)
         for path in self._lock_files():
-            if FileLock(path).is_free():
-                path.unlink(missing_ok=True)
+            if (lock := FileLock(path)).is_free():
+                lock.remove()
         held = [path.name for path in self._lock_files()]
         marks = ", ".join("?" * len(held))
         db.execute(f"DELETE FROM claims WHERE owner NOT IN ({marks})", held)

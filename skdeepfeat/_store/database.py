@@ -23,8 +23,10 @@ machines do not see each other's locks, a database is only read.
 """
 
 import contextlib
+import errno
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -49,13 +51,21 @@ CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER);
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, state TEXT, digest BLOB);
 INSERT OR IGNORE INTO counters VALUES ('hits', 0), ('misses', 0);
 """
+TABLES = {"columns", "rows", "claims", "counters", "files"}
 BUSY_SECONDS = 60  # how long a writer waits for another one
+IMPATIENT_SECONDS = 1  # and after it has waited so long in vain
 
 # What goes wrong, by SQLite's primary error code, in words that follow the folder.
 TROUBLES = {
     sqlite3.SQLITE_FULL: "has no space left on its disk",
     sqlite3.SQLITE_READONLY: "is not writable",
     sqlite3.SQLITE_BUSY: f"was locked by another program for {BUSY_SECONDS} seconds",
+}
+CODES = {
+    errno.ENOSPC: sqlite3.SQLITE_FULL,
+    errno.EROFS: sqlite3.SQLITE_READONLY,
+    errno.EACCES: sqlite3.SQLITE_READONLY,
+    errno.EPERM: sqlite3.SQLITE_READONLY,
 }
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -68,7 +78,13 @@ UNSAFE = (
     "be copied to {folder!r} to be read."
 )
 
-ASIDE = "damaged.sqlite"
+FOREIGN = (
+    "There is a database {file!r}, which another program wrote, so that no features "
+    "can be stored in this folder, and it was left as it is. Choose another folder."
+)
+
+ASIDE = "damaged-{}.sqlite"  # with a token, so that no other file is replaced
+ASIDE_BYTES = 4  # of the token, in hexadecimal digits
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
 OWNERS = "owners"  # the folder of a file for each process that computes
 
@@ -77,7 +93,8 @@ def entries_of_store(names: Iterable[str]) -> set[str]:
     """Which names of the entries of a folder belong to a store in it, of any layout."""
     names = set(names)
     databases = {n for n in names if re.match(r"features\.v\d+\.sqlite", n)}
-    return names & {ASIDE, SETUP_LOCK, OWNERS} | databases if databases else set()
+    aside = {n for n in names if re.fullmatch(r"damaged(-[0-9a-f]{8})?\.sqlite", n)}
+    return names & {SETUP_LOCK, OWNERS} | aside | databases if databases else set()
 
 
 class Database:
@@ -102,16 +119,48 @@ class Database:
         self.known_files: dict[str, str] = {}
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._is_patient = True
         self._reported: set[str] = set()
 
     def attempt(self, work: Callable, otherwise: Callable):
         """The result of `work` on the connection, or `otherwise` with a warning."""
         try:
             with self.lock:
-                return work(self.connect())
+                result = work(self.connect())
+                self._be_patient(True)
+                return result
         except (*ERRORS, OSError) as error:
             self._report(error)
+            if _code_of(error) == sqlite3.SQLITE_BUSY:
+                self._be_patient(False)
             return otherwise()
+
+    def _be_patient(self, is_patient: bool) -> None:
+        """Wait long for other writers, or no longer once one has kept us waiting.
+
+        Each of the steps of a call would wait for it.
+        """
+        with self.lock:
+            is_new, self._is_patient = is_patient != self._is_patient, is_patient
+            if is_new and self._connection is not None:
+                wait = f"PRAGMA busy_timeout = {1000 * self._patience}"
+                self._connection.execute(wait)
+
+    @property
+    def _patience(self) -> int:
+        """How long to wait for other writers, in seconds."""
+        return BUSY_SECONDS if self._is_patient else IMPATIENT_SECONDS
+
+    def insist(self, work: Callable, failed: str):
+        """The result of `work` on the connection; OSError if there is none."""
+        try:
+            with self.lock:
+                return work(self.connect())
+        except (*ERRORS, OSError) as error:
+            raise OSError(
+                f"The feature store in {str(self.folder)!r} {self._trouble(error)}; "
+                f"{failed}."
+            ) from error
 
     def connect(self) -> sqlite3.Connection:
         """The connection of this process, opened at its first use."""
@@ -164,7 +213,7 @@ class Database:
         if mount.is_shared and not locks_hold(self.folder):
             raise ValueError(UNSAFE.format(folder=str(self.folder), where=mount.kind))
         self._mention_others()
-        db = _connection_to(str(self.file), timeout=BUSY_SECONDS)
+        db = _connection_to(str(self.file), timeout=self._patience)
         try:
             # One at a time: two processes that enter this mode at once both fail.
             with self._alone():
@@ -196,21 +245,21 @@ class Database:
     # Trouble ------------------------------------------------------------------------
 
     def _report(self, error: Exception) -> None:
-        """Warn of an error, and replace the database if it is damaged."""
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if isinstance(error, UnicodeDecodeError):
-            code = sqlite3.SQLITE_CORRUPT
-        if isinstance(error, PermissionError):
-            code = sqlite3.SQLITE_READONLY
-        if code in DAMAGED:
-            self.set_aside()
-            self.warn(
-                f"was damaged ({error}); it was set aside as {ASIDE!r} and replaced by "
-                "an empty one"
-            )
-        else:
-            trouble = TROUBLES.get(code, f"cannot be used ({error})")
-            self.warn(f"{trouble}; features are returned but not stored there")
+        """Warn of an error."""
+        trouble, code = self._trouble(error), _code_of(error)
+        end = "" if code in DAMAGED else "; features are returned but not stored there"
+        self.warn(f"{trouble}{end}")
+
+    def _trouble(self, error: Exception) -> str:
+        """An error in words; a damaged database is replaced."""
+        if (code := _code_of(error)) not in DAMAGED:
+            return TROUBLES.get(code, f"cannot be used ({error})")
+        self.set_aside()
+        aside = " ".join(repr(file.name) for file in self.files_aside)
+        return (
+            f"was damaged ({error}); it was set aside as {aside} and replaced by an "
+            "empty one"
+        )
 
     def set_aside(self) -> None:
         """Rename a damaged database, unless another process has replaced it already."""
@@ -218,9 +267,17 @@ class Database:
             self.forget()
             with self._alone():
                 if _inode(self.file) == self._inode:
-                    self.file.replace(self.folder / ASIDE)
+                    earlier, token = self.files_aside, secrets.token_hex(ASIDE_BYTES)
+                    self.file.replace(self.folder / ASIDE.format(token))
+                    for file in earlier:
+                        file.unlink(missing_ok=True)
                     for end in ("-wal", "-shm"):
                         self.file.with_name(f"{FILE}{end}").unlink(missing_ok=True)
+
+    @property
+    def files_aside(self) -> list[Path]:
+        """What was set aside; files of the user's never have such a name."""
+        return list(self.folder.glob(ASIDE.format("[0-9a-f]" * (2 * ASIDE_BYTES))))
 
     def warn(self, trouble: str) -> None:
         """Warn once of each trouble."""
@@ -293,14 +350,27 @@ SETTINGS = {
 
 def _set_up(db: sqlite3.Connection, is_shared: bool) -> None:
     """Settings of a connection, and the tables of a new database."""
+    tables = _tables(db)
+    if tables and not TABLES <= tables:
+        raise ValueError(FOREIGN.format(file=_file_of(db)))
     db.execute("PRAGMA page_size = 8192")  # rows take some kilobytes
     for setting in SETTINGS[is_shared]:
         db.execute(f"PRAGMA {setting}")
     db.execute("PRAGMA journal_size_limit = 16777216")
-    if not db.execute("PRAGMA table_info(files)").fetchall():
+    if not tables:
         with writing(db):
             for statement in filter(str.strip, SCHEMA.split(";")):
                 db.execute(statement)
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    """The names of the tables of a database; none of a new one."""
+    return {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+
+
+def _file_of(db: sqlite3.Connection) -> str:
+    """The path of an open database."""
+    return db.execute("PRAGMA database_list").fetchone()[2]
 
 
 def _open_to_read(file: Path) -> sqlite3.Connection:
@@ -321,6 +391,15 @@ def _open_as(file: Path, mode: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _code_of(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 if it has none."""
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
+    if isinstance(error, OSError) and error.errno in CODES:
+        return CODES[error.errno]
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _inode(path: Path) -> int:

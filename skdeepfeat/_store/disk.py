@@ -21,7 +21,7 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ASIDE, ERRORS, FILE, OWNERS, Database
+from .database import ERRORS, FILE, OWNERS, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
@@ -102,6 +102,17 @@ class DiskTable:
 
         is_full = self._database.attempt(work, lambda: self.release(call))
         return bool(is_full) and self._database.is_new("full")
+
+    def add(self, columns: Sequence[ColumnRows]) -> bool:
+        """Store rows of another table; see :class:`Table`."""
+
+        def work(db):
+            with writing(db):
+                for rows in columns:
+                    put_rows(db, rows)
+                return evict(db, self.max_bytes)
+
+        return self._database.insist(work, "not all rows could be added")
 
     def _drop(self, db, fingerprint: bytes, damaged: Sequence[bytes]) -> None:
         """Remove damaged rows, so that they are computed again."""
@@ -268,11 +279,12 @@ class DiskTable:
                 db.execute("UPDATE counters SET value = 0")
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            (self.folder / ASIDE).unlink(missing_ok=True)
+            for file in self._database.files_aside:
+                file.unlink(missing_ok=True)
             self._database.known_files.clear()
 
-        if any(os.path.exists(self.folder / name) for name in (FILE, ASIDE)):
-            self._database.attempt(work, lambda: None)
+        if self._exists or self._database.files_aside:
+            self._database.insist(work, "its rows could not be removed")
 
     def forget(self) -> None:
         """Close the database, which the next call opens again; the folder stays."""

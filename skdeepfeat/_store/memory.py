@@ -34,7 +34,7 @@ class MemoryTable:
         self._labels: dict[bytes, str] = {}
         self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
         self._bytes = self._hits = self._misses = 0
-        self._was_full = False
+        self._n_dropped = 0
         self._changed = Condition()
 
     def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
@@ -78,23 +78,29 @@ class MemoryTable:
         columns: Sequence[ColumnRows],
     ) -> bool:
         """Store computed rows; see :class:`Table`."""
-        before = self._was_full
-        for rows in columns:
-            for key, row, in_range in zip(
-                rows.keys, rows.rows, rows.in_range, strict=True
-            ):
-                self._put(rows, key, row, in_range)
+        before = self._n_dropped
+        self.add(columns)
         with self._changed:
             self._misses += len(keys)
             for key in keys:
                 self._claims.pop((scope, key), None)
             self._changed.notify_all()
-        return self._was_full and not before
+        return self._n_dropped > before == 0
+
+    def add(self, columns: Sequence[ColumnRows]) -> bool:
+        """Store rows of another table; see :class:`Table`."""
+        before = self._n_dropped
+        for rows in columns:
+            for key, row, in_range in zip(
+                rows.keys, rows.rows, rows.in_range, strict=True
+            ):
+                self._put(rows, key, row, in_range)
+        return self._n_dropped > before
 
     def _put(self, rows: ColumnRows, key: bytes, row, in_range: bool) -> None:
         """Store one row, and drop others beyond the bound."""
         if row.nbytes + ROW_OVERHEAD > self.max_bytes:
-            self._was_full = self.max_bytes > 0
+            self._n_dropped += self.max_bytes > 0
             return
         name, kept = (rows.column.fingerprint, key), (row.copy(), bool(in_range))
         with self._changed:
@@ -109,7 +115,7 @@ class MemoryTable:
         while self._bytes > self.max_bytes:
             _, (dropped, _) = (self._spare or self._asked).popitem(last=False)
             self._bytes -= dropped.nbytes + ROW_OVERHEAD
-            self._was_full = True
+            self._n_dropped += 1
 
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
@@ -210,7 +216,7 @@ class MemoryTable:
             self._spare.clear()
             self._labels.clear()
             self._bytes = self._hits = self._misses = 0
-            self._was_full = False
+            self._n_dropped = 0
 
     forget = clear  # nothing else is held
 

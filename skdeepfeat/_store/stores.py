@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._exceptions import StoreWarning, warn_user
+from .._files import local_path
 from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
 from .base import Table
@@ -101,7 +102,7 @@ class FeatureStore:
         if self.path == "":
             raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            path = _as_path(self.path, "path")
+            path = _as_path(self.path, "path", "path of a FeatureStore")
             object.__setattr__(self, "path", os.path.abspath(path))
         bound = self.max_bytes or 0
         is_whole = isinstance(bound, Integral)
@@ -179,6 +180,8 @@ class FeatureStore:
         ValueError
             If there is no store in the folder, if it is damaged, or if both are the
             same store.
+        OSError
+            If this store cannot be written. What was copied before stays.
 
         Examples
         --------
@@ -240,7 +243,7 @@ class FeatureStore:
         4
         """
         self._check_exists()
-        return export(self.open(), _as_path(path, "path"), layer)
+        return export(self.open(), _as_path(path, "path", "path of an export"), layer)
 
     def _check_exists(self) -> None:
         """Refuse a folder in which there is no store."""
@@ -254,20 +257,27 @@ class FeatureStore:
         return facts_as_html(repr(self), self.info())
 
     def clear(self) -> None:
-        """Remove all stored features."""
+        """Remove all stored features.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written, so that features are left in it.
+        """
         self.open().clear()
 
 
 def _store_in(folder) -> FeatureStore:
     """The store of a folder that exists."""
-    return FeatureStore(_as_path(folder, "other", "a FeatureStore, "))
+    where = "path of a FeatureStore"
+    return FeatureStore(_as_path(folder, "other", where, "a FeatureStore, "))
 
 
-def _as_path(value, name: str, also: str = "") -> Path:
+def _as_path(value, name: str, what: str, also: str = "") -> Path:
     """The path that a parameter names."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(PATH_ONLY.format(name, also, value))
-    return Path(value).expanduser()
+    return local_path(value, what)
 
 
 def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:

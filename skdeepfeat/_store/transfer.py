@@ -14,7 +14,6 @@ from numpy.lib.format import open_memmap
 from .._exceptions import StoreWarning, closest, warn_user
 from .._files import replacing
 from .base import ColumnRows, Snapshot, Table
-from .waiting import new_call
 
 NO_PYARROW = (
     "Parquet files are written by pyarrow, which is not installed. Type: pip install "
@@ -47,7 +46,7 @@ def merge(table: Table, other: Table) -> int:
     n_rows, is_full = 0, False
     with other.snapshot() as stored:
         for rows in stored.dump():
-            is_full |= table.write(new_call(), b"", [], [rows])
+            is_full |= table.add([rows])
             n_rows += len(rows.keys)
         table.write_files(stored.files())
         larger = table.larger(table.max_bytes + 2 * stored.n_bytes)

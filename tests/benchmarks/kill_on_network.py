@@ -95,7 +95,7 @@ def check(folder):
     with table._database.lock:
         db = table._database.connect()
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert not (Path(folder) / "damaged.sqlite").exists()
+    assert not list(Path(folder).glob("damaged*"))
     return n_rows
 
 

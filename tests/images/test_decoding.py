@@ -493,6 +493,38 @@ def test_a_pil_image_of_a_tiff_that_pillow_misreads_is_refused(make, tmp_path):
             digest_pil(image)
 
 
+@pytest.mark.parametrize("offset", [-1e9, 1e5, 1e8])
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_range_far_from_zero_keeps_its_grey_values(offset, dtype):
+    values = np.arange(256).reshape(16, 16)
+    far = (values + offset).astype(dtype)
+    found = open_array(far, (offset, offset + 255)).image
+    np.testing.assert_allclose(found[:, :, 0] * 255, values, atol=1e-4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype, order", [("u1", "<"), ("u2", "<"), ("u2", ">")])
+@pytest.mark.parametrize("is_square", [False, True])
+def test_a_pil_image_of_a_turned_tiff_is_right_or_refused(
+    tmp_path, orientation, dtype, order, is_square
+):
+    """Pillow maps such a file, and takes its height for its width."""
+    values = np.random.default_rng(0).integers(0, 256, (12, 12 if is_square else 17))
+    data = tiff_of(values.astype(dtype), order, t274=[orientation])
+    (tmp_path / "a.tif").write_bytes(data)
+    image, expected = Image.open(tmp_path / "a.tif"), pixels(data)
+    for _ in range(2):
+        try:
+            found = open_pil(image).image
+        except ValueError as error:
+            assert "pass the path" in str(error)
+            assert orientation >= 5 and not is_square
+        else:
+            np.testing.assert_array_equal(np.asarray(found), expected)
+    in_memory = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(np.asarray(open_pil(in_memory).image), expected)
+
+
 @pytest.mark.parametrize("kind", ["png", "jpegxl", "lerc"])
 @pytest.mark.parametrize("array", [GREY, RGB], ids=["grey", "rgb"])
 def test_bytes_in_a_tiff_are_read_in_any_compression(kind, array):

@@ -44,11 +44,15 @@ class FakeTable:
     def has_any(self, fingerprints, keys):
         return any((f, key) in self.rows for f in fingerprints for key in keys)
 
-    def write(self, call, scope, keys, columns):
+    def add(self, columns):
         for part in columns:
             self.labels[part.column.fingerprint] = part.column.label
             for key, row, fits in zip(part.keys, part.rows, part.in_range, strict=True):
                 self.rows[part.column.fingerprint, key] = row.copy(), bool(fits)
+        return False
+
+    def write(self, call, scope, keys, columns):
+        self.add(columns)
         self.misses += len(keys)
         for key in keys:
             self.claims.pop((scope, key), None)

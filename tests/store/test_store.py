@@ -21,6 +21,7 @@ import pytest
 from fakes import FakeTable
 
 from skdeepfeat import FeatureStore, StoreWarning
+from skdeepfeat._store import database
 from skdeepfeat._store.base import ROW_OVERHEAD, ColumnRows, Table
 from skdeepfeat._store.database import FILE
 from skdeepfeat._store.disk import DiskTable
@@ -349,7 +350,62 @@ def test_a_damaged_database_is_set_aside(disk, damage):
         put(disk, b"a", [1], np.ones((1, 500), "f4"))
         put(disk, b"a", [1], np.ones((1, 500), "f4"))
     assert get(disk, b"a", [1], width=500)[1] == []
-    assert (disk.folder / "damaged.sqlite").exists()
+    (aside,) = disk.folder.glob("damaged-*.sqlite")
+    assert aside.read_bytes()[start:] == content[start:]
+    disk.clear()
+    assert not aside.exists()
+
+
+def test_files_of_the_user_with_names_like_those_of_the_store_stay(disk):
+    disk.folder.mkdir(parents=True, exist_ok=True)
+    names = ["setup.lock", "damaged.sqlite", "damaged-.sqlite", "a.lock"]
+    for name in names:
+        (disk.folder / name).write_text("mine")
+    put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    with disk.use_gpus(lambda: ["a"]):
+        pass
+    disk.close()
+    (disk.folder / FILE).write_bytes(b"\xff" * 10_000)
+    with pytest.warns(StoreWarning, match=r"damaged-[0-9a-f]{8}\.sqlite"):
+        put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    disk.clear()
+    assert {(disk.folder / name).read_text() for name in names} == {"mine"}
+
+
+@pytest.mark.parametrize("tables", ["mine (a)", "rows (a), files (b), columns (c)"])
+def test_a_database_of_another_program_is_left_alone(disk, tables):
+    disk.folder.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(disk.folder / FILE)
+    for table in tables.split(", "):
+        db.execute(f"CREATE TABLE {table}")
+    db.close()
+    before = (disk.folder / FILE).read_bytes()
+    for use in (lambda: put(disk, b"a", [1], np.ones((1, 3), "f4")), disk.clear):
+        with pytest.raises(ValueError, match="which another program wrote"):
+            use()
+    assert (disk.folder / FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["NORMAL", "EXCLUSIVE"])
+def test_a_store_that_others_keep_locked_costs_one_long_wait(disk, monkeypatch, mode):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    monkeypatch.setattr(database, "IMPATIENT_SECONDS", 0)
+    put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    disk.close()
+    other = sqlite3.connect(disk.folder / FILE, isolation_level=None)
+    other.execute(f"PRAGMA locking_mode = {mode}")  # which keeps readers out, too
+    other.execute("BEGIN IMMEDIATE")
+    started = time.monotonic()
+    with pytest.warns(StoreWarning, match="was locked by another program"):
+        for number in range(2, 7):
+            put(disk, b"a", [number], np.ones((1, 3), "f4"))
+    assert time.monotonic() - started < 3
+    other.execute("ROLLBACK")
+    other.close()
+    put(disk, b"a", [7], np.ones((1, 3), "f4"))
+    assert get(disk, b"a", range(1, 8))[1] == [1, 2, 3, 4, 5]
+    wait = disk._database.connect().execute("PRAGMA busy_timeout").fetchone()
+    assert wait == (1000,)  # long again
 
 
 def test_eviction_drops_the_column_whose_use_is_longest_ago(tmp_path):
@@ -422,6 +478,12 @@ def test_a_read_only_store_serves_what_it_has():
             put(table, b"a", [2], [[1, 2, 3]])
             table.count_hits(1, [b"a"])
         print(len(seen), *(w.message for w in seen))
+        rows = [rows_of(b"a", [2], [[1, 2, 3]])]
+        for change in (table.clear, lambda: table.add(rows)):
+            try:
+                change()
+            except OSError as error:
+                print(error)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             table = DiskTable(folder / "store" / "new", 10**9)
@@ -436,7 +498,9 @@ def test_a_read_only_store_serves_what_it_has():
         said = output_of(in_new_process(code, folder)).splitlines()
         (table.folder).chmod(0o755)
     assert said[0].startswith("1 ") and "is not writable" in said[0]
-    assert said[1].startswith("1 ") and "is not writable" in said[1]
+    assert "is not writable; its rows could not be removed" in said[1]
+    assert "is not writable; not all rows could be added" in said[2]
+    assert said[3].startswith("1 ") and "is not writable" in said[3]
 
 
 def test_a_new_database_is_not_set_aside(disk):
@@ -565,7 +629,7 @@ def test_what_killed_processes_have_left_is_removed(disk):
 def test_files_of_the_user_in_the_folder_of_locks_are_left_alone(disk):
     theirs = disk.folder / "owners"
     theirs.mkdir(parents=True)
-    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "notes"}
+    names = {"1.png", "cat.jpg", "0123456789abcdef.png", "deadbeef", "f" * 16}
     for name in names:
         (theirs / name).write_text("mine")
     (theirs / "deep").mkdir()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skdeepfeat import FeatureStore, PretrainedCNNFeatures, StoreWarning
-from skdeepfeat._store import transfer
+from skdeepfeat._store import database, transfer
 from skdeepfeat._store.database import FILE
 from skdeepfeat._store.disk import DiskTable
 from skdeepfeat._store.file_systems import Mount
@@ -97,6 +97,41 @@ def test_a_merge_keeps_to_the_bound(make, photo_files, tmp_path):
         small.merge(second)
     assert small.info()["bytes"] <= 1500
     assert f"keeps only {small.info()['rows']} rows" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("place", [{}, {"path": "small"}])
+def test_each_merge_into_a_full_store_warns(make, photo_files, tmp_path, place):
+    if place:
+        place = {"path": tmp_path / "small"}
+    second, _ = make("second", photo_files)
+    small = FeatureStore(name=f"full {tmp_path}", max_bytes=100, **place)
+    for _ in range(2):
+        with pytest.warns(StoreWarning, match="keeps only 0 rows"):
+            small.merge(second)
+
+
+@pytest.mark.parametrize("change", ["merge", "clear"])
+def test_what_cannot_be_written_is_an_error_and_no_warning(
+    make, photo_files, monkeypatch, change
+):
+    """Rows that seem to be merged, or removed, would be missed, or trusted."""
+    first, features = make("first", photo_files[:1])
+    second, _ = make("second", photo_files[2:])
+    before = first.info()["rows"]
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0)
+    first.open().close()
+    other = sqlite3.connect(f"{first.path}/{FILE}", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(StoreWarning, match="features are returned"):
+        features.transform(photo_files[1:2])
+    with pytest.raises(OSError, match=r"first' was locked by another program"):
+        first.merge(second) if change == "merge" else first.clear()
+    other.execute("ROLLBACK")
+    other.close()
+    assert first.info()["rows"] == before
+    assert first.merge(second) and first.info()["rows"] > before
+    first.clear()
+    assert first.info()["rows"] == 0
 
 
 @pytest.mark.parametrize("place", [{}, {"path": "store"}])
@@ -242,17 +277,17 @@ def test_stores_that_merge_each_other_read_each_row_once(
     monkeypatch.setattr("skdeepfeat._store.statements.AT_ONCE", 1)
     first, _ = make("first", photo_files[:4])
     second, _ = make("second", photo_files[2:])
-    n_layers, write = len(first.info()["layers"]), DiskTable.write
+    n_layers, add = len(first.info()["layers"]), DiskTable.add
     left = iter(range(4 * n_layers))  # so that a mistake is no endless loop
 
     def back(table, *arguments):
         next(left)
-        monkeypatch.setattr(DiskTable, "write", write)
+        monkeypatch.setattr(DiskTable, "add", add)
         second.merge(first)
-        monkeypatch.setattr(DiskTable, "write", back)
-        return write(table, *arguments)
+        monkeypatch.setattr(DiskTable, "add", back)
+        return add(table, *arguments)
 
-    monkeypatch.setattr(DiskTable, "write", back)
+    monkeypatch.setattr(DiskTable, "add", back)
     assert first.merge(second) == 4 * n_layers
     assert first.info()["layers"] == second.info()["layers"]
 
@@ -318,7 +353,7 @@ def test_a_damaged_store_is_an_error_and_left_as_it_is(
     with pytest.raises(ValueError, match=r"second' cannot be read .*left as it is"):
         second.export(tmp_path / "rows.npy", layer)
     assert file.read_bytes() == before
-    assert not (file.parent / "damaged.sqlite").exists()
+    assert not list(file.parent.glob("damaged*"))
     assert not list(tmp_path.glob("rows*"))
 
 
@@ -385,6 +420,34 @@ def test_what_is_no_path_is_refused(make, photo_files, path):
     if path is not None:
         with pytest.raises(ValueError, match="'path' parameter must be a str or a"):
             FeatureStore(path)
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("s3://bucket/a.npy", "Got the URL"),
+        ("file:///a.npy", "Got the URL"),
+        (Path("memory://a.npy"), "Got the URL"),
+        ("a\0.npy", "zero byte"),
+        ("~nobody of this name/a.npy", "user who is not known"),
+    ],
+)
+def test_a_path_on_no_disk_is_refused(tmp_path, monkeypatch, photo_files, path, said):
+    """It would become a folder of this name in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    before = os.listdir(tmp_path)
+    features = PretrainedCNNFeatures("tiny", cache=path)
+    store = FeatureStore(name=f"any {tmp_path}")
+    uses = {
+        "FeatureStore": lambda: features.transform(photo_files),
+        "FeatureStore ": lambda: store.merge(path),
+        "export": lambda: store.export(path),
+        "transform_to": lambda: features.transform_to(path, photo_files),
+    }
+    for what, use in uses.items():
+        with pytest.raises(ValueError, match=f"path of .*{what.strip()} .*{said}"):
+            use()
+    assert os.listdir(tmp_path) == before
 
 
 def test_an_empty_store_has_nothing_to_export(tmp_path):
