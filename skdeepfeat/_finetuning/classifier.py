@@ -101,7 +101,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Weights of the classes, as in other classifiers of scikit-learn.
     early_stopping : bool, default=False
         Whether to hold images out, stop when their accuracy no longer improves, and
-        keep the best epoch of each phase.
+        keep the best epoch of each phase: the most accurate one, and of several, the
+        one with the smallest loss.
     validation_fraction : float, default=0.1
         Share of the images held out, stratified by class; only with `early_stopping`.
     n_iter_no_change : int, default=5

@@ -56,6 +56,9 @@ class Phase:
     fixed : sequence of nn.Module
         Norms that keep the statistics of the pretraining, which are better than those
         of a small batch.
+    is_trained : bool
+        Whether the head has learned before. If not, the weights at the start are not
+        worth keeping, even if always guessing the largest class is accurate.
     """
 
     name: str
@@ -66,7 +69,8 @@ class Phase:
     inputs: Callable[[torch.Tensor], torch.Tensor]
     scores: Callable[[torch.Tensor], torch.Tensor]
     validate: Callable[[], tuple[float, float]] | None
-    fixed: Sequence[nn.Module] = ()
+    fixed: Sequence[nn.Module]
+    is_trained: bool
 
     def start_epoch(self) -> None:
         """Put the learner in training mode, apart from the fixed norms."""
@@ -81,6 +85,7 @@ def head_phase(
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
+    is_trained: bool,
 ) -> Phase:
     """The head alone, on features of the untouched network."""
     validate = None
@@ -97,6 +102,8 @@ def head_phase(
         frozen.take_rows(parts.device),
         parts.classify,
         validate,
+        (),
+        is_trained,
     )
 
 
@@ -106,6 +113,7 @@ def joint_phase(
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
+    is_trained: bool,
 ) -> Phase:
     """Head and tail together, on what leaves the frozen blocks."""
     learner = nn.ModuleList([parts.tail, parts.head])
@@ -126,6 +134,7 @@ def joint_phase(
         scores,
         validate,
         fixed,
+        is_trained,
     )
 
 

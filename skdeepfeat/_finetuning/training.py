@@ -181,9 +181,10 @@ def _prepare(
         errors += unseen.errors(all_images=alone > 0)
     if errors:
         raise UnusableImages(errors)
+    is_trained = previous is not None
     phases = [
-        head_phase(parts, recipe, frozen, unseen, alone),
-        joint_phase(parts, recipe, frozen, unseen, joint),
+        head_phase(parts, recipe, frozen, unseen, alone, is_trained),
+        joint_phase(parts, recipe, frozen, unseen, joint, is_trained or alone > 0),
     ]
     scaling = previous.scaling if previous else frozen.scaling(data.weights)
     return [phase for phase in phases if phase.epochs], scaling
@@ -237,16 +238,19 @@ def _abort(reason: str) -> bool:
 def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[dict]:
     """Run the epochs of a phase; yields the entry of each for the history."""
     schedule = _one_cycle_schedule(phase, recipe)
-    accuracy = None if phase.validate is None else phase.validate()[0]
-    stopping = Stopping(accuracy, recipe.n_iter_no_change)
+    stopping = Stopping(recipe.n_iter_no_change)
+    if phase.validate is not None and phase.is_trained:
+        stopping.start(*phase.validate())
     for epoch in range(1, phase.epochs + 1):
         entry = {"phase": phase.name, "epoch": epoch}
         entry |= _guarded_epoch(phase, recipe, schedule, epoch, snapshots)
-        if phase.validate is not None:
+        if phase.validate is None:
+            snapshots.keep(epoch)
+        else:
             accuracy, loss = phase.validate()
             entry |= {"validation_accuracy": accuracy, "validation_loss": loss}
-        if stopping.improves(accuracy):
-            snapshots.keep(epoch)
+            if stopping.improves(accuracy, loss):
+                snapshots.keep(epoch)
         yield entry
         if stopping.is_due:
             return
