@@ -91,8 +91,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Random changes of the training images: mirrored and shifted ("light"); mirrored,
         cropped and recoloured ("standard"); or, in addition, one random step of
         TrivialAugment and random erasing ("strong"). A callable takes one uint8 tensor
-        (3, h, w) and returns another, of which the centre is used. With "none" the
-        frozen blocks are computed only once.
+        (3, h, w) and returns another, of which the centre is used; for the same results
+        in every fit, it must draw random numbers from torch, as transforms of
+        torchvision do. With "none" the frozen blocks are computed only once.
     label_smoothing : float, default=0.0
         Share of each label that is distributed over all classes.
     dropout : float, default=0.0
@@ -132,8 +133,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         scikit-learn, where it means 1.
     random_state : int, RandomState or None, default=None
         Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
-        seed gives the same classifier, bit for bit, if no other thread draws from
-        torch's global generator meanwhile.
+        seed gives the same classifier, bit for bit, also in several threads, if no code
+        of yours draws from torch's global generator in another thread meanwhile.
     verbose : int, default=0
         Above 0, a line is printed for each epoch.
 

@@ -114,7 +114,8 @@ def has_diverged(phase: Phase, loss: float) -> bool:
 def _has_finite_scores(phase: Phase) -> bool:
     """Whether the first image has finite scores."""
     phase.learner.eval()
-    batch = phase.inputs(torch.arange(1))
+    with phase.draws.turn():
+        batch = phase.inputs(torch.arange(1))
     with arithmetic("float32", batch.device.type):
         return bool(torch.isfinite(phase.scores(batch)).all())
 

@@ -83,7 +83,7 @@ def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray
     Computed in double precision, so that the rounded scores of a row do not depend on
     the rows around it.
     """
-    with SkipInitialisation(), single_precision():
+    with SkipInitialisation(), single_precision:
         head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
     load_arrays(head, arrays)
     return head.double()(torch.from_numpy(rows).double()).float().numpy()

@@ -34,13 +34,15 @@ class Parts:
         Digest of the weights.
     tuned : TunedPart
     head : Head
-    device : torch.device
+    draws : Draws
+        What learning draws, and on which device.
     """
 
     def __init__(
-        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, device
+        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, draws
     ):
-        self.spec, self.tuned, self.device = source.input, tuned, device
+        self.spec, self.tuned, self.draws = source.input, tuned, draws
+        self.device = device = draws.device
         self._source = source
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.pretrained
@@ -59,14 +61,15 @@ class Parts:
 
     @classmethod
     def with_new_head(
-        cls, source: WeightsSource, key: bytes, tuned, n_classes: int, dropout, device
+        cls, source: WeightsSource, key: bytes, tuned, n_classes: int, dropout, draws
     ) -> "Parts":
         """The parts of a network, with a new head for this number of classes."""
-        head = Head(tuned.width, n_classes, dropout, tuned.inner)
+        with draws.turn():
+            head = Head(tuned.width, n_classes, dropout, tuned.inner)
         if tuned.inner is not None:
             network = get_network(source, key, "cpu", "float32").module
             head.take_what_has_no_start(network.get_submodule(source.backbone.head))
-        return cls(source, key, tuned, head, device)
+        return cls(source, key, tuned, head, draws)
 
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to tune, whose parameters learn."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._engines.tf32 import arithmetic
+from .._networks.generators import Draws
 from .augmentation import augmentation
 from .data import Data
 from .frozen import FrozenFeatures, chunks
@@ -56,6 +57,8 @@ class Phase:
     fixed : sequence of nn.Module
         Norms that keep the statistics of the pretraining, which are better than those
         of a small batch.
+    draws : Draws
+        Of the augmentation and of dropout.
     is_trained : bool
         Whether the head has learned before. If not, the weights at the start are not
         worth keeping, even if always guessing the largest class is accurate.
@@ -70,6 +73,7 @@ class Phase:
     scores: Callable[[torch.Tensor], torch.Tensor]
     validate: Callable[[], tuple[float, float]] | None
     fixed: Sequence[nn.Module]
+    draws: Draws
     is_trained: bool
 
     def start_epoch(self) -> None:
@@ -103,6 +107,7 @@ def head_phase(
         parts.classify,
         validate,
         (),
+        parts.draws,
         is_trained,
     )
 
@@ -134,6 +139,7 @@ def joint_phase(
         scores,
         validate,
         fixed,
+        parts.draws,
         is_trained,
     )
 

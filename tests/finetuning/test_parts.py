@@ -14,6 +14,7 @@ from skdeepfeat._finetuning.parts import Parts
 from skdeepfeat._finetuning.tuned_part import TunedPart, find_tuned_part
 from skdeepfeat._images.containers import read_images
 from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
+from skdeepfeat._networks.generators import Draws
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_lower_blocks_learn_slower():
     source = resolve_source("resnet18", None, 0, None)
     part = find_tuned_part(source, 2)
     head = Head(part.width, 3, 0.0)
-    parts = Parts(source, source.key(), part, head, torch.device("cpu"))
+    parts = Parts(source, source.key(), part, head, Draws(0, torch.device("cpu")))
     rates = {}
     for group in parts.groups(1.0, 0.5, 0.01):
         rates |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
@@ -62,7 +63,11 @@ def test_every_family_can_be_divided(name, unfreeze, tops):
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     part, key = find_tuned_part(source, unfreeze), source.key()
     parts = Parts(
-        source, key, part, Head(part.width, 2, 0.0, part.inner), torch.device("cpu")
+        source,
+        key,
+        part,
+        Head(part.width, 2, 0.0, part.inner),
+        Draws(0, torch.device("cpu")),
     )
     tuned = {p.split(".")[0] for p, _ in parts.tail.named_parameters()}
     assert tuned == set(tops)
@@ -70,7 +75,7 @@ def test_every_family_can_be_divided(name, unfreeze, tops):
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     parts.tail.eval()
     with torch.no_grad():
-        whole = Parts(source, key, find_tuned_part(source, 0), parts.head, parts.device)
+        whole = Parts(source, key, find_tuned_part(source, 0), parts.head, parts.draws)
         expected = whole.pooled(whole.frozen(x)[part.end.node])
         left = parts.tail(parts.below(x))
         left = left[part.end.node] if isinstance(left, dict) else left
@@ -134,7 +139,7 @@ def as_trained(clf, X):
     source, key = clf._frozen_source()
     part = find_tuned_part(source, clf.unfreeze)
     head = Head(part.width, len(clf.classes_), 0.0, part.inner)
-    parts = Parts(source, key, part, head, torch.device("cpu"))
+    parts = Parts(source, key, part, head, Draws(0, torch.device("cpu")))
     parts.load(Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()

@@ -92,6 +92,24 @@ def test_frozen_is_frozen(images, augment):
     )
 
 
+@pytest.mark.parametrize("surroundings", ["double precision", None])
+def test_fits_in_several_threads_equal_fits_one_by_one(images, surroundings):
+    """Also while networks are built in some of them, to predict."""
+    X, y = images
+
+    def one(_):
+        clf = classifier(augment="standard", dropout=0.3, cache=None)
+        return clf.fit(X, y).predict_proba(X)
+
+    expected = one(0)
+    around = SURROUNDINGS[surroundings] if surroundings else contextlib.nullcontext
+    with around():
+        found = joblib.Parallel(4, backend="threading")(
+            map(joblib.delayed(one), [0] * 12)
+        )
+    np.testing.assert_array_equal(found, np.array([expected] * 12))
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.filterwarnings("ignore:The loss of the last epoch")  # of random features
 def test_batch_norms_keep_the_statistics_of_the_pretraining(
