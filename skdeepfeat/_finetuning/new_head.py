@@ -26,14 +26,12 @@ class Head(nn.Module):
 
     def __init__(self, n_features, n_classes, dropout, inner=None):
         super().__init__()
-        self.inner = nn.Identity()
+        self.inner, width = nn.Identity(), n_features
         if inner is not None:
+            width = _width_after(inner, n_features)
             self.inner = copy.deepcopy(inner).to_empty(device="cpu")
-        widths = [
-            m.out_features for m in self.inner.modules() if isinstance(m, nn.Linear)
-        ]
         self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear((widths or [n_features])[-1], n_classes)
+        self.last = nn.Linear(width, n_classes)
         for module in self.inner.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -56,23 +54,35 @@ class Head(nn.Module):
     def forward(self, x):
         return self.last(self.dropout(self.inner(x)))
 
+    @property
+    def can_be_centred(self) -> bool:
+        """Whether the first dense layer has a bias, which can subtract a mean."""
+        return self._first().bias is not None
+
     @torch.no_grad()
     def take_raw(self, mean, scale) -> None:
         """Change the weights so that the head takes rows as they are."""
         first = self._first()
         first.weight.div_(scale)
-        first.bias.sub_(first.weight @ mean)
+        if self.can_be_centred:
+            first.bias.sub_(first.weight @ mean)
 
     @torch.no_grad()
     def take_standardised(self, mean, scale) -> None:
         """Change the weights so that the head takes standardised rows."""
         first = self._first()
-        first.bias.add_(first.weight @ mean)
+        if self.can_be_centred:
+            first.bias.add_(first.weight @ mean)
         first.weight.mul_(scale)
 
     def _first(self) -> nn.Linear:
         """The first dense layer."""
         return next(m for m in self.modules() if isinstance(m, nn.Linear))
+
+
+def _width_after(layers: nn.Module, width: int) -> int:
+    """Number of features that layers without weights return for this number."""
+    return layers.eval()(torch.empty(1, width, device="meta")).shape[1]
 
 
 @fork_safe

@@ -126,7 +126,12 @@ class Parts:
 
     @contextlib.contextmanager
     def standardised(self, mean: torch.Tensor, scale: torch.Tensor):
-        """A context in which the head learns from standardised rows."""
+        """A context in which the head learns from standardised rows.
+
+        They are only scaled for a head that could not take them raw again.
+        """
+        if not self.head.can_be_centred:
+            mean = torch.zeros_like(mean)
         self.mean, self.scale = mean.to(self.device), scale.to(self.device)
         self.head.take_standardised(self.mean, self.scale)
         yield

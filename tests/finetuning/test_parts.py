@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from small_fits import classifier, coloured_images, own_backbone, trunk
+from torch.nn.utils.parametrizations import weight_norm
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures
 from skdeepfeat._backbones.weights import resolve_source
@@ -165,6 +166,76 @@ def test_heads_with_norms(images, norm):
     np.testing.assert_allclose(
         clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
     )
+
+
+class Widen(torch.nn.Module):
+    """A layer with weights that is no dense layer of torch."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(*shape))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def dense(*widths, **options):
+    return torch.nn.Linear(*widths, **options)
+
+
+def in_turn(*layers):
+    return torch.nn.Sequential(*layers)
+
+
+RELU = torch.nn.ReLU()
+HEADS = {  # → the layers that are new
+    "one layer": (lambda: in_turn(torch.nn.Dropout(0.5), dense(8, 4)), {"last"}),
+    "hidden inside": (
+        lambda: in_turn(in_turn(dense(8, 9), RELU), dense(9, 4)),
+        {"last"},
+    ),
+    "last inside": (lambda: in_turn(dense(8, 9), RELU, in_turn(dense(9, 4))), {"last"}),
+    "own hidden": (lambda: in_turn(Widen(8, 9), RELU, dense(9, 4)), {"last"}),
+    "own width": (
+        lambda: in_turn(dense(8, 9), Widen(9, 5), RELU, dense(5, 4)),
+        {"inner.0", "inner.1", "last"},
+    ),
+    "without bias": (
+        lambda: in_turn(dense(8, 9, bias=False), RELU, dense(9, 4, bias=False)),
+        {"inner.0", "last"},
+    ),
+    "parametrized": (
+        lambda: in_turn(weight_norm(dense(8, 9)), RELU, dense(9, 4)),
+        {"last"},
+    ),
+    "filters": (
+        lambda: in_turn(torch.nn.Unflatten(1, (8, 1, 1)), torch.nn.Conv2d(8, 4, 1)),
+        {"last"},
+    ),
+}
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_stated_head_may_have_any_layers(images, name, unfreeze):
+    X, y = images
+    make, new = HEADS[name]
+    backbone = own_backbone(in_turn(*trunk(), make()), head="4")
+    clf = classifier(backbone, unfreeze=unfreeze).fit(X, y)
+    assert {key.rpartition(".")[0] for key in clf.weights_["head"]} == new
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_tuned_network_keeps_the_layers_of_a_head_below_the_new_ones(images):
+    X, y = images
+    head = in_turn(torch.nn.BatchNorm1d(8), dense(8, 9), RELU, dense(9, 4))
+    head[0].running_mean += 3
+    backbone = own_backbone(in_turn(*trunk(), head), head="4")
+    before = PretrainedCNNFeatures(backbone, layer="4.0").transform(X)
+    features = classifier(backbone, unfreeze=0).fit(X, y).as_features("4.0")
+    np.testing.assert_array_equal(features.transform(X), before)
 
 
 class Scale(torch.nn.Module):
