@@ -57,8 +57,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     The new head first learns alone, on features of the untouched network that are
     computed once (`head_epochs`). The top blocks are then unfrozen and learn together
     with the head (`epochs`), lower blocks at lower rates [1]_. Neither the weights nor
-    the statistics of frozen blocks change by a bit. Unfrozen batch norms learn too,
-    but keep the statistics of the pretraining if there was one.
+    the statistics of frozen blocks change by a bit. Unfrozen norms learn too, but keep
+    the statistics of the pretraining if there was one.
 
     Parameters
     ----------

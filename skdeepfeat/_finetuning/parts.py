@@ -164,8 +164,8 @@ class Parts:
         return max(1, len(self.tuned.blocks) - (self.block_of[part] - first))
 
     def norms(self) -> list[nn.Module]:
-        """Batch norms of the tail."""
-        kind = nn.modules.batchnorm._BatchNorm
+        """Norms of the tail that may have statistics: of batches and of instances."""
+        kind = nn.modules.batchnorm._NormBase
         return [module for module in self.tail.modules() if isinstance(module, kind)]
 
     def arrays(self) -> tuple[dict, dict]:

@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_backbone
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from small_fits import classifier, coloured_images
+from small_fits import classifier, coloured_images, own_backbone
 from torchvision import models
 
 from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
@@ -134,6 +134,27 @@ def test_batch_norms_keep_the_statistics_of_the_pretraining(
     assert moved != pretrained
     assert not np.array_equal(
         tail["features.12.1.weight"], before["features.12.1.weight"]
+    )
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm2d, torch.nn.InstanceNorm2d])
+def test_norms_of_your_own_learn_with_the_statistics_that_predictions_use(norm):
+    X, y = coloured_images()
+    norm = norm(8, affine=True, track_running_stats=True)
+    with torch.no_grad():
+        norm.running_mean.add_(0.1)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3),
+        norm,
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )
+    clf = classifier(own_backbone(net), unfreeze="all").fit(X, y)
+    assert not np.array_equal(clf.weights_["tail"]["1.weight"], np.ones(8))
+    np.testing.assert_array_equal(
+        clf.weights_["tail"]["1.running_mean"], np.float32(0.1)
     )
 
 
