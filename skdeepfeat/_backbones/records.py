@@ -19,7 +19,7 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
-from .copies import check_module, copy_of
+from .copies import check_module, copy_of, keeping_ties
 from .inspector import inspector
 from .layouts import LAYOUTS
 from .tensors import as_array, digest_tensors
@@ -493,7 +493,7 @@ class Backbone:
         }
         if head is not None:
             _check_head(net, head)
-        skeleton = Skeleton(net.to("meta").float())
+        skeleton = Skeleton(keeping_ties(net, lambda net: net.to("meta").float()))
         skeleton()  # copies of it are what is built, so it must be possible to copy it
         backbone = cls(
             name=name or type(net).__name__,

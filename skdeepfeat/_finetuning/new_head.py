@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._backbones.copies import keeping_ties
 from .._backbones.records import Layer
 from .._networks.building import SkipInitialisation, single_precision
 from .._processes import fork_safe
@@ -29,7 +30,8 @@ class Head(nn.Module):
         self.inner, width = nn.Identity(), n_features
         if inner is not None:
             width = _width_after(inner, n_features)
-            self.inner = copy.deepcopy(inner).to_empty(device="cpu")
+            own = copy.deepcopy(inner)
+            self.inner = keeping_ties(own, lambda net: net.to_empty(device="cpu"))
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(width, n_classes)
         for module in self.inner.modules():

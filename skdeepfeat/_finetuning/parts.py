@@ -7,7 +7,6 @@ of the trunk can be computed once for all epochs.
 
 import contextlib
 import copy
-from operator import attrgetter
 
 import torch
 from torch import nn
@@ -18,10 +17,10 @@ from .._engines.torch import Normalise
 from .._networks.image_size import explain_size
 from .._networks.pooling import pool
 from .._networks.sharing import get_network
-from .._networks.structure import Structure, bind, fill_graph, structure_of
+from .._networks.structure import bind, fill_graph, structure_of
 from .fitted import Fitted, arrays_of, load_arrays
 from .new_head import Head
-from .tuned_part import TunedPart, _has_parameters
+from .tuned_part import TunedPart
 
 
 class Parts:
@@ -83,8 +82,11 @@ class Parts:
                 "later layers also read earlier ones. Choose another 'unfreeze', or "
                 "'all'."
             )
-        _refuse_shared_modules(structure, self.tuned.start, graph)
-        tail = copy.deepcopy(fill_graph(structure, network, graph))
+        tail = fill_graph(structure, network, graph)
+        if self.tuned.start is not None:
+            below = structure.graph_to((self.tuned.start,))
+            _refuse_shared_weights(fill_graph(structure, network, below), tail)
+        tail = copy.deepcopy(tail)
         for parameter in tail.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return tail
@@ -187,19 +189,12 @@ class Parts:
         load_arrays(self.head, fitted.head)
 
 
-def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
-    """Refuse modules that the trunk and the tail share."""
-    below = structure.graph_to((start,)).nodes if start else ()
-    targets = [
-        {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
-        for nodes in (below, graph.nodes)
-    ]
-    both = [
-        target
-        for target in sorted(targets[0] & targets[1])
-        if _has_parameters(attrgetter(target)(structure.skeleton))
-    ]
-    if both:
+def _refuse_shared_weights(below: nn.Module, tail: nn.Module) -> None:
+    """Refuse weights that the trunk and the tail share, under any names."""
+    frozen, tuned = (
+        {id(p): name for name, p in part.named_parameters()} for part in (below, tail)
+    )
+    if both := sorted(tuned[place] for place in frozen.keys() & tuned.keys()):
         raise ValueError(
             f"The network uses {both[0]!r} in both frozen and tuned blocks, but it "
             "cannot be frozen and learn. Choose another 'unfreeze', or 'all'."

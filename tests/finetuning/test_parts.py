@@ -14,7 +14,7 @@ from skdeepfeat._finetuning.new_head import Head
 from skdeepfeat._finetuning.parts import Parts
 from skdeepfeat._finetuning.tuned_part import TunedPart, find_tuned_part
 from skdeepfeat._images.containers import read_images
-from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
+from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from skdeepfeat._networks.generators import Draws
 
 
@@ -292,6 +292,37 @@ class Constant(Shared):
 
     def forward(self, x):
         return self.fc((self.b(self.a(x)) * torch.tensor(0.5)).mean((2, 3)))
+
+
+class Tied(Shared):
+    """Two convolutions with the same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU())
+        self.c[0].weight = self.b.weight
+
+    def forward(self, x):
+        return self.fc(self.c(torch.relu(self.b(self.a(x)))).mean((2, 3)))
+
+
+def by_builder(kind):
+    """The same network as a backbone that builds it anew, with random weights."""
+    return Backbone("built", kind, InputSpec(8, None), head="fc")
+
+
+@pytest.mark.parametrize("make", [lambda kind: own_backbone(kind()), by_builder])
+def test_tied_weights_learn_together_or_not_at_all(images, make):
+    X, y = images
+    weights = None if make is by_builder else "default"
+    clf = classifier(make(Tied), weights=weights, unfreeze="all").fit(X, y)
+    tail = clf.weights_["tail"]
+    np.testing.assert_array_equal(tail["b.weight"], tail["c.0.weight"])
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+    with pytest.raises(ValueError, match="weight' in both frozen and tuned"):
+        clf.set_params(unfreeze=1).fit(X, y)
 
 
 @pytest.mark.parametrize("kind", [Shared, Constant])
