@@ -5,7 +5,6 @@ Matplotlib is imported only when a figure is drawn; the extra [plot] installs it
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
-from numbers import Integral
 from operator import attrgetter
 
 import numpy as np
@@ -17,6 +16,7 @@ from ._backbones.records import Backbone
 from ._finetuning.classifier import FineTunedClassifier
 from ._networks.layers import depth_of
 from ._text_features import PretrainedTextFeatures
+from ._validation import is_whole
 
 
 class Display(ABC):
@@ -527,7 +527,7 @@ def _check_for_each(n, **given):
 
 def _grid_of_axes(n, n_columns):
     """New axes for n photos."""
-    if not isinstance(n_columns, Integral) or n_columns < 1:
+    if not is_whole(n_columns) or n_columns < 1:
         raise ValueError(
             "The 'n_columns' parameter must be an integer of at least 1. Got "
             f"{n_columns!r} instead."

@@ -324,7 +324,7 @@ def test_what_cannot_be_drawn_is_refused():
     display = ActivationMapDisplay(np.zeros((2, 4, 4, 3)), np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match=r"'axes'.*each of the 2 photos. Got 1"):
         display.plot(axes=plt.subplots()[1])
-    for n_columns in (0, 1.5):
+    for n_columns in (0, 1.5, True):
         with pytest.raises(ValueError, match=rf"'n_columns'.*Got {n_columns}"):
             display.plot(n_columns=n_columns)
     display.titles = ["one"]

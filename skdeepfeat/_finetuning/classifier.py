@@ -1,7 +1,7 @@
 """FineTunedClassifier: its parameters, its methods, and the checks of their input."""
 
 from dataclasses import fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from .._validation import (
     CallbackSupportMixin,
     Interval,
     StrOptions,
+    WholeNumber,
     check_cache,
     check_image_shape,
     check_labels,
@@ -204,20 +205,20 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     )
 
     _parameter_constraints: dict = {
-        "unfreeze": [Interval(Integral, 0, None, closed="left"), str],
-        "head_epochs": [Interval(Integral, 0, None, closed="left")],
-        "epochs": [Interval(Integral, 0, None, closed="left")],
+        "unfreeze": [WholeNumber(0), str],
+        "head_epochs": [WholeNumber(0)],
+        "epochs": [WholeNumber(0)],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [WholeNumber(1)],
         "augment": [StrOptions({"none", "light", "standard", "strong"}), callable],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [WholeNumber(1)],
         "warm_start": ["boolean"],
         **{
             name: PretrainedCNNFeatures._parameter_constraints[name]
