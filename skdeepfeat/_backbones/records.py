@@ -533,6 +533,7 @@ class Skeleton:
     def __getstate__(self):
         from .skeletons import take_out_tensors
 
+        _refuse_parametrized(self.module)
         module, tensors = take_out_tensors(self.module)
         return {"module": module, "tensors": tensors}
 
@@ -542,6 +543,17 @@ class Skeleton:
         tensors = state.get("tensors", [])  # earlier versions kept them in the module
         module = put_in_tensors(state["module"], tensors)
         object.__setattr__(self, "module", module)
+
+
+def _refuse_parametrized(module) -> None:
+    """Refuse to save modules whose classes torch makes as it goes."""
+    for name, part in module.named_modules():
+        if type(part).__name__.startswith("Parametrized"):
+            raise TypeError(
+                f"The module {name!r} of the network is parametrized, as by "
+                "weight_norm, and torch cannot pickle it. Pass from_module the same "
+                "network without parametrizations, with the weights that they give."
+            )
 
 
 def _hooks_of_all_modules() -> list[list]:

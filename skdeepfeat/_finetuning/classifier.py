@@ -483,7 +483,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(Path(path)) as partial:
+        with replacing(Path(path).expanduser()) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):

@@ -323,7 +323,7 @@ def train_step(
     batch = phase.inputs(chosen)  # which may call a function of the user's
     targets = phase.data.targets[chosen].to(batch.device)
     weights = phase.data.weights[chosen].to(batch.device)
-    with arithmetic(recipe.precision, batch.device.type):
+    with arithmetic(recipe.precision, batch.device.type), _explained(phase, recipe):
         scores = _scores(phase, recipe, batch)
         losses = F.cross_entropy(
             scores.float(),
@@ -336,6 +336,22 @@ def train_step(
         loss.backward()
     optimizer.step()
     return loss.item(), int((scores.argmax(1) == targets).sum())
+
+
+@contextlib.contextmanager
+def _explained(phase: Phase, recipe: Recipe) -> Iterator[None]:
+    """A context that explains the error of a batch norm in a batch of one image."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "A batch norm of the network cannot learn its statistics from a batch of "
+            f"one image, which batch_size={recipe.batch_size} gives for "
+            f"{len(phase.data)} images. Pass at least 2 images, and a batch_size of at "
+            "least 3."
+        ) from error
 
 
 def _scores(phase: Phase, recipe: Recipe, batch: torch.Tensor) -> torch.Tensor:

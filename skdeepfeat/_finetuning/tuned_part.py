@@ -163,6 +163,11 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
                 f"be tuned. Its blocks are {', '.join(map(repr, aliases))}."
             )
         return len(blocks) - nodes.index(wanted.node)
+    if unfreeze > len(blocks) == 0:
+        raise ValueError(
+            f"Backbone {name!r} has no blocks with weights below its head, so "
+            f"unfreeze={unfreeze} cannot tune any. Set unfreeze=0."
+        )
     if unfreeze > len(blocks):
         raise ValueError(
             f"unfreeze={unfreeze} is deeper than backbone {name!r}, which has "

@@ -116,6 +116,14 @@ def test_too_deep(images):
         classifier(unfreeze="penultimate").fit(*images)
 
 
+def test_a_network_without_blocks_says_so(images):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    clf = classifier(Backbone.from_module(net, image_size=8))
+    with pytest.raises(ValueError, match=r"no blocks with weights .* Set unfreeze=0"):
+        clf.fit(*images)
+    assert clf.set_params(unfreeze=0).fit(*images).weights_["tail"] == {}
+
+
 def test_a_head_for_images_of_another_size_is_said(images):
     with pytest.raises(ValueError, match=r"12544 features.* image_size=40 .*20736"):
         classifier("smallcnn", weights=None, image_size=40).fit(*images)

@@ -158,6 +158,28 @@ def test_norms_of_your_own_learn_with_the_statistics_that_predictions_use(norm):
     )
 
 
+@pytest.mark.parametrize(("batch_size", "n"), [(1, 4), (2, 3)])
+def test_a_batch_of_one_image_without_statistics_is_explained(images, batch_size, n):
+    X, y = images
+    clf = classifier("resnet18", weights=None, image_size=32, unfreeze="all")
+    clf.set_params(head_epochs=0, batch_size=batch_size)
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size} .* {n} images"):
+        clf.fit(X[:n], y[:n])
+
+
+@pytest.mark.parametrize("augment", ["light", "standard", "strong"])
+@pytest.mark.parametrize("image_size", [1, 2])
+def test_images_of_a_few_pixels(images, augment, image_size):
+    clf = classifier(own_backbone(trunk_of_pixels()), augment=augment)
+    clf.set_params(image_size=image_size).fit(*images)
+    assert np.isfinite([entry["loss"] for entry in clf.history_]).all()
+
+
+def trunk_of_pixels():
+    layers = torch.nn.Conv2d(3, 8, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(8, 4))
+
+
 def test_the_shared_network_stays_as_it_was(images):
     X, y = images
     features = PretrainedCNNFeatures("tiny", cache=None)
