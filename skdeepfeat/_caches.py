@@ -8,6 +8,11 @@ from typing import Any, ClassVar
 
 from ._processes import RLock, fork_safe
 
+# Held while a value is made, and by whoever draws from torch's global generators, as
+# builders of networks do: fine-tuning in another thread draws from them too. It is
+# always taken before the lock of a cache.
+turn = RLock()
+
 
 def user_cache(part: str) -> Path:
     """Where this user's processes keep files; RuntimeError if the user has no home."""
@@ -85,7 +90,7 @@ class SharedCache:
     @fork_safe
     def _make(self, name, make: Callable[[], Any]) -> _Entry:
         """A new entry, unless another thread has made it."""
-        with self._lock:
+        with turn, self._lock:
             entry = self._entries.get(name)
             if entry is None:
                 entry = _Entry(make(), lambda left: self._remove(name, left))
@@ -145,7 +150,7 @@ class Memo:
 
     @fork_safe
     def _find(self, name, find: Callable[[], Any]):
-        with Memo.lock:
+        with turn, Memo.lock:
             if name not in self._found:
                 self._found[name] = find()
             return self._found[name]
@@ -166,10 +171,16 @@ class Companions:
         self._lock = RLock()  # `make` may request another value
         self.all.add(self)
 
-    @fork_safe
     def get(self, owner, state, make: Callable[[], Any]):
         """The value for an object, made again once its state is another object."""
         with self._lock:
+            known, value = self._found.get(owner, (None, None))
+        return value if known is state else self._make(owner, state, make)
+
+    @fork_safe
+    def _make(self, owner, state, make: Callable[[], Any]):
+        """A new value, unless another thread has made it."""
+        with turn, self._lock:
             known, value = self._found.get(owner, (None, None))
             if known is not state:
                 value = make()

@@ -5,7 +5,6 @@ Matplotlib is imported only when a figure is drawn; the extra [plot] installs it
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
-from numbers import Integral
 from operator import attrgetter
 
 import numpy as np
@@ -13,9 +12,11 @@ from PIL import Image
 from sklearn.utils.validation import check_is_fitted
 
 from ._activation_maps.maps import Explanation
+from ._backbones.records import Backbone
 from ._finetuning.classifier import FineTunedClassifier
-from ._networks.layers import list_layers
+from ._networks.layers import depth_of
 from ._text_features import PretrainedTextFeatures
+from ._validation import is_whole
 
 
 class Display(ABC):
@@ -235,17 +236,18 @@ class LayerDepthDisplay(Display):
         display : LayerDepthDisplay
             The display, already drawn.
         """
-        check_is_fitted(search)
+        _check_is_search(search)
         scores = _final_scores(search.cv_results_, metric)
         key = _key_of_layer(search.cv_results_["params"])
+        varied = [params for params, _ in scores if key in params]
         layers = sorted(
-            {_hashable(params[key]) for params, _ in scores if key in params},
-            key=_depth_in_network(search, key),
+            dict.fromkeys(_hashable(params[key]) for params in varied),
+            key=_depth_in_networks(search, key, varied),
         )
         lines: dict[str, np.ndarray] = {}
         for params, score in scores:
             others = {k: v for k, v in params.items() if k != key}
-            label = names(others) if names else ", ".join(map(str, others.values()))
+            label = names(others) if names else ", ".join(map(_word, others.values()))
             line = lines.setdefault(label, np.full(len(layers), np.nan))
             if key in params:
                 place = layers.index(_hashable(params[key]))
@@ -329,7 +331,29 @@ def _final_scores(results, metric) -> list[tuple[dict, float]]:
             f"{', '.join(map(repr, known))}."
         )
     pairs = zip(results["params"], results[name], strict=True)
-    return list({str(params): (params, score) for params, score in pairs}.values())
+    last = {_identity(params): (params, score) for params, score in pairs}
+    return list(last.values())
+
+
+def _identity(params) -> tuple:
+    """What is the same for a candidate in all iterations; two networks may have the
+    same text."""
+    return tuple((name, _hashable(value)) for name, value in params.items())
+
+
+def _word(value) -> str:
+    """A value in the label of a line."""
+    return value.name if isinstance(value, Backbone) else str(value)
+
+
+def _check_is_search(search) -> None:
+    """Refuse what is not a fitted search."""
+    check_is_fitted(search)
+    if not hasattr(search, "cv_results_"):
+        raise TypeError(
+            "The 'search' parameter must be a fitted search, such as GridSearchCV. Got "
+            f"{type(search).__name__} instead."
+        )
 
 
 def _key_of_layer(candidates) -> str:
@@ -349,20 +373,28 @@ def _key_of_layer(candidates) -> str:
     return keys[0]
 
 
-def _hashable(layer):
-    """A layer, of which a list is a tuple."""
-    return tuple(layer) if isinstance(layer, list) else layer
+def _hashable(value):
+    """A value of a parameter; a list as a tuple, and what has no hash as text."""
+    value = tuple(value) if isinstance(value, list) else value
+    try:
+        hash(value)
+    except TypeError:
+        return str(value)
+    return value
 
 
-def _depth_in_network(search, key):
-    """A function that maps a layer to its depth in the network."""
+def _depth_in_networks(search, key, candidates):
+    """A function that maps a layer, or a tuple of some, to the depth of the deepest one
+    in the networks of the candidates; it is -1 for other values."""
     parameters, step = search.estimator.get_params(), key.rpartition("__")[0]
-    owner = parameters[step] if step else search.estimator
-    kind = "text" if isinstance(owner, PretrainedTextFeatures) else "image"
-    known = list_layers(owner.backbone, kind=kind)
-    place = {layer.alias: layer.index for layer in known}
-    place |= {layer.index - len(known): layer.index for layer in known}
-    return lambda layer: place.get(layer, layer if isinstance(layer, int) else -1)
+    named = f"{step}__backbone" if step else "backbone"
+    networks = {}
+    for params in candidates:
+        owner = params.get(step, parameters[step]) if step else search.estimator
+        kind = "text" if isinstance(owner, PretrainedTextFeatures) else "image"
+        network = params.get(named, owner.backbone)
+        networks[network if isinstance(network, str) else id(network)] = network, kind
+    return lambda layer: max(depth_of(*network, layer) for network in networks.values())
 
 
 MOST_OPAQUE = 0.75  # of a map, where it is strongest
@@ -495,7 +527,7 @@ def _check_for_each(n, **given):
 
 def _grid_of_axes(n, n_columns):
     """New axes for n photos."""
-    if not isinstance(n_columns, Integral) or n_columns < 1:
+    if not is_whole(n_columns) or n_columns < 1:
         raise ValueError(
             "The 'n_columns' parameter must be an integer of at least 1. Got "
             f"{n_columns!r} instead."

@@ -1,7 +1,5 @@
 """PretrainedCNNFeatures: its parameters, and how it reads images."""
 
-from numbers import Integral
-
 from ._backbones.records import Backbone
 from ._backbones.weights import resolve_source
 from ._caches import SharedCache
@@ -14,8 +12,8 @@ from ._store.stores import FeatureStore, clear_tables
 from ._validation import (
     HasBackbone,
     HasMethods,
-    Interval,
     StrOptions,
+    WholeNumber,
     check_image_shape,
     check_value_range,
 )
@@ -206,14 +204,14 @@ class PretrainedCNNFeatures(PretrainedFeatures):
     _parameter_constraints: dict = {
         "backbone": [str, Backbone, HasBackbone()],
         "weights": [str, HasMethods("__fspath__"), tuple, None],
-        "layer": [str, Integral, tuple, list],
+        "layer": [str, WholeNumber(), tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
         "image_shape": [tuple, list, None],
         "value_range": [tuple, list, None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "image_size": [WholeNumber(1), None],
         "decode": [StrOptions({"exact", "fast"})],
         "batch_size": [
-            Interval(Integral, 1, None, closed="left"),
+            WholeNumber(1),
             StrOptions({"auto"}),
         ],
         "device": [str, list, tuple],
@@ -223,9 +221,9 @@ class PretrainedCNNFeatures(PretrainedFeatures):
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
         "protocols": [tuple, list],
         "on_error": [StrOptions({"raise", "nan"})],
-        "n_jobs": [Integral, None],
+        "n_jobs": [WholeNumber(), None],
         "output": [StrOptions({"numpy", "torch"})],
-        "random_state": [Interval(Integral, 0, 2**63 - 1, closed="both")],
+        "random_state": [WholeNumber(0, 2**63 - 1)],
         "verbose": ["verbose"],
     }
 

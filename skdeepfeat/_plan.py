@@ -7,7 +7,6 @@ never returns a row that was computed differently.
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Protocol
 
 from ._backbones.records import Layer
@@ -17,6 +16,7 @@ from ._engines.base import PooledLayers
 from ._engines.devices import resolve_batch_size, resolve_class, resolve_engine
 from ._store.columns import Column, Columns
 from ._store.rows import Reading
+from ._validation import is_whole
 
 SCHEMA = 6  # increment when features change, so that stored ones are not used
 
@@ -155,12 +155,31 @@ def layers_to_choose_from(estimator, network: Network) -> tuple[str, ...]:
 def requested_layers(estimator, network: Network, layer) -> list[Layer]:
     """The layers named by a value of the `layer` parameter, in its order."""
     names = layer if isinstance(layer, (tuple, list)) else (layer,)
-    if not names or not all(isinstance(n, (str, Integral)) for n in names):
+    if not names or not _name_layers(names):
         raise ValueError(
             f"The 'layer' parameter of {type(estimator).__name__} must name at least "
             f"one layer, by strings or integers. Got {layer!r} instead."
         )
     return [network.find(name) for name in names]
+
+
+def _name_layers(names) -> bool:
+    """Whether these are all aliases, names of nodes, or indices."""
+    return all(isinstance(name, str) or is_whole(name) for name in names)
+
+
+def _named_to_store(estimator, network: Network) -> list[Layer]:
+    """The layers that the `prefetch_layers` parameter names."""
+    chosen = estimator.prefetch_layers
+    if isinstance(chosen, str):
+        return []
+    if not _name_layers(chosen):
+        raise ValueError(
+            f"The 'prefetch_layers' parameter of {type(estimator).__name__} must be "
+            "'auto', 'all', or a list of layers, by strings or integers. Got "
+            f"{chosen!r} instead."
+        )
+    return [network.find(name) for name in chosen]
 
 
 def _pooler(estimator, network: Network) -> Callable[[Layer], Pooled]:
@@ -184,7 +203,7 @@ def _prefetched(
 ) -> tuple[list[Pooled], list[Pooled]]:
     """What to store with these layers, and what to add if that saves another pass."""
     chosen, requested = estimator.prefetch_layers, list(map(pooled_of, layers))
-    named = [] if isinstance(chosen, str) else [network.find(name) for name in chosen]
+    named = _named_to_store(estimator, network)
     if estimator.pooling == "flatten" or estimator.cache is None:
         return [], []
 

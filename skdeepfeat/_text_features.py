@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 
 from ._backbones.text_modules import TextBackbone
 from ._backbones.text_registry import resolve_text_backbone
@@ -11,7 +10,7 @@ from ._store.stores import FeatureStore
 from ._texts.batches import TextReading
 from ._texts.input import read_texts
 from ._texts.specs import POOLINGS
-from ._validation import HasMethods, Interval, StrOptions
+from ._validation import HasMethods, StrOptions, WholeNumber
 from ._walk import PretrainedFeatures
 
 
@@ -162,11 +161,11 @@ class PretrainedTextFeatures(PretrainedFeatures):
     _parameter_constraints: dict = {
         "backbone": [str, HasMethods("__fspath__"), TextBackbone],
         "weights": [str, None],
-        "layer": [str, Integral, tuple, list],
+        "layer": [str, WholeNumber(), tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
-        "max_length": [Interval(Integral, 1, None, closed="left"), None],
+        "max_length": [WholeNumber(1), None],
         "batch_size": [
-            Interval(Integral, 1, None, closed="left"),
+            WholeNumber(1),
             StrOptions({"auto"}),
         ],
         "device": [str, list, tuple],
@@ -176,7 +175,7 @@ class PretrainedTextFeatures(PretrainedFeatures):
         "prefetch_layers": [StrOptions({"auto", "all"}), list, tuple],
         "on_error": [StrOptions({"raise", "nan"})],
         "output": [StrOptions({"numpy", "torch"})],
-        "random_state": [Interval(Integral, 0, 2**63 - 1, closed="both")],
+        "random_state": [WholeNumber(0, 2**63 - 1)],
         "verbose": ["verbose"],
     }
 

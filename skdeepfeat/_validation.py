@@ -45,6 +45,7 @@ __all__ = [
     "HasMethods",
     "Interval",
     "StrOptions",
+    "WholeNumber",
     "can",
     "check_cache",
     "check_columns",
@@ -58,11 +59,31 @@ __all__ = [
     "check_weights",
     "complete_state",
     "is_missing",
+    "is_whole",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
     "with_callbacks",
 ]
+
+
+def is_whole(value) -> bool:
+    """Whether a value is an integer; booleans are not, though Python counts them."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+class WholeNumber(Interval):
+    """Constraint: an integer from `low` to `high`, both included, and no boolean."""
+
+    def __init__(self, low=None, high=None):
+        closed = "neither" if low is None else "left" if high is None else "both"
+        super().__init__(Integral, low, high, closed=closed)
+
+    def is_satisfied_by(self, val):
+        return is_whole(val) and super().is_satisfied_by(val)
+
+    def __str__(self):
+        return "an int" if self.left is None else super().__str__()
 
 
 class HasBackbone(HasMethods):
@@ -143,9 +164,7 @@ def check_image_shape(image_shape) -> None:
     """Refuse what is not (h, w), (h, w, channels) or (channels, h, w)."""
     if image_shape is None:
         return
-    sides = all(
-        isinstance(s, Integral) and (int(s) > 0 or s == -1) for s in image_shape
-    )
+    sides = all(is_whole(s) and (int(s) > 0 or s == -1) for s in image_shape)
     if len(image_shape) not in (2, 3) or not sides or list(image_shape).count(-1) > 1:
         raise ValueError(
             "The 'image_shape' parameter must be (h, w), (h, w, channels) or "

@@ -5,6 +5,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_backbone
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, Perceptron, Ridge
@@ -127,8 +129,44 @@ def test_layers_of_all_kinds_are_in_order_of_depth():
     layers = [-1, ["block2", "block4"], "block5", 1, ("block1", "block2"), -3]
     search = searched(IMAGES, *[(layer, {}, 0.5) for layer in layers])
     shown = LayerDepthDisplay.from_search(search).layers
-    assert shown[2:] == ["1", "block5", "-3", "-1"]
-    assert set(shown[:2]) == {"('block2', 'block4')", "('block1', 'block2')"}
+    tuples = ["('block1', 'block2')", "('block2', 'block4')"]
+    assert shown == ["1", *tuples, "block5", "-3", "-1"]
+
+
+def test_nodes_are_in_order_of_depth():
+    layers = ["blocks.3", "auto", "block4", "blocks.0.bn2", "conv_stem"]
+    layers += ["blocks.5.bn1", "penultimate", "block3"]
+    search = searched(IMAGES, *[(layer, {}, 0.5) for layer in layers])
+    assert LayerDepthDisplay.from_search(search).layers == [
+        *("auto", "conv_stem", "blocks.0.bn2", "blocks.3"),
+        *("block3", "blocks.5.bn1", "block4", "penultimate"),
+    ]
+
+
+def test_layers_that_the_first_network_lacks_are_in_order_of_depth():
+    networks = "features__backbone"
+    found = [("logits", {networks: "resnet18"}, 0.5), ("block1", {}, 0.5)]
+    search = searched(IMAGES, *found, ("stem", {networks: "resnet18"}, 0.5))
+    assert LayerDepthDisplay.from_search(search).layers == ["stem", "block1", "logits"]
+
+
+def test_networks_with_the_same_text_have_a_line_each():
+    networks = [tiny_backbone(seed) for seed in range(2)]
+    found = [
+        ("block1", {"features__backbone": net}, s) for s, net in enumerate(networks)
+    ]
+    search = searched(IMAGES, *found)
+    names = lambda others: networks.index(others["features__backbone"])  # noqa: E731
+    lines = LayerDepthDisplay.from_search(search, names=names).scores
+    assert {name: list(line) for name, line in lines.items()} == {0: [0.0], 1: [1.0]}
+    assert list(LayerDepthDisplay.from_search(search).scores) == ["Sequential"]
+
+
+def test_what_is_no_search_is_refused():
+    X = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    model = clone(IMAGES).set_params(features__backbone="tiny").fit(X, [0, 1] * 4)
+    with pytest.raises(TypeError, match=r"fitted search.* Got Pipeline"):
+        LayerDepthDisplay.from_search(model)
 
 
 def test_a_search_over_layers_of_texts_is_drawn():
@@ -286,7 +324,7 @@ def test_what_cannot_be_drawn_is_refused():
     display = ActivationMapDisplay(np.zeros((2, 4, 4, 3)), np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match=r"'axes'.*each of the 2 photos. Got 1"):
         display.plot(axes=plt.subplots()[1])
-    for n_columns in (0, 1.5):
+    for n_columns in (0, 1.5, True):
         with pytest.raises(ValueError, match=rf"'n_columns'.*Got {n_columns}"):
             display.plot(n_columns=n_columns)
     display.titles = ["one"]

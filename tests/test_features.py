@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -43,6 +44,7 @@ from skdeepfeat import (
     ImageWarning,
     OutputTooLarge,
     PretrainedCNNFeatures,
+    PretrainedTextFeatures,
     clear_caches,
     list_layers,
     register_backbone,
@@ -924,3 +926,33 @@ def test_stats_say_where_the_time_went(photos, capsys):
     est.transform(photos)
     assert est.stats_["n_computed"] == 0
     assert set(est.stats_["shares"]) == {"hashing", "store"}
+
+
+WHOLE = {
+    PretrainedCNNFeatures: "layer image_size batch_size n_jobs random_state",
+    PretrainedTextFeatures: "layer max_length batch_size random_state",
+    FineTunedClassifier: "unfreeze head_epochs epochs batch_size n_iter_no_change "
+    "image_size n_jobs",
+}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"), [(e, n) for e, names in WHOLE.items() for n in names.split()]
+)
+def test_true_is_not_1(estimator, name):
+    with pytest.raises(InvalidParameterError, match=f"'{name}' .* Got True instead"):
+        estimator(**{name: True})._validate_params()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layer", ("block1", True)),
+        ("prefetch_layers", [True]),
+        ("prefetch_layers", [1.5]),
+        ("image_shape", (True, 8)),
+    ],
+)
+def test_true_is_not_1_in_a_list(photos, name, value):
+    with pytest.raises(ValueError, match=f"'{name}' .* Got {re.escape(str(value))}"):
+        features(**{name: value}).transform(photos)

@@ -181,3 +181,9 @@ def test_a_layer_cannot_be_named(data):
 def test_at_least_one_network_is_ranked(data):
     with pytest.raises(ValueError, match=r"at least one. Got \[\] instead; pass"):
         rank_layers(*data, backbone=[])
+
+
+@pytest.mark.parametrize("backbone", [np.array(["mini", "tiny"]), {"mini"}, None])
+def test_what_is_no_list_of_networks_is_refused(backbone):
+    with pytest.raises(ValueError, match="Unknown backbone"):
+        rank_layers(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], backbone=backbone)

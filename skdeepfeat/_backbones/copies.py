@@ -99,3 +99,18 @@ def _as_written(net):
             if "OptimizedModule" in _kinds(child):
                 setattr(module, name, _as_written(child))
     return net
+
+
+def keeping_ties(net, move):
+    """What `move` makes of a network in place, in which modules share the same
+    parameters as before: torch gives each its own on another kind of device."""
+    owners: dict[int, list] = {}
+    for module in net.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, name))
+    net = move(net)
+    for (module, name), *others in owners.values():
+        for other, other_name in others:
+            other._parameters[other_name] = module._parameters[name]
+    return net

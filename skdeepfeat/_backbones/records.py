@@ -19,7 +19,7 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
-from .copies import check_module, copy_of
+from .copies import check_module, copy_of, keeping_ties
 from .inspector import inspector
 from .layouts import LAYOUTS
 from .tensors import as_array, digest_tensors
@@ -493,7 +493,7 @@ class Backbone:
         }
         if head is not None:
             _check_head(net, head)
-        skeleton = Skeleton(net.to("meta").float())
+        skeleton = Skeleton(keeping_ties(net, lambda net: net.to("meta").float()))
         skeleton()  # copies of it are what is built, so it must be possible to copy it
         backbone = cls(
             name=name or type(net).__name__,
@@ -533,6 +533,7 @@ class Skeleton:
     def __getstate__(self):
         from .skeletons import take_out_tensors
 
+        _refuse_parametrized(self.module)
         module, tensors = take_out_tensors(self.module)
         return {"module": module, "tensors": tensors}
 
@@ -542,6 +543,17 @@ class Skeleton:
         tensors = state.get("tensors", [])  # earlier versions kept them in the module
         module = put_in_tensors(state["module"], tensors)
         object.__setattr__(self, "module", module)
+
+
+def _refuse_parametrized(module) -> None:
+    """Refuse to save modules whose classes torch makes as it goes."""
+    for name, part in module.named_modules():
+        if type(part).__name__.startswith("Parametrized"):
+            raise TypeError(
+                f"The module {name!r} of the network is parametrized, as by "
+                "weight_norm, and torch cannot pickle it. Pass from_module the same "
+                "network without parametrizations, with the weights that they give."
+            )
 
 
 def _hooks_of_all_modules() -> list[list]:

@@ -12,6 +12,8 @@ from importlib import resources
 from itertools import starmap
 from typing import Any
 
+from sklearn.exceptions import NotFittedError
+
 from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
@@ -203,12 +205,12 @@ def resolve_backbone(backbone) -> Backbone:
     if isinstance(backbone, Backbone):
         return backbone
     if hasattr(backbone, "to_backbone"):
-        return backbone.to_backbone()
-    if backbone in _registered:
-        return _registered[backbone]
-    if backbone in _records():
-        return _backbone_of_record(backbone)
+        return _tuned(backbone)
     name = str(backbone)
+    if name in _registered:
+        return _registered[name]
+    if name in _records():
+        return _backbone_of_record(name)
     if found := timm_records.named_backbone(name):
         return found
     if timm_records.is_folder(name):
@@ -218,6 +220,19 @@ def resolve_backbone(backbone) -> Backbone:
         f"list_backbones({timm_records.PREFIX!r}) list all of them. Register networks "
         "of your own in each process with register_backbone."
     )
+
+
+def _tuned(classifier) -> Backbone:
+    """The backbone of a fitted classifier."""
+    try:
+        return classifier.to_backbone()
+    except NotFittedError as error:
+        name = type(classifier).__name__
+        raise NotFittedError(
+            f"The {name} that is the backbone is not fitted. Fit it first, and pass "
+            f"FrozenEstimator(classifier), or use classifier.as_features(): clones, as "
+            "in a grid search, keep only frozen ones fitted."
+        ) from error
 
 
 def _meant(wrong: str) -> str:

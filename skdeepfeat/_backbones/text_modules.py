@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from .._digests import digest_fields
 from .._processes import fork_safe
 from .._texts.specs import TokenSpec
 from .._texts.words import Tokenizer, is_token, known_tokens, no_token, tokenizer_of
-from .._validation import Interval, validate_parameter_constraints
+from .._validation import WholeNumber, validate_parameter_constraints
 from .copies import check_module, copy_of
 from .inspector import inspector
 from .records import PACKAGE, Identity, Layer, Skeleton
@@ -20,8 +19,8 @@ from .tensors import as_array, digest_tensors
 from .text_records import TextRecord, TextSource, Tokenize
 
 CONSTRAINTS = {
-    "max_length": [Interval(Integral, 1, None, closed="left"), None],
-    "padding": [Interval(Integral, 0, None, closed="left")],
+    "max_length": [WholeNumber(1), None],
+    "padding": [WholeNumber(0)],
 }
 
 

@@ -158,7 +158,7 @@ def _sampled(batch, places, size: int, filter_: str, beyond: str) -> torch.Tenso
     along = torch.arange(size, device=batch.device) + 0.5
     x, y = along, along[:, None]
     grid = torch.stack([a * x + b * y + c, d * x + e * y + f], 3)  # (b, size, size, 2)
-    grid = (grid - 0.5) * (2 / (batch.shape[-1] - 1)) - 1
+    grid = (grid - 0.5) * (2 / max(1, batch.shape[-1] - 1)) - 1
     return F.grid_sample(batch, grid, filter_, beyond, align_corners=True)
 
 
@@ -208,6 +208,8 @@ def contrast(batch, factor):
 
 def sharpen(batch, factor):
     """Blend with a blurred image, whose border is not blurred."""
+    if batch.shape[-1] < 3:  # it is all border
+        return batch
     kernel = batch.new_ones(3, 1, 3, 3)
     kernel[:, :, 1, 1] = 5
     blurred = batch.clone()

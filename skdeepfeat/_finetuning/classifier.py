@@ -1,7 +1,7 @@
 """FineTunedClassifier: its parameters, its methods, and the checks of their input."""
 
 from dataclasses import fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from .._validation import (
     CallbackSupportMixin,
     Interval,
     StrOptions,
+    WholeNumber,
     check_cache,
     check_image_shape,
     check_labels,
@@ -57,8 +58,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     The new head first learns alone, on features of the untouched network that are
     computed once (`head_epochs`). The top blocks are then unfrozen and learn together
     with the head (`epochs`), lower blocks at lower rates [1]_. Neither the weights nor
-    the statistics of frozen blocks change by a bit. Unfrozen batch norms learn too,
-    but keep the statistics of the pretraining if there was one.
+    the statistics of frozen blocks change by a bit. Unfrozen norms learn too, but keep
+    the statistics of the pretraining if there was one.
 
     Parameters
     ----------
@@ -91,8 +92,9 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Random changes of the training images: mirrored and shifted ("light"); mirrored,
         cropped and recoloured ("standard"); or, in addition, one random step of
         TrivialAugment and random erasing ("strong"). A callable takes one uint8 tensor
-        (3, h, w) and returns another, of which the centre is used. With "none" the
-        frozen blocks are computed only once.
+        (3, h, w) and returns another, of which the centre is used; for the same results
+        in every fit, it must draw random numbers from torch, as transforms of
+        torchvision do. With "none" the frozen blocks are computed only once.
     label_smoothing : float, default=0.0
         Share of each label that is distributed over all classes.
     dropout : float, default=0.0
@@ -101,7 +103,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         Weights of the classes, as in other classifiers of scikit-learn.
     early_stopping : bool, default=False
         Whether to hold images out, stop when their accuracy no longer improves, and
-        keep the best epoch of each phase.
+        keep the best epoch of each phase: the most accurate one, and of several, the
+        one with the smallest loss.
     validation_fraction : float, default=0.1
         Share of the images held out, stratified by class; only with `early_stopping`.
     n_iter_no_change : int, default=5
@@ -131,8 +134,8 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         scikit-learn, where it means 1.
     random_state : int, RandomState or None, default=None
         Controls shuffling, augmentation, dropout and new weights. On a CPU, the same
-        seed gives the same classifier, bit for bit, if no other thread draws from
-        torch's global generator meanwhile.
+        seed gives the same classifier, bit for bit, also in several threads, if no code
+        of yours draws from torch's global generator in another thread meanwhile.
     verbose : int, default=0
         Above 0, a line is printed for each epoch.
 
@@ -202,20 +205,20 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     )
 
     _parameter_constraints: dict = {
-        "unfreeze": [Interval(Integral, 0, None, closed="left"), str],
-        "head_epochs": [Interval(Integral, 0, None, closed="left")],
-        "epochs": [Interval(Integral, 0, None, closed="left")],
+        "unfreeze": [WholeNumber(0), str],
+        "head_epochs": [WholeNumber(0)],
+        "epochs": [WholeNumber(0)],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [WholeNumber(1)],
         "augment": [StrOptions({"none", "light", "standard", "strong"}), callable],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [WholeNumber(1)],
         "warm_start": ["boolean"],
         **{
             name: PretrainedCNNFeatures._parameter_constraints[name]
@@ -480,7 +483,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(Path(path)) as partial:
+        with replacing(Path(path).expanduser()) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):

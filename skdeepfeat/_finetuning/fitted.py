@@ -13,6 +13,7 @@ from .._networks.layers import aliased_layers
 from .._networks.sharing import get_network
 from .._networks.structure import structure_of
 from .._processes import fork_safe
+from .tuned_part import replaced_modules
 
 
 @dataclass
@@ -54,14 +55,14 @@ def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:
     """
     module = get_network(source, key, "cpu", "float32").module
     tensors = dict(module.state_dict()) | dict(module.named_buffers())
-    head = f"{source.backbone.head}."
+    replaced = replaced_modules(source)
     arrays = {
         name: tensor.numpy().copy()
         for name, tensor in tensors.items()
-        if not name.startswith(head)
+        if name.rpartition(".")[0] not in replaced
     }
     inner = {
-        head + name.removeprefix("inner."): array
+        f"{source.backbone.head}." + name.removeprefix("inner."): array
         for name, array in fitted.head.items()
         if name.startswith("inner.")
     }

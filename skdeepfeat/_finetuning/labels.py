@@ -8,6 +8,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import compute_class_weight
 
+OF_FIRST_FIT = "of the first fit. Fit a new classifier, or set warm_start=False."
+OF_PARTIAL_FIT = "of partial_fit. Pass all labels that can occur in any call."
+NO_LABELS = (
+    "The 'classes' parameter of partial_fit must be a list of labels of one type, "
+    "without missing values. Got {classes!r} instead."
+)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -43,7 +50,7 @@ class Labels:
             Classes of the earlier fit that this one continues.
         """
         encoder = LabelEncoder().fit(_all_classes(y, classes, earlier))
-        _check_classes(encoder.classes_, y)
+        _check_classes(encoder.classes_, y, earlier is not None)
         return cls(encoder.classes_, encoder.transform(y), sample_weight, class_weight)
 
     @cached_property
@@ -86,18 +93,33 @@ class Labels:
 
 def _all_classes(y, classes, earlier):
     """Everything that may be a label in this fit."""
+    if classes is None:
+        return y if earlier is None else earlier
+    given = _distinct(classes)
     if earlier is None:
-        return y if classes is None else classes
-    if classes is not None and set(classes) != set(earlier):
-        given, first = (np.asarray(found).tolist() for found in (classes, earlier))
+        return given
+    if not np.array_equal(given, earlier):
+        first = earlier.tolist()
         raise ValueError(
-            f"classes={given} differ from those of the first call of partial_fit, "
-            f"{first}. Leave the parameter out, or fit a new classifier."
+            f"classes={given.tolist()} differ from those of the first call of "
+            f"partial_fit, {first}. Leave the parameter out, or fit a new classifier."
         )
     return earlier
 
 
-def _check_classes(classes: np.ndarray, y: np.ndarray) -> None:
+def _distinct(classes) -> np.ndarray:
+    """The classes of partial_fit, sorted; refuses what is no list of labels."""
+    try:
+        found = np.unique(labels := np.asarray(classes))
+    except (TypeError, ValueError) as error:  # they cannot be sorted, or are ragged
+        raise ValueError(NO_LABELS.format(classes=classes)) from error
+    is_missing = found.dtype.kind == "f" and bool(np.isnan(found).any())
+    if labels.ndim != 1 or is_missing:
+        raise ValueError(NO_LABELS.format(classes=classes))
+    return found
+
+
+def _check_classes(classes: np.ndarray, y: np.ndarray, continues: bool) -> None:
     """Refuse a single class, and labels that are not among the classes."""
     if len(classes) < 2:
         raise ValueError(
@@ -108,8 +130,7 @@ def _check_classes(classes: np.ndarray, y: np.ndarray) -> None:
     if len(unknown):
         raise ValueError(
             f"y has the labels {unknown[:5].tolist()}, which are not among the classes "
-            f"{classes[:5].tolist()} of the first fit. Fit a new classifier, or set "
-            "warm_start=False."
+            f"{classes[:5].tolist()} {OF_FIRST_FIT if continues else OF_PARTIAL_FIT}"
         )
 
 
@@ -139,6 +160,13 @@ class HoldOut:
                 f"early_stopping=True holds out {n_held_out} of {len(rows)} images, "
                 f"which cannot show all {len(present)} classes (the rarest, {rare!r}, "
                 f"has {counts.min()} images). Raise validation_fraction="
+                f"{self.fraction:g}, give more images, or set early_stopping=False."
+            )
+        n_left = len(rows) - n_held_out
+        if n_left < len(present):
+            raise ValueError(
+                f"early_stopping=True leaves {n_left} of {len(rows)} images to train "
+                f"on, too few for {len(present)} classes. Lower validation_fraction="
                 f"{self.fraction:g}, give more images, or set early_stopping=False."
             )
         return train_test_split(

@@ -17,27 +17,37 @@ HOPELESS = 1000  # a final loss this many times that of guessing is reported
 class Stopping:
     """Decides which epoch is the best so far, and when training stops early.
 
+    Without validation, each epoch counts as the best so far, and training never stops
+    early.
+
     Parameters
     ----------
-    accuracy : float or None
-        Validation accuracy before training; None without validation. Then each epoch
-        counts as an improvement, and training never stops early.
     patience : int
-        Number of epochs without improvement after which training stops.
+        Number of epochs without a gain in accuracy after which training stops.
     """
 
-    def __init__(self, accuracy: float | None, patience: int):
-        self._best, self._patience, self._n_waited = accuracy, patience, 0
+    def __init__(self, patience: int):
+        self._accuracy, self._loss = -math.inf, math.inf  # of the best epoch
+        self._patience, self._n_waited = patience, 0
 
-    def improves(self, accuracy: float | None) -> bool:
-        """Record the validation accuracy of an epoch; returns whether it is better."""
-        if self._best is None or accuracy is None:
-            return True
-        if accuracy > self._best + TOLERANCE:
-            self._best, self._n_waited = accuracy, 0
+    def start(self, accuracy: float, loss: float) -> None:
+        """Set what an epoch must beat: the validation before training."""
+        self._accuracy, self._loss = accuracy, loss
+
+    def improves(self, accuracy: float, loss: float) -> bool:
+        """Record the validation of an epoch; returns whether it is the best so far.
+
+        Of epochs with the same accuracy, the one with the smallest loss is best.
+        """
+        gain = accuracy - self._accuracy
+        if gain > TOLERANCE:
+            self._accuracy, self._loss, self._n_waited = accuracy, loss, 0
             return True
         self._n_waited += 1
-        return False
+        is_better = gain >= -TOLERANCE and loss < self._loss
+        if is_better:
+            self._loss = loss
+        return is_better
 
     @property
     def is_due(self) -> bool:
@@ -104,7 +114,8 @@ def has_diverged(phase: Phase, loss: float) -> bool:
 def _has_finite_scores(phase: Phase) -> bool:
     """Whether the first image has finite scores."""
     phase.learner.eval()
-    batch = phase.inputs(torch.arange(1))
+    with phase.draws.turn():
+        batch = phase.inputs(torch.arange(1))
     with arithmetic("float32", batch.device.type):
         return bool(torch.isfinite(phase.scores(batch)).all())
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._backbones.copies import keeping_ties
 from .._backbones.records import Layer
 from .._networks.building import SkipInitialisation, single_precision
 from .._processes import fork_safe
@@ -26,14 +27,13 @@ class Head(nn.Module):
 
     def __init__(self, n_features, n_classes, dropout, inner=None):
         super().__init__()
-        self.inner = nn.Identity()
+        self.inner, width = nn.Identity(), n_features
         if inner is not None:
-            self.inner = copy.deepcopy(inner).to_empty(device="cpu")
-        widths = [
-            m.out_features for m in self.inner.modules() if isinstance(m, nn.Linear)
-        ]
+            width = _width_after(inner, n_features)
+            own = copy.deepcopy(inner)
+            self.inner = keeping_ties(own, lambda net: net.to_empty(device="cpu"))
         self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear((widths or [n_features])[-1], n_classes)
+        self.last = nn.Linear(width, n_classes)
         for module in self.inner.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -56,23 +56,35 @@ class Head(nn.Module):
     def forward(self, x):
         return self.last(self.dropout(self.inner(x)))
 
+    @property
+    def can_be_centred(self) -> bool:
+        """Whether the first dense layer has a bias, which can subtract a mean."""
+        return self._first().bias is not None
+
     @torch.no_grad()
     def take_raw(self, mean, scale) -> None:
         """Change the weights so that the head takes rows as they are."""
         first = self._first()
         first.weight.div_(scale)
-        first.bias.sub_(first.weight @ mean)
+        if self.can_be_centred:
+            first.bias.sub_(first.weight @ mean)
 
     @torch.no_grad()
     def take_standardised(self, mean, scale) -> None:
         """Change the weights so that the head takes standardised rows."""
         first = self._first()
-        first.bias.add_(first.weight @ mean)
+        if self.can_be_centred:
+            first.bias.add_(first.weight @ mean)
         first.weight.mul_(scale)
 
     def _first(self) -> nn.Linear:
         """The first dense layer."""
         return next(m for m in self.modules() if isinstance(m, nn.Linear))
+
+
+def _width_after(layers: nn.Module, width: int) -> int:
+    """Number of features that layers without weights return for this number."""
+    return layers.eval()(torch.empty(1, width, device="meta")).shape[1]
 
 
 @fork_safe
@@ -83,7 +95,7 @@ def head_scores(end: Layer, inner, arrays: dict, rows: np.ndarray) -> np.ndarray
     Computed in double precision, so that the rounded scores of a row do not depend on
     the rows around it.
     """
-    with SkipInitialisation(), single_precision():
+    with SkipInitialisation(), single_precision:
         head = Head(end.features, len(arrays["last.bias"]), 0.0, inner).eval()
     load_arrays(head, arrays)
     return head.double()(torch.from_numpy(rows).double()).float().numpy()

@@ -7,7 +7,6 @@ of the trunk can be computed once for all epochs.
 
 import contextlib
 import copy
-from operator import attrgetter
 
 import torch
 from torch import nn
@@ -18,10 +17,10 @@ from .._engines.torch import Normalise
 from .._networks.image_size import explain_size
 from .._networks.pooling import pool
 from .._networks.sharing import get_network
-from .._networks.structure import Structure, bind, fill_graph, structure_of
+from .._networks.structure import bind, fill_graph, structure_of
 from .fitted import Fitted, arrays_of, load_arrays
 from .new_head import Head
-from .tuned_part import TunedPart, _has_parameters
+from .tuned_part import TunedPart
 
 
 class Parts:
@@ -34,13 +33,15 @@ class Parts:
         Digest of the weights.
     tuned : TunedPart
     head : Head
-    device : torch.device
+    draws : Draws
+        What learning draws, and on which device.
     """
 
     def __init__(
-        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, device
+        self, source: WeightsSource, key: bytes, tuned: TunedPart, head: Head, draws
     ):
-        self.spec, self.tuned, self.device = source.input, tuned, device
+        self.spec, self.tuned, self.draws = source.input, tuned, draws
+        self.device = device = draws.device
         self._source = source
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.pretrained
@@ -59,14 +60,15 @@ class Parts:
 
     @classmethod
     def with_new_head(
-        cls, source: WeightsSource, key: bytes, tuned, n_classes: int, dropout, device
+        cls, source: WeightsSource, key: bytes, tuned, n_classes: int, dropout, draws
     ) -> "Parts":
         """The parts of a network, with a new head for this number of classes."""
-        head = Head(tuned.width, n_classes, dropout, tuned.inner)
+        with draws.turn():
+            head = Head(tuned.width, n_classes, dropout, tuned.inner)
         if tuned.inner is not None:
             network = get_network(source, key, "cpu", "float32").module
             head.take_what_has_no_start(network.get_submodule(source.backbone.head))
-        return cls(source, key, tuned, head, device)
+        return cls(source, key, tuned, head, draws)
 
     def _private_tail(self, structure, network) -> nn.Module:
         """A copy of the blocks to tune, whose parameters learn."""
@@ -80,8 +82,11 @@ class Parts:
                 "later layers also read earlier ones. Choose another 'unfreeze', or "
                 "'all'."
             )
-        _refuse_shared_modules(structure, self.tuned.start, graph)
-        tail = copy.deepcopy(fill_graph(structure, network, graph))
+        tail = fill_graph(structure, network, graph)
+        if self.tuned.start is not None:
+            below = structure.graph_to((self.tuned.start,))
+            _refuse_shared_weights(fill_graph(structure, network, below), tail)
+        tail = copy.deepcopy(tail)
         for parameter in tail.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return tail
@@ -123,7 +128,12 @@ class Parts:
 
     @contextlib.contextmanager
     def standardised(self, mean: torch.Tensor, scale: torch.Tensor):
-        """A context in which the head learns from standardised rows."""
+        """A context in which the head learns from standardised rows.
+
+        They are only scaled for a head that could not take them raw again.
+        """
+        if not self.head.can_be_centred:
+            mean = torch.zeros_like(mean)
         self.mean, self.scale = mean.to(self.device), scale.to(self.device)
         self.head.take_standardised(self.mean, self.scale)
         yield
@@ -156,8 +166,8 @@ class Parts:
         return max(1, len(self.tuned.blocks) - (self.block_of[part] - first))
 
     def norms(self) -> list[nn.Module]:
-        """Batch norms of the tail."""
-        kind = nn.modules.batchnorm._BatchNorm
+        """Norms of the tail that may have statistics: of batches and of instances."""
+        kind = nn.modules.batchnorm._NormBase
         return [module for module in self.tail.modules() if isinstance(module, kind)]
 
     def arrays(self) -> tuple[dict, dict]:
@@ -179,19 +189,12 @@ class Parts:
         load_arrays(self.head, fitted.head)
 
 
-def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> None:
-    """Refuse modules that the trunk and the tail share."""
-    below = structure.graph_to((start,)).nodes if start else ()
-    targets = [
-        {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
-        for nodes in (below, graph.nodes)
-    ]
-    both = [
-        target
-        for target in sorted(targets[0] & targets[1])
-        if _has_parameters(attrgetter(target)(structure.skeleton))
-    ]
-    if both:
+def _refuse_shared_weights(below: nn.Module, tail: nn.Module) -> None:
+    """Refuse weights that the trunk and the tail share, under any names."""
+    frozen, tuned = (
+        {id(p): name for name, p in part.named_parameters()} for part in (below, tail)
+    )
+    if both := sorted(tuned[place] for place in frozen.keys() & tuned.keys()):
         raise ValueError(
             f"The network uses {both[0]!r} in both frozen and tuned blocks, but it "
             "cannot be frozen and learn. Choose another 'unfreeze', or 'all'."

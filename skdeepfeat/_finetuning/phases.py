@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .._engines.tf32 import arithmetic
+from .._networks.generators import Draws
 from .augmentation import augmentation
 from .data import Data
 from .frozen import FrozenFeatures, chunks
@@ -56,6 +57,11 @@ class Phase:
     fixed : sequence of nn.Module
         Norms that keep the statistics of the pretraining, which are better than those
         of a small batch.
+    draws : Draws
+        Of the augmentation and of dropout.
+    is_trained : bool
+        Whether the head has learned before. If not, the weights at the start are not
+        worth keeping, even if always guessing the largest class is accurate.
     """
 
     name: str
@@ -66,7 +72,9 @@ class Phase:
     inputs: Callable[[torch.Tensor], torch.Tensor]
     scores: Callable[[torch.Tensor], torch.Tensor]
     validate: Callable[[], tuple[float, float]] | None
-    fixed: Sequence[nn.Module] = ()
+    fixed: Sequence[nn.Module]
+    draws: Draws
+    is_trained: bool
 
     def start_epoch(self) -> None:
         """Put the learner in training mode, apart from the fixed norms."""
@@ -81,6 +89,7 @@ def head_phase(
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
+    is_trained: bool,
 ) -> Phase:
     """The head alone, on features of the untouched network."""
     validate = None
@@ -97,6 +106,9 @@ def head_phase(
         frozen.take_rows(parts.device),
         parts.classify,
         validate,
+        (),
+        parts.draws,
+        is_trained,
     )
 
 
@@ -106,6 +118,7 @@ def joint_phase(
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
+    is_trained: bool,
 ) -> Phase:
     """Head and tail together, on what leaves the frozen blocks."""
     learner = nn.ModuleList([parts.tail, parts.head])
@@ -126,6 +139,8 @@ def joint_phase(
         scores,
         validate,
         fixed,
+        parts.draws,
+        is_trained,
     )
 
 

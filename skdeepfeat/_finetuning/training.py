@@ -29,6 +29,7 @@ from .._engines.devices import resolve_device
 from .._engines.tf32 import arithmetic
 from .._exceptions import warn_user
 from .._networks.building import single_precision
+from .._networks.generators import Draws
 from .._networks.sharing import PRECISIONS
 from .._processes import Lock, fork_safe
 from .data import Data, UnusableImages
@@ -39,8 +40,7 @@ from .parts import Parts
 from .phases import Phase, Recipe, head_phase, joint_phase
 from .tuned_part import TunedPart
 
-# Dropout and augmentation draw from torch's global generator, which is seeded for a fit
-# and restored afterwards, so one process runs one fit at a time.
+# A process runs one fit at a time, since each one needs memory for itself.
 _one_at_a_time = Lock()
 
 
@@ -54,7 +54,7 @@ def as_in_a_fresh_process() -> Iterator[None]:
     The caller may be in another context, such as autocast or inference mode.
     """
     with (
-        single_precision(),
+        single_precision,
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
@@ -97,27 +97,16 @@ def fine_tune(
     device = torch.device(resolve_device(recipe.device))
     if not start.source.pretrained:  # random weights have nothing to preserve below
         recipe = replace(recipe, layer_decay=1.0)
-    with _one_at_a_time, _seeded(recipe.seed, device):
+    with _one_at_a_time:
         parts = Parts.with_new_head(
             start.source,
             start.key,
             start.tuned,
             start.n_classes,
             recipe.dropout,
-            device,
+            Draws(recipe.seed, device),
         )
         return train(parts, data, held_out, recipe, start.previous, epoch_done)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A context in which torch's global generators of CPU and device start anew."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def train(
@@ -181,9 +170,10 @@ def _prepare(
         errors += unseen.errors(all_images=alone > 0)
     if errors:
         raise UnusableImages(errors)
+    is_trained = previous is not None
     phases = [
-        head_phase(parts, recipe, frozen, unseen, alone),
-        joint_phase(parts, recipe, frozen, unseen, joint),
+        head_phase(parts, recipe, frozen, unseen, alone, is_trained),
+        joint_phase(parts, recipe, frozen, unseen, joint, is_trained or alone > 0),
     ]
     scaling = previous.scaling if previous else frozen.scaling(data.weights)
     return [phase for phase in phases if phase.epochs], scaling
@@ -237,16 +227,19 @@ def _abort(reason: str) -> bool:
 def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[dict]:
     """Run the epochs of a phase; yields the entry of each for the history."""
     schedule = _one_cycle_schedule(phase, recipe)
-    accuracy = None if phase.validate is None else phase.validate()[0]
-    stopping = Stopping(accuracy, recipe.n_iter_no_change)
+    stopping = Stopping(recipe.n_iter_no_change)
+    if phase.validate is not None and phase.is_trained:
+        stopping.start(*phase.validate())
     for epoch in range(1, phase.epochs + 1):
         entry = {"phase": phase.name, "epoch": epoch}
         entry |= _guarded_epoch(phase, recipe, schedule, epoch, snapshots)
-        if phase.validate is not None:
+        if phase.validate is None:
+            snapshots.keep(epoch)
+        else:
             accuracy, loss = phase.validate()
             entry |= {"validation_accuracy": accuracy, "validation_loss": loss}
-        if stopping.improves(accuracy):
-            snapshots.keep(epoch)
+            if stopping.improves(accuracy, loss):
+                snapshots.keep(epoch)
         yield entry
         if stopping.is_due:
             return
@@ -289,7 +282,8 @@ def train_epoch(phase: Phase, recipe: Recipe, schedule: LambdaLR) -> dict:
     optimizer = schedule.optimizer
     loss, n_right, rate = 0.0, 0, 0.0
     for chosen in _batches(phase, recipe):
-        batch_loss, batch_right = train_step(phase, recipe, optimizer, chosen)
+        with phase.draws.turn():
+            batch_loss, batch_right = train_step(phase, recipe, optimizer, chosen)
         rate = max(rate, optimizer.param_groups[0]["lr"])
         schedule.step()
         loss += batch_loss * len(chosen)
@@ -302,7 +296,8 @@ def train_epoch(phase: Phase, recipe: Recipe, schedule: LambdaLR) -> dict:
 
 def _batches(phase: Phase, recipe: Recipe) -> Iterator[torch.Tensor]:
     """Positions of all images in random order, in batches of nearly equal size."""
-    order = torch.randperm(len(phase.data)).numpy()
+    with phase.draws.turn():
+        order = torch.randperm(len(phase.data)).numpy()
     for chosen in np.array_split(order, _n_batches(phase, recipe)):
         yield torch.from_numpy(np.sort(chosen))  # read in the order of their file
 
@@ -328,7 +323,7 @@ def train_step(
     batch = phase.inputs(chosen)  # which may call a function of the user's
     targets = phase.data.targets[chosen].to(batch.device)
     weights = phase.data.weights[chosen].to(batch.device)
-    with arithmetic(recipe.precision, batch.device.type):
+    with arithmetic(recipe.precision, batch.device.type), _explained(phase, recipe):
         scores = _scores(phase, recipe, batch)
         losses = F.cross_entropy(
             scores.float(),
@@ -341,6 +336,22 @@ def train_step(
         loss.backward()
     optimizer.step()
     return loss.item(), int((scores.argmax(1) == targets).sum())
+
+
+@contextlib.contextmanager
+def _explained(phase: Phase, recipe: Recipe) -> Iterator[None]:
+    """A context that explains the error of a batch norm in a batch of one image."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "A batch norm of the network cannot learn its statistics from a batch of "
+            f"one image, which batch_size={recipe.batch_size} gives for "
+            f"{len(phase.data)} images. Pass at least 2 images, and a batch_size of at "
+            "least 3."
+        ) from error
 
 
 def _scores(phase: Phase, recipe: Recipe, batch: torch.Tensor) -> torch.Tensor:

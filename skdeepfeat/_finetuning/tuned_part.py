@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .._backbones.records import Layer
 from .._backbones.weights import WeightsSource
@@ -75,12 +76,48 @@ def head_input(source: WeightsSource) -> tuple[Layer, nn.Sequential | None]:
     inside = end.node.startswith(f"{backbone.head}.")
     if not inside or not isinstance(head, nn.Sequential):
         return end, None
-    linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
-    if not linear:
+    inner = _layers_before_the_last(head)
+    dense = _dense_layers(head)
+    if not dense:
         return end, None
-    first = f"{backbone.head}.{linear[0]}{INPUT_OF}"
-    inner = copy.deepcopy(head[linear[0] : linear[-1]])  # which keep their names
-    return resolve_layer(backbone, first, size), inner
+    first = dense[-1] if inner is None else dense[0]
+    return resolve_layer(backbone, f"{backbone.head}.{first}{INPUT_OF}", size), inner
+
+
+def _dense_layers(head: nn.Sequential) -> list[str]:
+    """Names of the dense layers that follow each other in a head."""
+    names = []
+    for name, layer in head.named_children():
+        if isinstance(layer, nn.Linear):
+            names.append(name)
+        elif isinstance(layer, nn.Sequential):
+            names += [f"{name}.{inside}" for inside in _dense_layers(layer)]
+    return names
+
+
+def _layers_before_the_last(head: nn.Sequential) -> nn.Sequential | None:
+    """The layers from the first dense one to the last, which can all start anew; None
+    if there are not several."""
+    linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
+    if len(linear) < 2:
+        return None
+    layers = head[linear[0] : linear[-1]]  # which keep their names
+    if any(map(is_parametrized, layers.modules())):
+        return None
+    return copy.deepcopy(layers)
+
+
+def replaced_modules(source: WeightsSource) -> set[str]:
+    """Names of the modules whose weights the new head replaces."""
+    head = source.backbone.head
+    if head is None:
+        return set()
+    end, _ = head_input(source)
+    skeleton = structure_of(source.backbone, source.input.image_size).skeleton
+    names = [name for name, _ in skeleton.named_modules()]
+    names = [name for name in names if name == head or name.startswith(f"{head}.")]
+    first = end.node.removesuffix(INPUT_OF)
+    return set(names[names.index(first) :] if first in names else names)
 
 
 def _refuse_other_width(source: WeightsSource, end: Layer, inner) -> None:
@@ -126,6 +163,11 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
                 f"be tuned. Its blocks are {', '.join(map(repr, aliases))}."
             )
         return len(blocks) - nodes.index(wanted.node)
+    if unfreeze > len(blocks) == 0:
+        raise ValueError(
+            f"Backbone {name!r} has no blocks with weights below its head, so "
+            f"unfreeze={unfreeze} cannot tune any. Set unfreeze=0."
+        )
     if unfreeze > len(blocks):
         raise ValueError(
             f"unfreeze={unfreeze} is deeper than backbone {name!r}, which has "

@@ -1,9 +1,7 @@
 """Builds a network: record + weights → a module in ``eval`` mode without gradients."""
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -15,7 +13,9 @@ from .._backbones.tensors import as_array, digest_tensors
 from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
 from .._digests import digest_fields
 from .._exceptions import WeightsError
+from .._processes import Lock
 from .descriptions import describe_settings
+from .generators import restored
 from .loading import fill_weights, transient_buffers
 
 
@@ -50,21 +50,37 @@ def build_network(source: WeightsSource) -> tuple[nn.Module, frozenset[str]]:
     return evaluating(module.float()).requires_grad_(False), absent
 
 
-@contextlib.contextmanager
-def single_precision() -> Iterator[None]:
+class _SinglePrecision:
     """A context in which new tensors are in single precision, as in a fresh process.
 
-    If the caller's default is another one, their seeded values would differ.
+    If the caller's default is another one, their seeded values would differ. All
+    threads share the default, so the last one that leaves restores it.
     """
-    usual = torch.get_default_dtype()
-    if usual == torch.float32:  # else other threads would see the change
-        yield
-        return
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(usual)
+
+    def __init__(self):
+        self._lock, self._n_inside = Lock(), 0
+        self._usual = torch.float32
+
+    def __enter__(self):
+        with self._lock:
+            if self._n_inside == 0:
+                self._usual = torch.get_default_dtype()
+            self._n_inside += 1
+            self._set(torch.float32)
+
+    def __exit__(self, *exception):
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._set(self._usual)
+
+    @staticmethod
+    def _set(dtype: torch.dtype) -> None:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+
+
+single_precision = _SinglePrecision()
 
 
 def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Module:
@@ -76,7 +92,7 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
     options = dict(backbone.options) if official else {}
     if backbone.size_option:
         options[backbone.size_option] = image_size
-    with warnings.catch_warnings(), single_precision():
+    with warnings.catch_warnings(), single_precision:
         # torchvision announces a future default of GoogLeNet's initialisation.
         warnings.filterwarnings("ignore", category=FutureWarning)
         return build(**options)
@@ -124,12 +140,8 @@ def _seeded(backbone: Backbone, image_size: int, seed: int) -> nn.Module:
 
 def _with_seed(seed: int, build):
     """Build with a seed, then restore the global generator."""
-    state = torch.default_generator.get_state()
-    try:
-        torch.default_generator.manual_seed(seed)
+    with restored(seed):
         return build()
-    finally:
-        torch.default_generator.set_state(state)
 
 
 def seeded_values(source: RandomWeights) -> bytes:

@@ -13,6 +13,7 @@ from torch import nn
 
 from .._exceptions import in_one_line
 from .._images.recipe import InputSpec
+from .generators import restored
 
 ROUNDING = 1e-4  # of the largest value, between two ways to compute the same
 # Between batches of one and two images, also of a network that rounds to bfloat16.
@@ -38,7 +39,7 @@ CHANGING = (
 @contextlib.contextmanager
 def measuring():
     """A context in which tensors count their changes; restores the generator."""
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+    with torch.inference_mode(False), torch.no_grad(), restored():
         yield
 
 

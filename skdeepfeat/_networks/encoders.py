@@ -9,6 +9,7 @@ from .._backbones.encoders import EncoderSource
 from .._backbones.installed import optional
 from .._exceptions import WeightsError, in_one_line
 from .encoder_states import EncoderNetwork, make_encoder
+from .generators import restored
 
 SAFE = {"trust_remote_code": False, "local_files_only": True}
 # How every encoder is called, whatever its configuration says.
@@ -28,7 +29,7 @@ REMEDIES = {
 
 def build_encoder(source: EncoderSource) -> EncoderNetwork:
     """A new encoder on the CPU; the global generator stays as it was."""
-    with torch.random.fork_rng(devices=[]), _without_progress_bars():
+    with restored(), _without_progress_bars():
         model = _model_of(source).eval().requires_grad_(False)
     backbone = source.backbone
     *between, last = [layer.node for layer in backbone.layers]

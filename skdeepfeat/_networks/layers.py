@@ -115,6 +115,31 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
     return aliased[layer]
 
 
+def depth_of(backbone, kind: str, layer) -> float:
+    """Where a layer, or the deepest of several, is among the aliased layers: an index,
+    with a fraction for nodes between them; -1 for what is no layer."""
+    if isinstance(layer, tuple):
+        return max(depth_of(backbone, kind, part) for part in layer)
+    known = LAYERS[kind](backbone, False)
+    place = {alias.node: alias.index for alias in reversed(known)}
+    place |= {alias.alias: alias.index for alias in known}
+    place |= {alias.index: alias.index for alias in known}
+    place |= {alias.index - len(known): alias.index for alias in known}
+    if layer in place or not isinstance(layer, str):
+        return place.get(layer, -1)
+    return _depth_of_node(known, LAYERS[kind](backbone, True), layer)
+
+
+def _depth_of_node(known, nodes, name: str) -> float:
+    """The same of a node, or of the last one inside a module."""
+    own = [i for i, node in enumerate(nodes) if f"{node}.".startswith(f"{name}.")]
+    if not own:
+        return -1
+    reached = set(nodes[: own[-1] + 1])
+    passed = [x.index for x in known if x.node.removesuffix(".input") in reached]
+    return max(passed, default=-1) + (own[-1] + 1) / (len(nodes) + 2)
+
+
 def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
     """The record of a node of the traced network, aliased if it has one."""
     from .discovery import check_alias, find_node

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .._backbones.contents import strip_wrapper
+from .._backbones.copies import keeping_ties
 from .._backbones.records import Backbone, imported
 from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
@@ -31,7 +32,7 @@ def fill_weights(
     _check_shapes(state, own, source)
     _check_numbers(state, own, source)
     if any(tensor.is_meta for tensor in own.values()):
-        module = module.to_empty(device="cpu")
+        module = keeping_ties(module, lambda net: net.to_empty(device="cpu"))
         _zero_missing(dict(module.named_buffers()), state)  # some are in no state dict
     _zero_missing(module.state_dict(), state)
     result = module.load_state_dict(_versioned(state, module, absent), strict=False)

@@ -8,8 +8,9 @@ import functools
 import warnings
 from collections.abc import Callable
 
-import torch
 from torch import nn
+
+from .generators import restored
 
 try:
     import timm
@@ -48,6 +49,6 @@ def convert(name: str, entries: dict, **options) -> dict:
     """
     given = {"state_dict": entries, "custom_load": False, "source": None}
     options |= {"pretrained": True, "pretrained_cfg_overlay": given}
-    with torch.random.fork_rng([]):
+    with restored():
         network = create(name, pretrained_strict=True, **options)
     return dict(network.state_dict())

@@ -1,12 +1,14 @@
 """Networks of the user's own are copied in evaluation mode, and as they are written."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures
@@ -205,3 +207,10 @@ REFUSED = {
 def test_what_cannot_be_copied_says_why(make, error):
     with pytest.raises(error[0], match=error[1]):
         Backbone.from_module(make(), **PLAIN)
+
+
+def test_what_torch_cannot_pickle_says_what_to_do():
+    net = torch.nn.Sequential(weight_norm(torch.nn.Conv2d(3, 4, 3)), torch.nn.ReLU())
+    backbone = Backbone.from_module(net, image_size=8)
+    with pytest.raises(TypeError, match=r"'0' of the network is parametrized"):
+        pickle.dumps(backbone)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -276,6 +277,19 @@ def test_weights_are_only_saved_where_there_is_a_folder(images, tmp_path):
     clf = classifier().fit(*images)
     with pytest.raises(FileNotFoundError, match=r"There is no folder .* Create it"):
         clf.save_weights(tmp_path / "missing" / "tuned.safetensors")
+
+
+def test_the_folder_of_saved_weights_may_be_in_the_home(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    classifier().fit(*images).save_weights("~/tuned.safetensors")
+    assert (tmp_path / "tuned.safetensors").is_file()
+
+
+def test_a_backbone_that_lost_its_fit_says_how_to_keep_it(images):
+    features = PretrainedCNNFeatures(classifier().fit(*images))
+    with pytest.raises(NotFittedError, match=r"FrozenEstimator.*as_features\(\)"):
+        clone(features).fit(images[0])
 
 
 def test_a_changed_network_says_how_to_start_anew(images):

@@ -15,6 +15,7 @@ from skdeepfeat._finetuning.parts import Parts
 from skdeepfeat._finetuning.tuned_part import find_tuned_part
 from skdeepfeat._images import batches
 from skdeepfeat._images.containers import read_images
+from skdeepfeat._networks.generators import Draws
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_training_pixels_are_those_of_the_features(images):
         assert pixels.shape[2] > 32
         part = find_tuned_part(source, 0)
         head = Head(part.width, 2, 0.0)
-        parts = Parts(source, source.key(), part, head, torch.device("cpu"))
+        parts = Parts(source, source.key(), part, head, Draws(0, torch.device("cpu")))
         with torch.no_grad():
             rows = parts.pooled(parts.frozen(parts.prepare(pixels))[part.end.node])
         expected = PretrainedCNNFeatures(name, image_size=32, cache=None).transform(X)

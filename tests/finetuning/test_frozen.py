@@ -16,6 +16,7 @@ from skdeepfeat._finetuning import frozen, training
 from skdeepfeat._finetuning.new_head import Head
 from skdeepfeat._finetuning.parts import Parts
 from skdeepfeat._finetuning.tuned_part import find_tuned_part
+from skdeepfeat._networks.generators import Draws
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_activations_too_large_for_half_precision(images):
     source = resolve_source(replace(backbone, arrays=arrays), "default", 0, None)
     part = replace(find_tuned_part(source, 1), start="0")
     head = Head(part.width, 2, 0.0)
-    parts = Parts(source, source.key(), part, head, torch.device("cpu"))
+    parts = Parts(source, source.key(), part, head, Draws(0, torch.device("cpu")))
     pixels = torch.full((4, 3, 8, 8), 255, dtype=torch.uint8)
     data = data_of(pixels, np.arange(4) % 2)
     with pytest.warns(UserWarning, match="do not fit in half precision"):

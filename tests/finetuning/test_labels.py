@@ -62,6 +62,29 @@ def test_a_class_that_cannot_be_held_out_is_named(images):
         classifier(early_stopping=True, validation_fraction=0.2).fit(X, y)
 
 
+def test_enough_images_must_be_left_to_train_on(images):
+    clf = classifier(early_stopping=True, validation_fraction=0.95)
+    with pytest.raises(ValueError, match=r"leaves 2 of 40 .* 3 classes. Lower valid"):
+        clf.fit(*images)
+
+
+@pytest.mark.parametrize(
+    "classes", [["ant", "bee", None], [[0, 1]], "ant", {"ant", "bee"}, [0.0, np.nan]]
+)
+def test_classes_must_be_a_list_of_labels(images, classes):
+    X, y = images
+    with pytest.raises(ValueError, match=r"'classes' .* must be a list"):
+        classifier().partial_fit(X, y, classes=classes)
+    clf = classifier().partial_fit(X, y, classes=["cat", "bee", "ant", "ant"])
+    with pytest.raises(ValueError, match=r"'classes' .* must be a list"):
+        clf.partial_fit(X, y, classes=classes)
+
+
+def test_labels_that_the_first_classes_lack_are_named(images):
+    with pytest.raises(ValueError, match=r"\['cat'\].* of partial_fit. Pass all"):
+        classifier().partial_fit(*images, classes=["ant", "bee"])
+
+
 def test_balanced_weights_ignore_images_of_weight_zero(images):
     X, y = images
     weights = (np.arange(40) < 25).astype(float)

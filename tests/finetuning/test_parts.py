@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from small_fits import classifier, coloured_images, own_backbone, trunk
+from torch.nn.utils.parametrizations import weight_norm
 
 from skdeepfeat import Backbone, PretrainedCNNFeatures
 from skdeepfeat._backbones.weights import resolve_source
@@ -13,7 +14,8 @@ from skdeepfeat._finetuning.new_head import Head
 from skdeepfeat._finetuning.parts import Parts
 from skdeepfeat._finetuning.tuned_part import TunedPart, find_tuned_part
 from skdeepfeat._images.containers import read_images
-from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD
+from skdeepfeat._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from skdeepfeat._networks.generators import Draws
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def test_lower_blocks_learn_slower():
     source = resolve_source("resnet18", None, 0, None)
     part = find_tuned_part(source, 2)
     head = Head(part.width, 3, 0.0)
-    parts = Parts(source, source.key(), part, head, torch.device("cpu"))
+    parts = Parts(source, source.key(), part, head, Draws(0, torch.device("cpu")))
     rates = {}
     for group in parts.groups(1.0, 0.5, 0.01):
         rates |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
@@ -62,7 +64,11 @@ def test_every_family_can_be_divided(name, unfreeze, tops):
     source = resolve_source(name, "default" if name == "mini" else None, 0, None)
     part, key = find_tuned_part(source, unfreeze), source.key()
     parts = Parts(
-        source, key, part, Head(part.width, 2, 0.0, part.inner), torch.device("cpu")
+        source,
+        key,
+        part,
+        Head(part.width, 2, 0.0, part.inner),
+        Draws(0, torch.device("cpu")),
     )
     tuned = {p.split(".")[0] for p, _ in parts.tail.named_parameters()}
     assert tuned == set(tops)
@@ -70,7 +76,7 @@ def test_every_family_can_be_divided(name, unfreeze, tops):
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     parts.tail.eval()
     with torch.no_grad():
-        whole = Parts(source, key, find_tuned_part(source, 0), parts.head, parts.device)
+        whole = Parts(source, key, find_tuned_part(source, 0), parts.head, parts.draws)
         expected = whole.pooled(whole.frozen(x)[part.end.node])
         left = parts.tail(parts.below(x))
         left = left[part.end.node] if isinstance(left, dict) else left
@@ -110,6 +116,14 @@ def test_too_deep(images):
         classifier(unfreeze="penultimate").fit(*images)
 
 
+def test_a_network_without_blocks_says_so(images):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    clf = classifier(Backbone.from_module(net, image_size=8))
+    with pytest.raises(ValueError, match=r"no blocks with weights .* Set unfreeze=0"):
+        clf.fit(*images)
+    assert clf.set_params(unfreeze=0).fit(*images).weights_["tail"] == {}
+
+
 def test_a_head_for_images_of_another_size_is_said(images):
     with pytest.raises(ValueError, match=r"12544 features.* image_size=40 .*20736"):
         classifier("smallcnn", weights=None, image_size=40).fit(*images)
@@ -134,7 +148,7 @@ def as_trained(clf, X):
     source, key = clf._frozen_source()
     part = find_tuned_part(source, clf.unfreeze)
     head = Head(part.width, len(clf.classes_), 0.0, part.inner)
-    parts = Parts(source, key, part, head, torch.device("cpu"))
+    parts = Parts(source, key, part, head, Draws(0, torch.device("cpu")))
     parts.load(Fitted(**clf.weights_))
     parts.tail.eval()
     parts.head.eval()
@@ -160,6 +174,76 @@ def test_heads_with_norms(images, norm):
     np.testing.assert_allclose(
         clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
     )
+
+
+class Widen(torch.nn.Module):
+    """A layer with weights that is no dense layer of torch."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(*shape))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def dense(*widths, **options):
+    return torch.nn.Linear(*widths, **options)
+
+
+def in_turn(*layers):
+    return torch.nn.Sequential(*layers)
+
+
+RELU = torch.nn.ReLU()
+HEADS = {  # → the layers that are new
+    "one layer": (lambda: in_turn(torch.nn.Dropout(0.5), dense(8, 4)), {"last"}),
+    "hidden inside": (
+        lambda: in_turn(in_turn(dense(8, 9), RELU), dense(9, 4)),
+        {"last"},
+    ),
+    "last inside": (lambda: in_turn(dense(8, 9), RELU, in_turn(dense(9, 4))), {"last"}),
+    "own hidden": (lambda: in_turn(Widen(8, 9), RELU, dense(9, 4)), {"last"}),
+    "own width": (
+        lambda: in_turn(dense(8, 9), Widen(9, 5), RELU, dense(5, 4)),
+        {"inner.0", "inner.1", "last"},
+    ),
+    "without bias": (
+        lambda: in_turn(dense(8, 9, bias=False), RELU, dense(9, 4, bias=False)),
+        {"inner.0", "last"},
+    ),
+    "parametrized": (
+        lambda: in_turn(weight_norm(dense(8, 9)), RELU, dense(9, 4)),
+        {"last"},
+    ),
+    "filters": (
+        lambda: in_turn(torch.nn.Unflatten(1, (8, 1, 1)), torch.nn.Conv2d(8, 4, 1)),
+        {"last"},
+    ),
+}
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_stated_head_may_have_any_layers(images, name, unfreeze):
+    X, y = images
+    make, new = HEADS[name]
+    backbone = own_backbone(in_turn(*trunk(), make()), head="4")
+    clf = classifier(backbone, unfreeze=unfreeze).fit(X, y)
+    assert {key.rpartition(".")[0] for key in clf.weights_["head"]} == new
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_tuned_network_keeps_the_layers_of_a_head_below_the_new_ones(images):
+    X, y = images
+    head = in_turn(torch.nn.BatchNorm1d(8), dense(8, 9), RELU, dense(9, 4))
+    head[0].running_mean += 3
+    backbone = own_backbone(in_turn(*trunk(), head), head="4")
+    before = PretrainedCNNFeatures(backbone, layer="4.0").transform(X)
+    features = classifier(backbone, unfreeze=0).fit(X, y).as_features("4.0")
+    np.testing.assert_array_equal(features.transform(X), before)
 
 
 class Scale(torch.nn.Module):
@@ -216,6 +300,37 @@ class Constant(Shared):
 
     def forward(self, x):
         return self.fc((self.b(self.a(x)) * torch.tensor(0.5)).mean((2, 3)))
+
+
+class Tied(Shared):
+    """Two convolutions with the same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU())
+        self.c[0].weight = self.b.weight
+
+    def forward(self, x):
+        return self.fc(self.c(torch.relu(self.b(self.a(x)))).mean((2, 3)))
+
+
+def by_builder(kind):
+    """The same network as a backbone that builds it anew, with random weights."""
+    return Backbone("built", kind, InputSpec(8, None), head="fc")
+
+
+@pytest.mark.parametrize("make", [lambda kind: own_backbone(kind()), by_builder])
+def test_tied_weights_learn_together_or_not_at_all(images, make):
+    X, y = images
+    weights = None if make is by_builder else "default"
+    clf = classifier(make(Tied), weights=weights, unfreeze="all").fit(X, y)
+    tail = clf.weights_["tail"]
+    np.testing.assert_array_equal(tail["b.weight"], tail["c.0.weight"])
+    np.testing.assert_allclose(
+        clf.decision_function(X), as_trained(clf, X), rtol=1e-3, atol=1e-3
+    )
+    with pytest.raises(ValueError, match="weight' in both frozen and tuned"):
+        clf.set_params(unfreeze=1).fit(X, y)
 
 
 @pytest.mark.parametrize("kind", [Shared, Constant])

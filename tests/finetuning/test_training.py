@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_backbone
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from small_fits import classifier, coloured_images
+from small_fits import classifier, coloured_images, own_backbone
 from torchvision import models
 
 from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
@@ -92,6 +92,24 @@ def test_frozen_is_frozen(images, augment):
     )
 
 
+@pytest.mark.parametrize("surroundings", ["double precision", None])
+def test_fits_in_several_threads_equal_fits_one_by_one(images, surroundings):
+    """Also while networks are built in some of them, to predict."""
+    X, y = images
+
+    def one(_):
+        clf = classifier(augment="standard", dropout=0.3, cache=None)
+        return clf.fit(X, y).predict_proba(X)
+
+    expected = one(0)
+    around = SURROUNDINGS[surroundings] if surroundings else contextlib.nullcontext
+    with around():
+        found = joblib.Parallel(4, backend="threading")(
+            map(joblib.delayed(one), [0] * 12)
+        )
+    np.testing.assert_array_equal(found, np.array([expected] * 12))
+
+
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.filterwarnings("ignore:The loss of the last epoch")  # of random features
 def test_batch_norms_keep_the_statistics_of_the_pretraining(
@@ -117,6 +135,49 @@ def test_batch_norms_keep_the_statistics_of_the_pretraining(
     assert not np.array_equal(
         tail["features.12.1.weight"], before["features.12.1.weight"]
     )
+
+
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm2d, torch.nn.InstanceNorm2d])
+def test_norms_of_your_own_learn_with_the_statistics_that_predictions_use(norm):
+    X, y = coloured_images()
+    norm = norm(8, affine=True, track_running_stats=True)
+    with torch.no_grad():
+        norm.running_mean.add_(0.1)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3),
+        norm,
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )
+    clf = classifier(own_backbone(net), unfreeze="all").fit(X, y)
+    assert not np.array_equal(clf.weights_["tail"]["1.weight"], np.ones(8))
+    np.testing.assert_array_equal(
+        clf.weights_["tail"]["1.running_mean"], np.float32(0.1)
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "n"), [(1, 4), (2, 3)])
+def test_a_batch_of_one_image_without_statistics_is_explained(images, batch_size, n):
+    X, y = images
+    clf = classifier("resnet18", weights=None, image_size=32, unfreeze="all")
+    clf.set_params(head_epochs=0, batch_size=batch_size)
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size} .* {n} images"):
+        clf.fit(X[:n], y[:n])
+
+
+@pytest.mark.parametrize("augment", ["light", "standard", "strong"])
+@pytest.mark.parametrize("image_size", [1, 2])
+def test_images_of_a_few_pixels(images, augment, image_size):
+    clf = classifier(own_backbone(trunk_of_pixels()), augment=augment)
+    clf.set_params(image_size=image_size).fit(*images)
+    assert np.isfinite([entry["loss"] for entry in clf.history_]).all()
+
+
+def trunk_of_pixels():
+    layers = torch.nn.Conv2d(3, 8, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(8, 4))
 
 
 def test_the_shared_network_stays_as_it_was(images):
