@@ -5,6 +5,7 @@ need the network itself. Pickles of earlier versions refer to the names below.
 """
 
 from .._images.recipe import InputSpec
-from .records import Layer, Skeleton, Weights
+from .builders import Skeleton
+from .records import Layer, Weights
 
 __all__ = ["InputSpec", "Layer", "Skeleton", "Weights"]

@@ -12,8 +12,9 @@ from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
 from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
+from .builders import PACKAGE
 from .installed import optional
-from .records import PACKAGE, Identity, Layer
+from .records import Identity, Layer
 from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 

@@ -17,7 +17,8 @@ from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .._processes import Lock
 from . import timm_records
-from .records import PACKAGE, Backbone, Weights, layers_of_rows
+from .builders import PACKAGE
+from .records import Backbone, Weights, layers_of_rows
 
 
 def _small_network(name: str, *layers: tuple) -> Backbone:

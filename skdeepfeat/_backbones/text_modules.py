@@ -13,9 +13,10 @@ from .._processes import fork_safe
 from .._texts.specs import TokenSpec
 from .._texts.words import Tokenizer, is_token, known_tokens, no_token, tokenizer_of
 from .._validation import Interval, validate_parameter_constraints
+from .builders import PACKAGE, Skeleton
 from .copies import check_module, copy_of
 from .inspector import inspector
-from .records import PACKAGE, Identity, Layer, Skeleton
+from .records import Identity, Layer
 from .tensors import as_array, digest_tensors
 from .text_records import TextRecord, TextSource, Tokenize
 

@@ -17,15 +17,9 @@ from typing import Any
 from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._images.recipe import InputSpec
+from .builders import TIMM_BUILDERS
 from .contents import OF_MODELS, listed
-from .records import (
-    TIMM_BUILDERS,
-    Backbone,
-    Layer,
-    Weights,
-    checksum_in,
-    layers_of_rows,
-)
+from .records import Backbone, Layer, Weights, checksum_in, layers_of_rows
 
 PREFIX = "timm/"
 FILTERS = ["nearest", "bilinear", "bicubic"]

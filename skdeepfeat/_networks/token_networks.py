@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .._backbones.records import imported
+from .._backbones.builders import resolve_function
 from .._backbones.text_records import TextSource
 from .sharing import PRECISIONS, SharedNetwork, networks_on
 
@@ -105,7 +105,7 @@ def get_token_network(source: TextSource, key: bytes, device: str, precision: st
     """The network with these weights on this device, shared by the whole process."""
 
     def make() -> SharedNetwork:
-        network = imported(source.builder)(source).eval().requires_grad_(False)
+        network = resolve_function(source.builder)(source).eval().requires_grad_(False)
         return SharedNetwork(network.to(device, PRECISIONS[precision]))
 
     name = (source.identity.digest, key, device, precision)
