@@ -29,7 +29,7 @@ from ._plan import (
     requested_layers,
 )
 from ._report import FitTask, Report, last_report, progress_bar
-from ._store.rows import Rows, Source
+from ._store.rows import Inputs, Rows
 from ._store.stores import open_table
 from ._validation import (
     CallbackSupportMixin,
@@ -212,7 +212,7 @@ class PretrainedFeatures(
 
     # What a kind of input adds ------------------------------------------------------
 
-    def _read(self, X, *, reset) -> Source:
+    def _read(self, X, *, reset) -> Inputs:
         """The rows of X; records its columns, or compares them."""
         raise NotImplementedError
 
@@ -250,13 +250,13 @@ class PretrainedFeatures(
         self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
     ):
         """X → rows → batches → activations → pooled rows → store → array."""
-        source = self._read(X, reset=reset)
-        out = (make_output or self._allocate)(len(source), plan.columns.width)
-        report, clock = Report(self, len(source), source.wording), Clock()
+        inputs = self._read(X, reset=reset)
+        out = (make_output or self._allocate)(len(inputs), plan.columns.width)
+        report, clock = Report(self, len(inputs), inputs.wording), Clock()
         table, place = open_table(self.cache, plan.obstacle), place_to_compute(plan)
-        rows = Rows(place.take(source), table, plan.columns, out, report, clock)
+        rows = Rows(place.take(inputs), table, plan.columns, out, report, clock)
         with (
-            progress_bar(len(source), self.verbose, source.wording) as show,
+            progress_bar(len(inputs), self.verbose, inputs.wording) as show,
             rows,
             place,
         ):
@@ -323,9 +323,9 @@ class PretrainedFeatures(
             Score of each layer, in order of depth.
         """
         y = check_target(self, y)
-        source = self._read(X, reset=True)
-        check_consistent_length(source, y)
-        rows = self._walk(source, fitting=True, **options)
+        inputs = self._read(X, reset=True)
+        check_consistent_length(inputs, y)
+        rows = self._walk(inputs, fitting=True, **options)
         columns = self._plan(fitting=True).columns
         layers = self._layers_to_fit(self._network())
         places = zip(layers, columns.slices, strict=True)

@@ -14,7 +14,7 @@ from .._processes import fork_safe
 from .._texts.specs import TokenSpec
 from .descriptions import Undescribable, describe_classes, describe_module
 from .loading import transient_buffers
-from .token_networks import INPUT_OF, RETURNED, Place, TokenNetwork, run_once
+from .token_networks import INPUT_OF, RETURNED, HookPoint, TokenNetwork, run_once
 
 LENGTH = 48  # tokens of the longest text with which layouts are found
 TRIED = 3  # texts that are computed together and alone
@@ -38,12 +38,12 @@ def build_module(source: ModuleSource) -> TokenNetwork:
 def _hooked(net: nn.Module, nodes: Iterable[str]) -> TokenNetwork:
     """A network of which these nodes can be read; it sees the padding as tokens."""
     modules = dict(net.named_modules())
-    places = {
-        n: Place(modules[n.removesuffix(INPUT_OF)], entering=n.endswith(INPUT_OF))
+    points = {
+        n: HookPoint(modules[n.removesuffix(INPUT_OF)], entering=n.endswith(INPUT_OF))
         for n in nodes
         if n != RETURNED
     }
-    return TokenNetwork(net, places, lambda net, tokens, mask: net(tokens))
+    return TokenNetwork(net, points, lambda net, tokens, mask: net(tokens))
 
 
 @fork_safe

@@ -39,7 +39,7 @@ class Window(Protocol):
         """Drop the content that is held."""
 
 
-class Source(Protocol):
+class Inputs(Protocol):
     """The rows of X, of any kind of input."""
 
     @property
@@ -89,7 +89,7 @@ class Rows:
 
     Parameters
     ----------
-    source : Source
+    inputs : Inputs
         The rows of X.
     table : Table
         Table that stores the features.
@@ -105,14 +105,14 @@ class Rows:
 
     def __init__(
         self,
-        source: Source,
+        inputs: Inputs,
         table: Table,
         columns: Columns,
         out,
         report,
         clock: Clock,
     ):
-        self._source, self._table, self.columns = source, table, columns
+        self._inputs, self._table, self.columns = inputs, table, columns
         self._out, self._report, self._clock = out, report, clock
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
@@ -135,7 +135,7 @@ class Rows:
 
     def windows(self, reading: Reading) -> Iterator[Window]:
         """The windows of X, hashed; duplicates are filled in after each window."""
-        windows = reading.windows(self._source, self._recall)
+        windows = reading.windows(self._inputs, self._recall)
         for window in self._clock.each(windows, "hashing"):
             self._window = window
             self._find(window)
@@ -260,7 +260,7 @@ class Rows:
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
         asked = [computed.features[c.pooled] for c in self.columns.requested]
-        errors = [*computed.errors, *not_finite(computed, asked, self._source.wording)]
+        errors = [*computed.errors, *not_finite(computed, asked, self._inputs.wording)]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
@@ -302,12 +302,12 @@ class Rows:
 
     def _warn_of_bound(self) -> None:
         """Warn that the store is full, and how large it would have to be."""
-        needed = len(self._source) * self.columns.row_bytes
+        needed = len(self._inputs) * self.columns.row_bytes
         larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
         warn_user(
             f"The store has reached its limit of {self._table.max_bytes:,} bytes, so "
             "rows are removed and computed again when they are requested. The "
-            f"{len(self._source)} {self._source.wording.noun}s of this call need "
+            f"{len(self._inputs)} {self._inputs.wording.noun}s of this call need "
             f"{needed:,} bytes with all layers that are stored. Use {larger}.",
             StoreWarning,
         )
