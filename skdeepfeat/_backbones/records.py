@@ -30,7 +30,7 @@ from .builders import (
 from .copies import check_module, copy_of
 from .inspector import inspector
 from .layouts import LAYOUTS
-from .tensors import as_array, digest_tensors
+from .tensors import as_array, digest_tensors, named_tensors
 
 HOOKED = "this process has registered hooks on all modules"
 
@@ -463,10 +463,9 @@ class Backbone:
         check_module(net)
         spec = InputSpec(image_size, None, mean=mean, std=std)
         net = copy_of(net)
-        tensors = dict(net.state_dict()) | dict(net.named_buffers())
         arrays = {
             key: as_array(value)
-            for key, value in tensors.items()
+            for key, value in named_tensors(net).items()
             if hasattr(value, "detach")  # else it is extra state, in the copy itself
         }
         if head is not None:

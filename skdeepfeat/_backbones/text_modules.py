@@ -17,7 +17,7 @@ from .builders import PACKAGE, Skeleton
 from .copies import check_module, copy_of
 from .inspector import inspector
 from .records import Identity, Layer
-from .tensors import as_array, digest_tensors
+from .tensors import as_array, digest_tensors, named_tensors
 from .text_records import TextRecord, TextSource, Tokenize
 
 CONSTRAINTS = {
@@ -233,8 +233,7 @@ class TextBackbone:
         validate_parameter_constraints(CONSTRAINTS, given, "TextBackbone.from_module")
         padding, max_length = int(padding), max_length and int(max_length)
         copied = copy_of(net).cpu()
-        tensors = dict(copied.state_dict()) | dict(copied.named_buffers())
-        arrays = {key: as_array(value) for key, value in tensors.items()}
+        arrays = {key: as_array(value) for key, value in named_tensors(copied).items()}
         n_tokens = inspector().count_tokens(copied)
         _check_tokens(tokenize, padding, n_tokens)
         layers = inspector().find_text_layers(copied, padding, max_length, head)

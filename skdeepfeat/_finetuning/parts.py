@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from .._backbones.tensors import named_tensors
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
 from .._networks.image_size import explain_size
@@ -21,7 +22,7 @@ from .._networks.sharing import get_network
 from .._networks.structure import Structure, bind, fill_graph, structure_of
 from .fitted import Fitted, arrays_of, load_arrays
 from .new_head import Head
-from .tuned_part import TunedPart, _has_parameters
+from .tuned_part import TunedPart, has_parameters
 
 
 class Parts:
@@ -52,7 +53,7 @@ class Parts:
         self._nodes, self._frozen = nodes, bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
-        self._names = {*network.state_dict(), *dict(network.named_buffers())}
+        self._names = set(named_tensors(network))
         self.tail: nn.Module = nn.Identity()
         if tuned.has_tail:
             self.tail = self._private_tail(structure, network)
@@ -189,7 +190,7 @@ def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> No
     both = [
         target
         for target in sorted(targets[0] & targets[1])
-        if _has_parameters(attrgetter(target)(structure.skeleton))
+        if has_parameters(attrgetter(target)(structure.skeleton))
     ]
     if both:
         raise ValueError(
