@@ -11,6 +11,7 @@ import os
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
 from sklearn.utils._param_validation import (
@@ -43,6 +44,7 @@ __all__ = [
     "HasBackbone",
     "HasMethods",
     "Interval",
+    "PackageEstimator",
     "StrOptions",
     "can",
     "check_cache",
@@ -73,6 +75,19 @@ class HasBackbone(HasMethods):
     def __str__(self):
         how = "Backbone.from_module(net, image_size=...) makes one of a network"
         return f"{super().__str__()} ({how})"
+
+
+class PackageEstimator(CallbackSupportMixin, BaseEstimator):
+    """Base of our estimators: links to their pages, and pickles of earlier versions."""
+
+    _doc_link_module = "skdeepfeat"
+    _doc_link_template = (
+        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
+        "skdeepfeat.{estimator_name}.html"
+    )
+
+    def __setstate__(self, state):
+        super().__setstate__(complete_state(type(self), state))
 
 
 def complete_state(estimator_class, state: dict) -> dict:

@@ -4,11 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
@@ -32,11 +28,10 @@ from ._report import FitTask, Report, last_report, progress_bar
 from ._store.rows import Inputs, Rows
 from ._store.stores import open_table
 from ._validation import (
-    CallbackSupportMixin,
+    PackageEstimator,
     check_cache,
     check_npy,
     check_target,
-    complete_state,
     with_callbacks,
 )
 
@@ -51,10 +46,7 @@ NOT_CHOSEN = (
 
 
 class PretrainedFeatures(
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    CallbackSupportMixin,
-    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, PackageEstimator
 ):
     """Base of the estimators that return features of a frozen network.
 
@@ -374,12 +366,6 @@ class PretrainedFeatures(
 
     # Conventions of scikit-learn ----------------------------------------------------
 
-    _doc_link_module = "skdeepfeat"
-    _doc_link_template = (
-        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
-        "skdeepfeat.{estimator_name}.html"
-    )
-
     @property
     def _n_features_out(self) -> int:
         network = self._network()
@@ -424,9 +410,6 @@ class PretrainedFeatures(
     def stats_(self) -> dict:
         """Statistics of the last call of this thread."""
         return last_report(self).stats
-
-    def __setstate__(self, state):
-        super().__setstate__(complete_state(type(self), state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
