@@ -12,8 +12,6 @@ OTHER_FILE = (
     "the worker on host {!r} read another file than the one at this path here: it was "
     "changed meanwhile, or the hosts have different disks"
 )
-
-
 IN_PROCESS = "memory://"  # files of fsspec, in the memory of the process
 
 

@@ -20,7 +20,6 @@ from .sequences import BYTES_HELD, ROWS_HELD, Cells, Held, Unreadable
 ROWS_AHEAD = (256, 1024, 4096)
 FETCHES = 8  # files read at once, at least, since servers may be slow
 
-
 IMAGES = Wording(
     "image",
     ImageError,

@@ -46,12 +46,8 @@ class Structure:
     def __init__(self, backbone: Backbone, image_size: int):
         self.backbone, self.image_size = backbone, image_size
         found = traced(backbone, image_size)
-        self.skeleton, self.graph, self._named = (
-            found.skeleton,
-            found.graph,
-            found.named,
-        )
-        self.values, self.fault = found.values, found.fault
+        self.skeleton, self.values = found.skeleton, found.values
+        self.graph, self._named, self.fault = found.graph, found.named, found.fault
         self.classified = found.classified
         self.nodes = tuple(self._named)
         if self.graph is None:

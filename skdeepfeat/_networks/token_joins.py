@@ -71,10 +71,8 @@ def _others_when_run(structure: Structure, node: str, n: int) -> int | None:
     stated = stated_tokens(structure.skeleton)
     if stated is not None and (stated == 0 or _is_square(n - stated)):
         return stated
-    others, areas = (
-        constant_in_front(structure, n),
-        areas_before(structure, node, set()),
-    )
+    others = constant_in_front(structure, n)
+    areas = areas_before(structure, node, set())
     if not others:
         return others if others is None or _are_places(n, areas) else None
     rows = {*areas, *constant_tokens(structure)}

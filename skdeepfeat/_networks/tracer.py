@@ -23,8 +23,6 @@ ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
 
 # Attributes of a module that hold its hooks.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-
-
 BRANCHES = "its code branches on the values of a tensor"
 
 

@@ -34,7 +34,6 @@ PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
-
 _tables: dict[str | Path, Table] = {}
 _tables_lock = Lock()
 

@@ -25,8 +25,6 @@ SEVERAL = (
     "preprocessing, precision or engine. Write those of one estimator with "
     "features.transform_to('features.npy', paths), which reads the store."
 )
-
-
 HEADER = ("path", "key")
 NOT_OURS = (
     "An export writes the paths of the images to {!r}, but this file was not written "
