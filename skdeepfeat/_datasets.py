@@ -52,7 +52,7 @@ def load_image_folder(root):
     FileNotFoundError
         If `root` is not a folder.
     ValueError
-        If there is no photo.
+        If there are no photos.
 
     Warns
     -----

@@ -76,7 +76,7 @@ class PretrainedTextFeatures(PretrainedFeatures):
         start, and so does "auto" with ``layer="auto"``. A list names the layers to
         store.
     on_error : {"raise", "nan"}, default="raise"
-        What to do with a row that is no text, such as None. "raise" raises
+        What to do with a row that is not a text, such as None. "raise" raises
         :class:`TextError` with its row. "nan" fills its row with NaN and warns once.
     output : {"numpy", "torch"}, default="numpy"
         Type of the output. "torch" returns a tensor on the device, for estimators that

@@ -168,7 +168,7 @@ def check_value_range(value_range) -> tuple[float, float] | None:
     return float(value_range[0]), float(value_range[1])
 
 
-# Strings that are no folders → what to pass instead, also of similar ones.
+# Strings that do not name a folder → what to pass instead, also for similar ones.
 NO_FOLDERS = {"memory": "'memory'", "none": "None"}
 
 

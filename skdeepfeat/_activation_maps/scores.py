@@ -90,7 +90,7 @@ class Targets:
         return targets
 
     def _check_known(self) -> None:
-        """Refuse labels that are no classes."""
+        """Refuse labels that are not classes."""
         if self.labels is None or self._known is None:
             return
         known = self._known.tolist()

@@ -168,7 +168,7 @@ def strip_wrapper(
     if len(found) > 1:
         raise WeightsError(
             f"it contains {len(found)} such networks, under {listed(found)}. Save the "
-            "entries of one of them in another file, without what precedes their names"
+            "entries of one of them in another file, without this part of their names"
         )
     _keep_under(found[0], state)
 

@@ -271,7 +271,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 
 def _check_number(config: dict[str, Any], names: tuple[str, ...], required=True):
-    """Refuse an entry that is no positive number, or missing though it is required."""
+    """Refuse an entry that is not a positive number, or missing but required."""
     found = _entry(config, names, _NONE if required else None)
     name = next((name for name in names if name in config), names[0])
     if found is None and required:

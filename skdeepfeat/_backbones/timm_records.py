@@ -266,7 +266,7 @@ def _interchangeable(version: Version) -> list[Version]:
 
 
 def _check_square(version: Version, name: str) -> None:
-    """Refuse networks whose input is no square."""
+    """Refuse networks whose input is not square."""
     height, width = version.size
     if height != width:
         raise ValueError(

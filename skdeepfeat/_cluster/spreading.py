@@ -46,12 +46,12 @@ MUCH = 2**30  # bytes of images in memory to send
 
 SENDS_MUCH = (
     "More than 1 GB of images in memory are sent to the workers of the cluster. Pass "
-    "paths or URLs that the workers can read instead; they are read there."
+    "paths or URLs instead, which the workers can read themselves."
 )
 BROKEN = (
     "The workers of the cluster failed {} times in a row without any result. The last "
     "error is {}. Check that they run, have enough memory, and have skdeepfeat "
-    "installed. What has been computed is stored: call again to go on."
+    "installed. What has been computed is stored: call again to continue."
 )
 
 

@@ -26,12 +26,14 @@ PACKAGES = ("skdeepfeat", "torch", "torchvision", "timm", "openvino", "pillow")
 SHARED_BYTES = 2**20  # of weights that are sent once to each worker
 
 CANNOT = "The worker on host {!r} cannot compute this: {}."
-COMPUTES_OTHERS = "it would compute other features than the caller's process, because "
+COMPUTES_OTHERS = (
+    "its features would differ from those of the caller's process, because "
+)
 VERSION = "{} is {} there and {} here; install the same version"
 SETTING = "{} is {} there and {} here; set it to the same value"
 NO_DESCRIPTION = (
-    "the network is another one there, which is known by its code alone ({}); install "
-    "the same code there, or set Backbone.from_module(..., version='1')"
+    "the network is a different one there, and only its code identifies it ({}); "
+    "install the same code there, or set Backbone.from_module(..., version='1')"
 )
 SOMETHING = (
     "the weights or the decoders of images differ; install the same packages, and give "

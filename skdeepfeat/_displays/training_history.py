@@ -63,7 +63,7 @@ class TrainingHistoryDisplay(Display):
         if not isinstance(estimator, FineTunedClassifier):
             raise TypeError(
                 "The 'estimator' parameter must be a fitted FineTunedClassifier. Got "
-                f"{type(estimator).__name__} instead; of a pipeline, pass its step."
+                f"{type(estimator).__name__} instead; for a pipeline, pass its step."
             )
         check_is_fitted(estimator)
         return cls(estimator.history_, metric=metric).plot(ax=ax)

@@ -23,7 +23,7 @@ EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 
 STEPS = {2: 85, 4: 17}  # between grey values of so many bits, in 8 bits
 
-MISREAD = "is of a TIFF that Pillow does not read as its header says; pass the path"
+MISREAD = "is from a TIFF that Pillow does not read as its header says; pass the path"
 CLOSED = (
     "the file of this PIL image was closed before its pixels were read; call "
     "image.load() before it is closed, or pass the path"

@@ -75,7 +75,7 @@ class File:
         """Text that changes with its content; refuses pipes, which may block."""
         found = os.stat(self._path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise ValueError("is a pipe, a socket or a device, no file")
+            raise ValueError("is a pipe, a socket or a device, not a file")
         return state_of_file(found)
 
     def read(self) -> bytes:

@@ -113,7 +113,7 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
 
 
 def _opened(structure: Structure, names: list[str], whole=True) -> list[str]:
-    """These parts, with their own parts in place of those that are no stage.
+    """These parts, with their own parts in place of those that are not stages.
 
     `whole` is whether they are all parts of a network.
     """

@@ -15,7 +15,7 @@ from .hooks import CLASSIFIED, INPUT_OF, RETURNED, name_of_use
 from .structure import Structure, is_convolution, is_matrix, kind_of_classifier
 from .whole import Whole, can_stop_early
 
-# After these, the output of a linear layer is no score.
+# After these, the output of a linear layer is not a score.
 ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish),
     *(F.hardswish, F.softplus, torch.tanh, F.normalize),

@@ -68,7 +68,7 @@ def end_of(structure: Structure) -> End:
     scores = _scores_before(structure, returned)
     if end := scores and _end_with(structure, scores, name):
         return end
-    # Values for each place are no classes of an image.
+    # Values for each place are not classes of an image.
     unclear = scores is None and _may_mix_scores(structure, returned)
     return End() if unclear else End(penultimate=name)
 

@@ -318,7 +318,7 @@ PRODUCTS |= {"tensordot", "bilinear", "conv1d", "conv2d", "conv3d"}
 PRODUCTS |= {"cosinesimilarity", "cdist", "pairwisedistance"}
 ELEMENTWISE = {"mul", "sub", "add", "div", "truediv", "rsub", "addcmul"}
 SHAPES = {"size", "dim", "numel"}  # methods that read no values
-ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are no values
+ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are not values
 
 
 def reads_shape(node: fx.Node) -> bool:

@@ -188,7 +188,7 @@ def _cut_from(node: fx.Node) -> fx.Node | None:
 def _others_in(parts: list[Part]) -> int | None:
     """How many tokens in front of joined parts belong to no place.
 
-    A single token next to more is that of no place. Other parts have to be alike.
+    A single token next to more belongs to no place. Other parts have to be alike.
     """
     longest = max(part.n for part in parts)
     apart = [part.n == part.others or part.n == 1 < longest for part in parts]

@@ -118,7 +118,7 @@ def _end_of(order: list[str], layouts: dict, values: dict) -> str:
 
 
 def _check_head(head: str | None, layouts: dict) -> None:
-    """Refuse a head that is no part which gives rows."""
+    """Refuse a head that is not a part with one row for each text."""
     if head is not None and head not in layouts:
         known = [node for node in layouts if not node.endswith(INPUT_OF)]
         raise ValueError(

@@ -19,7 +19,7 @@ from .._processes import Lock
 from . import timm_steps
 from .whole import Whole
 
-ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
+ENDS = ("placeholder", "output")  # nodes of a graph that are not steps
 
 # Attributes of a module that hold its hooks.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")

@@ -34,8 +34,8 @@ INSTEAD = {
     "CalibratedClassifierCV": "method='sigmoid', around the last step alone",
     "LinearSVC": "LogisticRegression, or CalibratedClassifierCV(LinearSVC()) after all "
     "other steps",
-    "BaggingClassifier": "an estimator with predict_proba inside of it",
-    "StackingClassifier": "estimators with predict_proba inside of it",
+    "BaggingClassifier": "an estimator with predict_proba inside it",
+    "StackingClassifier": "estimators with predict_proba inside it",
     "VotingClassifier": "flatten_transform=False",
     "FunctionTransformer": "a transformer of scikit-learn",
 }

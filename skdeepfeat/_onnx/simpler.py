@@ -61,5 +61,5 @@ def remove_words(head) -> None:
 
 
 def _objects(steps: list[tuple]) -> list[tuple]:
-    """The steps that are no words."""
+    """The steps that are not strings or None."""
     return [one for one in steps if one[1] is not None and not isinstance(one[1], str)]

@@ -61,9 +61,9 @@ ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 UNSAFE = (
-    "A feature store cannot be in {folder!r}, on {where}, where machines may not see "
-    "each other's locks, and would damage it. Use a folder on a local disk. Only "
-    "the process that calls needs it; workers of a cluster do not. "
+    "A feature store cannot be in {folder!r}, on {where}: machines may not see each "
+    "other's locks there, and would damage it. Use a folder on a local disk. Only the "
+    "calling process needs it; workers of a cluster do not. "
     "FeatureStore.merge joins the stores of several machines, and a finished store may "
     "be copied to {folder!r} to be read."
 )

@@ -116,7 +116,7 @@ def _names_of(stored: Snapshot, layer: str) -> dict[bytes, list[str]]:
 
 
 def _as_text(names: dict[bytes, list[str]]) -> dict[bytes, list[str]]:
-    """The same with paths that can be written; bytes that are no text are visible."""
+    """The same with paths that can be written; bytes that are not text are escaped."""
     texts = {key: list(map(_escaped, some)) for key, some in names.items()}
     both = zip(chain(*names.values()), chain(*texts.values()), strict=True)
     odd = [text for name, text in both if text != name]
