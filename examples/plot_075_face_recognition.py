@@ -96,4 +96,4 @@ plt.show()
 # Use this for an album of your own or a tray of coins, not to identify
 # people or to control access. The network learned objects, and its
 # errors may differ between groups of people. A network trained on faces
-# is another thing; it, too, needs consent and a basis in law.
+# is something else, and also requires consent and a legal basis.

@@ -17,7 +17,7 @@ class Field(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """What a cell shows, and whether it is a number and so stands on the right."""
+    """What a cell shows, and whether it is a number, which is aligned to the right."""
 
     text: str
     number: bool

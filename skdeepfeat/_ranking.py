@@ -124,8 +124,8 @@ def rank_layers(
     -----
     The features are scaled to a deviation of 1. The penalty of the ridge regression is
     chosen for each layer, by the same squared error. LogME [2]_ and other scores
-    without labels of held-out images can mislead [3]_; this one is an exact prediction
-    error, of another classifier than yours.
+    without labels of held-out images can mislead [3]_. This one is an exact prediction
+    error, but that of a classifier other than yours.
 
     References
     ----------

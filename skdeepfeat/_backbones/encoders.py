@@ -136,7 +136,7 @@ class EncoderBackbone(TextRecord):
 
     @property
     def padding(self) -> int:
-        """The token that stands where there is none."""
+        """The token that fills up shorter texts."""
         return self.config.get("pad_token_id") or 0
 
     @property
@@ -145,7 +145,7 @@ class EncoderBackbone(TextRecord):
         return sorted(self.folder.glob("*.safetensors"))
 
     def compare_pooling(self, pooling: str) -> None:
-        """Warn once if sentence-transformers goes on otherwise."""
+        """Warn once if sentence-transformers computes more than pooled states."""
         warn_about_modules(self.folder, self.name, pooling)
 
     def source(self, weights, seed: int) -> "EncoderSource":

@@ -40,7 +40,7 @@ class ModuleRecord(TextRecord):
     tokenizer : Tokenizer
     input : TokenSpec
     padding : int
-        The token that stands where there is none.
+        The token that fills up shorter texts.
     layers : tuple of Layer
     known_by : dict
         Named values that identify what the network computes, weights apart.
@@ -112,8 +112,8 @@ def _check_tokens(tokenize, padding: int, n_tokens: int) -> None:
 class TextBackbone:
     """A network to read features of texts from: an immutable, hashable value.
 
-    Use :meth:`from_module` to create one from a network of your own. Networks of others
-    need none: pass their name, folder or file as `backbone`.
+    Use :meth:`from_module` to create one from a network of your own. For a published
+    network, pass its name, folder or file as `backbone` instead.
 
     Parameters
     ----------
@@ -181,11 +181,11 @@ class TextBackbone:
             It is copied, so later changes to `net` do not affect the backbone.
         tokenize : dict, tokenizer, or callable
             What makes the tokens of a text: a dictionary of words and their numbers
-            (words that it lacks are left out), a tokenizer of the packages tokenizers
-            or transformers, or a function that takes a str and returns a list of int.
-            A text is an error of its row if its tokens are not those of the network.
+            (other words are left out), a tokenizer of the packages tokenizers or
+            transformers, or a function that takes a str and returns a list of int. A
+            text with tokens that the network does not take is an error of its row.
         max_length : int or None, default=None
-            Number of tokens after which texts are cut. None cuts no text.
+            Number of tokens after which texts are cut. None does not cut them.
         padding : int, default=0
             The token that fills up shorter texts, which pooling leaves out.
         name : str or None, default=None
@@ -197,10 +197,10 @@ class TextBackbone:
         version : str or None, default=None
             Version of the network's code and of a function as `tokenize`. Set it to
             store features in a folder if either is code of your own, and change it
-            whenever you change the code. Networks of one version are told apart by
+            whenever you change the code. Networks of one version are distinguished by
             their weights, classes and settings, and functions by their names, which a
-            lambda does not have. None identifies a network of modules of torch by these
-            modules.
+            lambda does not have. None identifies a network that consists of torch's
+            modules by these modules.
 
         Returns
         -------
@@ -220,8 +220,8 @@ class TextBackbone:
         Notes
         -----
         The layers are the parts of the network that return one vector for each text, or
-        for each place in it: its children, and those of its lists and sequences. Of a
-        recurrent network, the states of its top layer are read: use one module for each
+        for each place in it: its children, and those of its lists and sequences. For a
+        recurrent module, the states of its top layer are read: use one module for each
         layer to read them all. Maps of 1-D convolutions are pooled over the places that
         begin with a token.
 

@@ -65,7 +65,7 @@ def place_to_compute(plan: Plan) -> Place:
 
 
 class _Cancelled(Exception):
-    """What joblib is told about results that are not needed."""
+    """Tells joblib that its results are not needed."""
 
 
 class Cluster(ExitStack):

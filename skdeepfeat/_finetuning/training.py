@@ -111,7 +111,7 @@ def fine_tune(
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A context in which torch's global generators of CPU and device start anew."""
+    """A context in which torch's global generators of CPU and device are seeded."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -229,7 +229,7 @@ def train_phase(
 
 
 def _abort(reason: str) -> bool:
-    """Warn that training ends before its time; no further phase begins."""
+    """Warn that training ends early; no further phase begins."""
     warn_user(reason, ConvergenceWarning)
     return False
 

@@ -1,7 +1,7 @@
 """Processes that decode images beside a GPU, where threads wait for Python's lock.
 
 Each thread that makes batches borrows one of them for some rows, and waits without the
-lock. What no process has prepared, the thread prepares itself: rows that are asked for
+lock. What no process has prepared, the thread prepares itself: rows that are requested
 before the processes are there, in another call or after one was killed, and rows with
 errors or warnings. So rows, errors and warnings are those of threads.
 

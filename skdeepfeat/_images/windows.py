@@ -45,7 +45,7 @@ class Images:
     Parameters
     ----------
     cells : Cells
-        What stands in the rows.
+        The cells of the rows.
     protocols : collection of str, default=()
         Schemes of URLs that may be opened.
     """

@@ -102,7 +102,7 @@ class _Trial:
     width : int
         Number of features of a token.
     padding : int
-        The token that stands where there is none.
+        The token that fills up shorter texts.
     last : str
         Node of what the encoder returns.
     """

@@ -52,7 +52,7 @@ def _union(transformer: ColumnTransformer) -> FeatureUnion:
 
 
 def remove_words(head) -> None:
-    """Remove "passthrough", None and "drop" from where the steps of a head stand."""
+    """Remove "passthrough", None and "drop" from among the steps of a head."""
     for part in parts_of(head):
         if isinstance(part, FeatureUnion):
             part.transformer_list = _objects(part.transformer_list)

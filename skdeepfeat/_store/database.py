@@ -304,7 +304,7 @@ def _set_up(db: sqlite3.Connection, is_shared: bool) -> None:
 
 
 def _open_to_read(file: Path) -> sqlite3.Connection:
-    """A connection beside a process that writes, or else to the file as it stands."""
+    """A connection next to a process that writes, or else to the file as it is."""
     try:
         return _open_as(file, "mode=ro")
     except ERRORS:

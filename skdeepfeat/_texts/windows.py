@@ -38,7 +38,7 @@ class Texts:
     Parameters
     ----------
     cells : list
-        What stands in the rows.
+        The cells of the rows.
     """
 
     wording = TEXTS
