@@ -217,7 +217,7 @@ class Rows:
 
     def claim(self) -> Iterator[int]:
         """The missing rows that no other call is computing, to compute in this one."""
-        asked = [column.fingerprint for column in self.columns.requested]
+        requested = self.columns.fingerprints
         missing, scope = list(self.missing), self.columns.scope
         if self._n_idle > 1:  # the store has no rows and grants none
             yield from missing
@@ -225,7 +225,7 @@ class Rows:
         for start in range(0, len(missing), CLAIMED_AT_ONCE):
             some = missing[start : start + CLAIMED_AT_ONCE]
             keys = [self._key_of[row] for row in some]
-            granted = set(self._table.claim(self._call, scope, keys, asked))
+            granted = set(self._table.claim(self._call, scope, keys, requested))
             self._refused |= {
                 row: self._key_of[row] for i, row in enumerate(some) if i not in granted
             }
@@ -259,8 +259,11 @@ class Rows:
 
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
-        asked = [computed.features[c.pooled] for c in self.columns.requested]
-        errors = [*computed.errors, *not_finite(computed, asked, self._inputs.wording)]
+        requested = [computed.features[c.pooled] for c in self.columns.requested]
+        errors = [
+            *computed.errors,
+            *not_finite(computed, requested, self._inputs.wording),
+        ]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
@@ -276,7 +279,7 @@ class Rows:
         self._report.out_of_range |= {row for row, within in judged if not within}
         if self._out is not None:
             rows = np.array(computed.rows, int)[sound]
-            for place, features in zip(self.columns.slices, asked, strict=True):
+            for place, features in zip(self.columns.slices, requested, strict=True):
                 self._out[rows, place] = features[sound]
         for error in errors:
             self._report.fail(error)
@@ -289,7 +292,7 @@ class Rows:
 
     def _stored(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """The rows of a batch to store: those without NaN or infinite features."""
-        asked = {column.fingerprint for column in self.columns.requested}
+        requested = self.columns.fingerprints
         # Requested columns come last, so that they are the last to be evicted.
         for column in reversed(self.columns.stored):
             rows = computed.features[column.pooled]
@@ -297,7 +300,7 @@ class Rows:
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
             yield ColumnRows(
-                column, some, rows[kept], in_range, column.fingerprint in asked
+                column, some, rows[kept], in_range, column.fingerprint in requested
             )
 
     def _warn_of_bound(self) -> None:
@@ -325,8 +328,7 @@ class Rows:
         distinct = set(self._first_of.values())
         n_failed = len(self._report.failed.keys() & distinct)
         n_hits = len(distinct) - self.n_computed - n_failed
-        asked = [column.fingerprint for column in self.columns.requested]
-        self._table.count_hits(max(0, n_hits), asked)
+        self._table.count_hits(max(0, n_hits), self.columns.fingerprints)
 
 
 def not_finite(
