@@ -61,7 +61,7 @@ distances = cosine_distances(rows[queries], rows[known])
 found = known[distances.argmin(axis=1)]
 accepted = distances.min(axis=1) < threshold
 right = accepted & (y[found] == y[queries])
-print(f"known persons: {right[~stranger].mean():.0%} recognized")
+print(f"known persons: {right[~stranger].mean():.0%} recognised")
 print(f"strangers: {1 - accepted[stranger].mean():.0%} refused")
 
 # %%

@@ -198,8 +198,8 @@ class Wording:
     not_finite : str
         The reason why a row has features that are NaN or infinite.
     out_of_range : str
-        The warning about n rows of this number that are not as they should be; has
-        the place "{n}".
+        The warning about rows that are not as they should be; "{n}" in it stands for
+        their number.
     """
 
     noun: str

@@ -79,7 +79,7 @@ class Order:
         return cls(plan, secrets.token_bytes(16), *about)
 
     def __sizeof__(self):
-        """By this Dask decides which arguments each worker is sent only once.
+        """Dask decides by it which arguments each worker is sent only once.
 
         A small one is sent with each chunk: if the worker that holds a shared one is
         killed, all chunks have to be sent again.
@@ -170,7 +170,7 @@ class Reply:
     seconds: float
 
     def take(self) -> Computed:
-        """What was computed, of which nothing stays here.
+        """What was computed; this reply no longer holds it.
 
         joblib's futures of Dask refer to themselves and to this reply, so that it would
         stay in memory until the garbage collector finds it.

@@ -30,7 +30,7 @@ class Structure:
     Attributes
     ----------
     skeleton : torch.nn.Module
-        The network on no device.
+        The network on the device "meta", without values.
     graph : fx.Graph or None
         None if torch.fx cannot trace the network.
     fault : str

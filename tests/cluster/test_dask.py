@@ -130,7 +130,7 @@ def test_another_file_at_a_path_is_an_error(
         return accept(self, *arguments)
 
     monkeypatch.setattr(UnreadWindow, "accept", late)
-    with pytest.raises(ImageError, match=rf"changed.png.*{HOST}.*another file"):
+    with pytest.raises(ImageError, match=rf"changed.png.*{HOST}.*a different file"):
         features.transform([path])
     assert features.cache.info()["rows"] == 0
 
