@@ -44,7 +44,6 @@ class Network(Protocol):
 
     def width(self, layer: Layer, pooling: str) -> int:
         """Number of features of a layer after pooling."""
-        ...
 
 
 @dataclass(frozen=True)

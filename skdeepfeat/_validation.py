@@ -1,7 +1,7 @@
 """Checks of parameters, of numeric tables, of labels, and of column names.
 
-The only file that touches private names of scikit-learn, or names that its versions
-do not share.
+The only file that imports private names of scikit-learn, or names that its versions do
+not share.
 """
 
 import difflib

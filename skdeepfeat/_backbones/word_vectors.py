@@ -23,7 +23,6 @@ class VectorTable(Protocol):
 
     def vectors(self, words: list) -> np.ndarray:
         """(n, d) float32: the vectors of the words that have one, in order."""
-        ...
 
 
 class WordBackbone(TextRecord):

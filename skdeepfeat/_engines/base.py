@@ -121,4 +121,3 @@ class Runner(Protocol):
 
     def finish(self, started: Any) -> list[np.ndarray]:
         """Wait for what ``start`` returned: (n, width) float32 rows of each layer."""
-        ...

@@ -77,7 +77,6 @@ class Elsewhere(Protocol):
 
     def report(self) -> None:
         """Warn of trouble; called by the thread that wants the batches."""
-        ...
 
 
 @dataclass(frozen=True)

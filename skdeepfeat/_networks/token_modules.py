@@ -188,7 +188,9 @@ def _check_rows(together, alone) -> None:
 def _layout(large: Any, small: Any) -> tuple[str, int] | None:
     """Layout of an output, and where its features are, from its shape for two lengths;
     None if it has neither a vector for each text nor one for each place."""
-    follow = tuple(i for i, (a, b) in enumerate(zip(large, small)) if a != b)  # noqa: B905
+    follow = tuple(
+        i for i, (a, b) in enumerate(zip(large, small, strict=False)) if a != b
+    )
     return LAYOUTS.get((len(large), follow))
 
 

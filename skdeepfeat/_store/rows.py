@@ -78,7 +78,6 @@ class Reading(Protocol):
         self, window: Any, rows: Any, spec: Any, batch_size: int, meanwhile: bool
     ) -> Iterator[Any]:
         """Batches of these rows of a window, which may be made `meanwhile`."""
-        ...
 
 
 class Rows:
