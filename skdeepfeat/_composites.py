@@ -180,7 +180,7 @@ def last_method(estimator) -> Callable:
     raise ValueError(
         f"{type(last_step(estimator)).__name__} cannot predict new images: it has none "
         f"of the methods {', '.join(PASSES)}. Fit a search with refit=True and "
-        "LocalOutlierFactor with novelty=True; in place of a clusterer that labels its "
+        "LocalOutlierFactor with novelty=True; instead of a clusterer that labels its "
         "training images only, use one with predict, such as KMeans."
     )
 

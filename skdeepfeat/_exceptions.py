@@ -151,7 +151,7 @@ class EngineWarning(FeatureWarning):
     """Features are computed in a slower way than planned.
 
     Torch runs a network that another engine cannot convert, or threads decode images
-    in place of processes that have ended.
+    instead of processes that have ended.
     """
 
 

@@ -58,7 +58,7 @@ def _kinds(thing) -> list[str]:
 def copy_of(net):
     """A deep copy of a network in evaluation mode, or an error that says why not.
 
-    Modules that torch.compile returned are replaced by those that it was given.
+    Compiled modules are replaced by the modules that torch.compile was given.
     """
     try:
         copied = copy.deepcopy(net, _copies_of_results(net))

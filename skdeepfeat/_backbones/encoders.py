@@ -43,7 +43,7 @@ OF_PARTS = (
     "tokenizer, in a folder of their own, such as CLIPTextModel.from_pretrained(folder)"
     ".save_pretrained(other)."
 )
-# Ends of the names of files that a tokenizer may read, and of those that it does not.
+# How the names of files end that a tokenizer may read, and that it never reads.
 READ: tuple[str, ...] = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
 READ += (".spm", ".tiktoken", ".tokenizer")
 NOT_READ = ("modules.json", "generation_config.json", ".index.json")
@@ -165,7 +165,7 @@ class EncoderBackbone(TextRecord):
 
     @property
     def _n_tokens(self) -> int:
-        """How many different tokens the network takes, as far as is known."""
+        """How many different tokens the network takes, if that is known."""
         return _entry(self.config, VOCABULARY, None) or MOST_TOKENS
 
 

@@ -102,7 +102,7 @@ def _warn_of_guess(backbone: str, versions: tuple[Weights, ...], path: Path) -> 
 
 
 def _differences(versions: tuple[Weights, ...]) -> str:
-    """The versions by their preprocessing, as far as it differs."""
+    """The versions, with the parts of their preprocessing that differ."""
     recipes: dict[InputSpec, list[str]] = {}
     for version in versions:
         recipes.setdefault(version.input, []).append(version.name)

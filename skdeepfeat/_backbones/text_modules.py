@@ -210,10 +210,10 @@ class TextBackbone:
         Raises
         ------
         ValueError
-            If the network does not take texts of different lengths, of which the
-            shortest are padded to 8 tokens or to `max_length`; if `padding` or a number
-            of `tokenize` is not one of its tokens; or if the features of a text depend
-            on the other texts in the batch, or differ from call to call.
+            If the network does not take texts of different lengths (the shortest are
+            padded to 8 tokens or to `max_length`); if `padding` or a number of
+            `tokenize` is not one of its tokens; or if the features of a text depend on
+            the other texts in the batch, or differ from call to call.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 

@@ -55,7 +55,7 @@ class TextRecord(ABC):
         """The function that makes the tokens of a text."""
 
     def compare_pooling(self, pooling: str) -> None:  # noqa: B027
-        """Warn if the network is meant for another pooling; most are for any."""
+        """Warn if the network is made for another pooling; most allow any."""
 
     @property
     def digest(self) -> bytes:

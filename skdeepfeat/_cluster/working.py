@@ -204,7 +204,7 @@ def carry_out(
 def _alone(error: Exception) -> Exception:
     """An error without those behind it, which need not survive being sent.
 
-    Clusters may pickle causes and tracebacks, too. What they say is in its words.
+    Clusters may also pickle causes and tracebacks. Its message says the same.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

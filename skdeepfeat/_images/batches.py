@@ -136,7 +136,7 @@ class _Making:
     elsewhere: Elsewhere | None
 
     def ahead(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
-        """Batches in order, of which few wait to be taken.
+        """Batches in order; only a few are made in advance.
 
         A thread also collects them. A caller that did would wait for the interpreter's
         lock once for each image, and the GPU that it drives would wait with it.
@@ -181,7 +181,7 @@ class _Making:
             self.elsewhere.note(n_rows)
 
     def between(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
-        """Batches in order, of which several are made at once."""
+        """Batches in order; several are made at once."""
         size = self.batch_size
         n = math.ceil(max(BURST, 2 * self.n_threads) / size) * size
         read, announce = lambda row: self._prepare([row]), self.images.read_ahead

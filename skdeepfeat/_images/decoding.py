@@ -29,7 +29,7 @@ CLOSED = (
     "image.load() before it is closed, or pass the path"
 )
 CUT = (
-    "its file has values up to {} for each colour, of which a PIL image keeps 8 bits, "
+    "its file has values up to {} for each colour, but a PIL image only keeps 8 bits, "
     "so value_range cannot hold for it; pass the path, or leave value_range out"
 )
 
@@ -113,7 +113,7 @@ def _of_eight_bits(image, data=None) -> Image.Image:
 
 
 def _with_scaled_transparency(image, data):
-    """A grey PNG of 2 or 4 bits, of which Pillow scales all but the transparent value.
+    """A grey PNG of 2 or 4 bits: Pillow scales its values, but not the transparent one.
 
     If the file is gone, the fewest bits that hold the values are assumed.
     """

@@ -42,7 +42,7 @@ class EncoderNetwork(TokenNetwork):
         return self._one_by_one(tokens, mask, wanted)
 
     def _one_by_one(self, tokens, mask, wanted):
-        """The same, for texts of which each is computed at its own length."""
+        """The same, where each text is computed at its own length."""
         lengths = mask.sum(1).tolist()
         found: dict[str, Any] = {}
         for row in [i for i, n in enumerate(lengths) if n] or [0]:

@@ -38,7 +38,7 @@ ACTIVATIONS |= {"normalize", "layernorm", "batchnorm", "groupnorm", "rmsnorm", "
 LIMITS = {"tanh", "atan"}  # activations that also limit scores, if they are scaled back
 SCALES = {"mul", "div", "truediv"}
 EXPONENTIALS = {"exp", "logsumexp", "softmax", "logsoftmax"}  # of scores, as a rule
-# Steps that choose places, of which the layer before the scores has others, too.
+# Steps that choose some of the places of the layer before the scores.
 CHOOSES = {"getitem", "select"}
 UNCLEAR = {"product", "filters"}  # kinds of scores that may as well be features
 USE = ("call_module", "get_attr")

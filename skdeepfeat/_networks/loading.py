@@ -77,7 +77,7 @@ def _of_head(names, head: str | None) -> set[str]:
 
 
 def _of_other_heads(names, head: str | None) -> set[str]:
-    """The names of what a file may have in place of a head, or of the list of layers
+    """The names of what a file may have instead of a head, or of the list of layers
     that ends with it."""
     layers, _, last = (head or "").rpartition(".")
     found = _of_head(names, head)

@@ -187,7 +187,7 @@ class Structure:
         return self.name_of(_before(node, self.skeleton, ("Dropout", "Identity")))
 
     def where_computed(self, name: str) -> str:
-        """The name of a node, in place of "NAME.input" if that is possible."""
+        """The name of the node that computes a "NAME.input", if there is one."""
         if not self.traceable or not name.endswith(INPUT_OF):
             return name
         step = self.step(name)

@@ -174,7 +174,7 @@ def _nearest_total(joins: dict[fx.Node, Join], below: set[fx.Node]) -> Join | No
 
 
 def _cut_from(node: fx.Node) -> fx.Node | None:
-    """The tokens of which a step takes those in front, if that is what it does."""
+    """The tokens from which a step takes those in front, if it does so."""
     index = node.args[1] if node.target is operator.getitem else None
     if not isinstance(index, tuple) or len(index) < 2:
         return None

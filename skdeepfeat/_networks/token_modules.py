@@ -36,7 +36,7 @@ def build_module(source: ModuleSource) -> TokenNetwork:
 
 
 def _hooked(net: nn.Module, nodes: Iterable[str]) -> TokenNetwork:
-    """A network of which these nodes can be read; it sees the padding as tokens."""
+    """A network whose nodes of these names can be read; it sees padding as tokens."""
     modules = dict(net.named_modules())
     points = {
         n: HookPoint(modules[n.removesuffix(INPUT_OF)], entering=n.endswith(INPUT_OF))

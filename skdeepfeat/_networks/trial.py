@@ -151,7 +151,7 @@ class Way:
     Parameters
     ----------
     stops_early : bool
-        Whether to trace what enters the classifier, too.
+        Whether to also trace what enters the classifier.
     fixes : bool
         Whether code may look at the values of buffers that no file holds.
     """

@@ -205,7 +205,7 @@ def _converter_of(slices):
 
 
 def _drop_dictionaries(graph) -> None:
-    """Let a graph return an array of probabilities in place of dictionaries."""
+    """Let a graph return an array of probabilities instead of dictionaries."""
     for node in [node for node in graph.node if node.op_type == "ZipMap"]:
         graph.node.remove(node)
         graph.node.append(

@@ -21,7 +21,7 @@ from .statements import (
 class DiskSnapshot:
     """The rows of a database that its connection sees; see :class:`Snapshot`.
 
-    Without a transaction, rows that are added later are left out, too.
+    Even without a transaction, rows that are added later are left out.
 
     Parameters
     ----------
