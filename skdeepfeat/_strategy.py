@@ -120,10 +120,7 @@ def recommend_strategy(
     large = bool(counts.mean() >= LARGE)
     name, why = STRATEGIES[large, similar]
     estimator = _estimator(name, best, parameters, random_state)
-    accuracy = {
-        layer: (score.accuracy, _standard_error(score.hits))
-        for layer, score in scores.items()
-    }
+    accuracy = _accuracies(scores)
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
         print(explanation)
@@ -166,6 +163,14 @@ def _images_per_class(y) -> np.ndarray:
 def _standard_error(values) -> float:
     """Standard error of the mean."""
     return values.std(ddof=1) / np.sqrt(len(values))
+
+
+def _accuracies(scores) -> dict[str, tuple[float, float]]:
+    """The accuracy of each layer, and its standard error."""
+    return {
+        layer: (score.accuracy, _standard_error(score.hits))
+        for layer, score in scores.items()
+    }
 
 
 def _probe(features):

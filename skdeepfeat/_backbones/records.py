@@ -463,11 +463,7 @@ class Backbone:
         check_module(net)
         spec = InputSpec(image_size, None, mean=mean, std=std)
         net = copy_of(net)
-        arrays = {
-            key: as_array(value)
-            for key, value in named_tensors(net).items()
-            if hasattr(value, "detach")  # else it is extra state, in the copy itself
-        }
+        arrays = _arrays_of(net)
         if head is not None:
             _check_head(net, head)
         skeleton = Skeleton(net.to("meta").float())
@@ -496,6 +492,12 @@ class Backbone:
 
     def __hash__(self):
         return hash(self.digest)
+
+
+def _arrays_of(net) -> dict[str, np.ndarray]:
+    """The tensors of a network as arrays, without extra state, which its copy keeps."""
+    tensors = named_tensors(net)
+    return {k: as_array(v) for k, v in tensors.items() if hasattr(v, "detach")}
 
 
 def _hooks_of_all_modules() -> list[list]:

@@ -108,6 +108,14 @@ def _check_tokens(tokenize, padding: int, n_tokens: int) -> None:
             raise ValueError(f"{no_token(where, number, n_tokens)}.")
 
 
+def _identify(net, version, name) -> tuple[dict[str, Any], str]:
+    """Named values that identify a network, and why they do not last, or ""."""
+    known_by, obstacle = inspector().describe_text_module(net, version)
+    if obstacle:
+        return {"token": secrets.token_hex(16)}, obstacle
+    return (known_by if version is None else {**known_by, "name": name}), obstacle
+
+
 @dataclass(frozen=True, eq=False)
 class TextBackbone:
     """A network to read features of texts from: an immutable, hashable value.
@@ -237,11 +245,7 @@ class TextBackbone:
         n_tokens = inspector().count_tokens(copied)
         _check_tokens(tokenize, padding, n_tokens)
         layers = inspector().find_text_layers(copied, padding, max_length, head)
-        known_by, obstacle = inspector().describe_text_module(copied, version)
-        if version is not None:
-            known_by["name"] = name
-        if obstacle:
-            known_by = {"token": secrets.token_hex(16)}
+        known_by, obstacle = _identify(copied, version, name)
         tokenizer = tokenizer_of(tokenize, version)
         record = ModuleRecord(
             name=name or type(net).__name__,
