@@ -8,7 +8,7 @@
 - ``hooks``: networks that cannot be traced
 - ``pooling``: activations → rows
 - ``layers``, ``discovery``, ``stages``, ``intermediates``: which layers there are
-- ``head``, ``end``, ``end_when_run``: the classifier of a network
+- ``head``, ``end``, ``end_when_run``, ``classifiers``: the classifier of a network
 - ``row_layouts``, ``token_joins``, ``constant_tokens``, ``map_areas``: what the axes of
   an activation mean, and which tokens belong to no place in the image
 - ``averages``, ``places``: vectors that are averages of maps
