@@ -5,6 +5,7 @@ need the network itself. Pickles of earlier versions refer to the names below.
 
 - ``records``, ``builders``, ``layouts``: a network, what builds it, and its layers
 - ``registry``, ``timm_records``, ``listing``: networks by name
+- ``timm_folders``: networks of timm in folders
 - ``weights``, ``recipes``, ``saved``: where weights come from, and their preprocessing
 - ``files``, ``contents``, ``notes``, ``installed``: weights files, read safely
 - ``copies``, ``skeletons``, ``tensors``: a network of the user's own, and its weights
