@@ -116,9 +116,11 @@ class Rows:
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
         self._call = new_call()
+        self._window: Any = None  # that is read now
         self._key_of: dict[int, bytes] = {}
+        self._refused: dict[int, bytes] = {}  # rows that other calls are computing
         self.missing: dict[int, None] = {}  # an ordered set of rows
-        self.n_computed = self._n_begun = 0
+        self.n_computed = self._n_begun = self._n_seen = self._n_idle = 0
 
     def __enter__(self):
         return self
@@ -163,7 +165,7 @@ class Rows:
                 self._same_as.append((row, first))
         self._table.write_files(window.files)
         self.missing = dict.fromkeys(self._key_of)
-        self._refused: dict[int, bytes] = {}  # rows that other calls are computing
+        self._refused = {}
         self._n_seen = self._n_idle = 0
 
     def read(self) -> bool:
