@@ -111,7 +111,7 @@ def fine_tune(
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A context in which torch's global generators of CPU and device are seeded."""
+    """A context in which torch's global generators of CPU and device start anew."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
