@@ -324,7 +324,7 @@ class FileLock:
             self._file = _open_locked(self.path, os.O_RDWR | os.O_CREAT)
             with contextlib.suppress(OSError):  # on a full disk the lock is held anyway
                 os.ftruncate(self._file, 0)
-                os.write(self._file, f"{this_process()}\n".encode())
+                os.write(self._file, f"{who()}\n".encode())
         except BlockingIOError:
             return False
         finally:
@@ -402,7 +402,7 @@ def _open_locked(path, flags: int) -> int:
     return file
 
 
-def this_process() -> str:
+def who() -> str:
     """This process, in words, for messages of processes that wait for it."""
     return f"process {os.getpid()} on {socket.gethostname()!r}"
 
