@@ -241,6 +241,6 @@ def _as_table(rows: list[RankedLayer], as_frame: bool):
         import pandas as pd
     except ImportError as error:
         raise ImportError(
-            "as_frame=True needs pandas. Install it with pip install pandas."
+            "as_frame=True needs pandas. Type: pip install pandas"
         ) from error
     return pd.DataFrame(rows)[filled]

@@ -36,6 +36,6 @@ def new_axes(n_rows=1, n_columns=1, **options):
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "Displays need matplotlib. Install it with pip install 'skdeepfeat[plot]'."
+            "Displays need matplotlib. Type: pip install 'skdeepfeat[plot]'"
         ) from error
     return plt.subplots(n_rows, n_columns, layout="constrained", **options)[1]
