@@ -21,21 +21,22 @@ LARGE = 200  # images per class, on average, from which tuning a network pays of
 STRATEGIES = {
     (False, True): (
         "head only",
-        "the images are few, and the last layer suits them best: train only a new head",
+        "there are few images, and the last layer suits them best: train only a new "
+        "head",
     ),
     (True, True): (
         "fine-tune",
-        "the images are many, and similar to those of the pretraining: also tune "
+        "there are many images, similar to those of the pretraining: also tune "
         "the top blocks",
     ),
     (False, False): (
         "earlier layers",
-        "the images are few, and an earlier layer suits them better than the last "
+        "there are few images, and an earlier layer suits them better than the last "
         "one: train a classifier on its features",
     ),
     (True, False): (
         "fine-tune most layers",
-        "the images are many, and unlike those of the pretraining: tune most of the "
+        "there are many images, unlike those of the pretraining: tune most of the "
         "network",
     ),
 }
