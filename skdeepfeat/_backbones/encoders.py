@@ -91,12 +91,12 @@ class EncoderBackbone(TextRecord):
         return found
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of a token."""
         return _entry(self.config, WIDTH)
 
     @cached_property
-    def input(self) -> TokenSpec:  # type: ignore[override]
+    def input(self) -> TokenSpec:
         """Tokens, as many as there are positions."""
         files = {p.name: digest_file(p) for p in tokenizer_files(self.folder)}
         return TokenSpec(digest_fields("tokenizer", 1, files), self._longest())
@@ -111,7 +111,7 @@ class EncoderBackbone(TextRecord):
         return int(min([longest, *filter(None, limits)]))
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
+    def layers(self) -> tuple[Layer, ...]:
         """The embeddings, each block, and what the network returns."""
         n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
@@ -125,7 +125,7 @@ class EncoderBackbone(TextRecord):
         )
 
     @cached_property
-    def identity(self) -> Identity:  # type: ignore[override]
+    def identity(self) -> Identity:
         """The configuration, which names the code that is run."""
         return Identity(digest_fields("encoder", 2, self.settings))
 

@@ -56,13 +56,13 @@ class ModuleRecord(TextRecord):
     tokenizer: Tokenizer = field(repr=False)
     input: TokenSpec
     padding: int
-    layers: tuple[Layer, ...] = field(repr=False)  # type: ignore[assignment]
+    layers: tuple[Layer, ...] = field(repr=False)
     known_by: dict[str, Any] = field(repr=False)
     obstacle: str
     n_tokens: int
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of the deepest layer."""
         return self.layers[-1].features
 

@@ -29,17 +29,17 @@ class WordFile(WordBackbone):
     path: Path
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The name of the file."""
         return self.path.name
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of a word."""
         return self.table().vectors_of_words.shape[1]
 
     @property
-    def input(self) -> WordSpec:  # type: ignore[override]
+    def input(self) -> WordSpec:
         """Texts of any length."""
         return WordSpec(digest_fields("words", 1, {"rule": RULE}), None)
 
