@@ -186,7 +186,7 @@ def last_method(estimator) -> Callable:
 
 
 def _replace_frozen(estimator, replaced: dict[int, Any]) -> None:
-    """Let copies of frozen estimators be what is frozen, which predicts the same."""
+    """Replace frozen estimators by what they freeze, which predicts the same."""
     for part in reversed(list(parts_of(estimator))):  # the inner ones first
         if isinstance(part, FrozenEstimator):
             replaced[id(part)] = copy.deepcopy(part.estimator, replaced)

@@ -355,7 +355,7 @@ class Backbone:
         return self.memo.get("tensors", self._digest_tensors)
 
     def _digest_tensors(self) -> bytes:
-        """Digest of `arrays`; refuses others than it was created with."""
+        """Digest of `arrays`; refuses arrays that have changed since it was created."""
         found = digest_tensors(self.arrays)
         if self.noted_tensors not in (None, found.hex()):
             raise WeightsError(
@@ -509,7 +509,7 @@ def _hooks_of_all_modules() -> list[list]:
 
 
 def _check_head(net, head: str) -> None:
-    """Refuse a name that is none of a network's modules."""
+    """Refuse a name that does not name a module of a network."""
     names = [name for name, _ in net.named_modules() if name]
     if head not in names:
         raise ValueError(

@@ -165,7 +165,7 @@ def find_version(name: str) -> Version | None:
 
 
 def _configured(name: str) -> Version | None:
-    """A version that the installed timm has and the table has not."""
+    """A version that the installed timm has, but not the table."""
     from timm.models import get_pretrained_cfg, is_model
 
     try:
@@ -288,7 +288,7 @@ def layers_of(version: Version) -> tuple[Layer, ...] | None:
 
 @functools.cache
 def _is_current() -> bool:
-    """Whether timm, if installed, is that of the table, so that its nodes exist."""
+    """Whether timm, if installed, has the version of the table, and so its nodes."""
     try:
         return metadata.version("timm") == table()["timm"]
     except metadata.PackageNotFoundError:

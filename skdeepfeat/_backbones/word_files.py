@@ -62,7 +62,7 @@ class WordFile(WordBackbone):
 
 
 def _known_digest(path: Path) -> bytes:
-    """The digest of a file, which is read only if its state is a new one."""
+    """The digest of a file, which is only read if its state is new."""
     state = state_of_file(path.stat())
     note = user_cache("words") / f"{digest(str(path)).hex()}.json"
     try:

@@ -203,7 +203,7 @@ class Cluster(ExitStack):
             time.sleep(0.1)
 
     def _accept(self, reply, window: UnreadWindow, rows: Rows) -> Computed:
-        """A reply, without rows whose files are other ones here."""
+        """A reply, without rows whose files differ from those here."""
         if not isinstance(reply, Reply):
             raise reply
         self._row_seconds = reply.seconds / max(1, len(reply.keys))
