@@ -287,7 +287,7 @@ def _as_array(y) -> np.ndarray:
     except (RuntimeError, TypeError) as error:  # of torch
         raise ValueError(
             f"y cannot be read as an array ({error}). Pass an array, a list or a "
-            "column; of a tensor, for instance y.detach().cpu().float().numpy()."
+            "column; for a tensor, pass y.detach().cpu().float().numpy()."
         ) from error
 
 
