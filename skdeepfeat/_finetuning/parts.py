@@ -22,7 +22,7 @@ from .._networks.sharing import get_network
 from .._networks.structure import Structure, bind, fill_graph, structure_of
 from .fitted import Fitted, arrays_of, load_arrays
 from .new_head import Head
-from .tuned_part import TunedPart, has_parameters
+from .tuned_part import TunedPart, _has_parameters
 
 
 class Parts:
@@ -190,7 +190,7 @@ def _refuse_shared_modules(structure: Structure, start: str | None, graph) -> No
     both = [
         target
         for target in sorted(targets[0] & targets[1])
-        if has_parameters(attrgetter(target)(structure.skeleton))
+        if _has_parameters(attrgetter(target)(structure.skeleton))
     ]
     if both:
         raise ValueError(

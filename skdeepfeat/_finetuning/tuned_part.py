@@ -106,7 +106,7 @@ def _tunable_blocks(structure: Structure, end: Layer) -> list[Layer]:
     with_weights = {
         block
         for target, block in block_of.items()
-        if has_parameters(attrgetter(target)(structure.skeleton))
+        if _has_parameters(attrgetter(target)(structure.skeleton))
     }
     return [layer for i, layer in enumerate(layers) if i in with_weights]
 
@@ -135,7 +135,7 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
     return unfreeze
 
 
-def has_parameters(part) -> bool:
+def _has_parameters(part) -> bool:
     """Whether a module has parameters, or a tensor is one."""
     if isinstance(part, nn.Module):
         return any(True for _ in part.parameters())
