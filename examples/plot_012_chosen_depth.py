@@ -3,9 +3,9 @@ Which depth suits my images, without a search?
 ==============================================
 
 With ``layer="auto"``, `fit` chooses the depth by how well each layer
-predicts images that are left out one at a time. Here is its choice
-beside that of a search, which cross-validates a classifier on every
-layer.
+predicts images that are left out one at a time. This example compares
+its choice with that of a search, which cross-validates a classifier on
+every layer.
 
     python plot_012_chosen_depth.py [FOLDER]
 

@@ -2,7 +2,7 @@
 Can a small text network be reused?
 ===================================
 
-A 1-D convolutional network learns from which library a docstring is.
+A 1-D convolutional network learns which library a docstring is from.
 Its frozen layers are then features for another task with few examples:
 to tell three other libraries apart.
 """

@@ -61,7 +61,7 @@ distances = cosine_distances(rows[queries], rows[known])
 found = known[distances.argmin(axis=1)]
 accepted = distances.min(axis=1) < threshold
 right = accepted & (y[found] == y[queries])
-print(f"known persons: {right[~stranger].mean():.0%} recognized")
+print(f"known persons: {right[~stranger].mean():.0%} recognised")
 print(f"strangers: {1 - accepted[stranger].mean():.0%} refused")
 
 # %%
@@ -96,4 +96,4 @@ plt.show()
 # Use this for an album of your own or a tray of coins, not to identify
 # people or to control access. The network learned objects, and its
 # errors may differ between groups of people. A network trained on faces
-# is another thing; it, too, needs consent and a basis in law.
+# is something else, and also requires consent and a legal basis.

@@ -7,11 +7,9 @@ from ._backbones.records import Backbone
 from ._backbones.registry import register_backbone
 from ._backbones.text_modules import TextBackbone
 from ._datasets import load_image_folder, load_textures
-from ._displays import (
-    ActivationMapDisplay,
-    LayerDepthDisplay,
-    TrainingHistoryDisplay,
-)
+from ._displays.activation_map import ActivationMapDisplay
+from ._displays.layer_depth import LayerDepthDisplay
+from ._displays.training_history import TrainingHistoryDisplay
 from ._embedding import embed_weights
 from ._exceptions import (
     EngineWarning,

@@ -180,13 +180,13 @@ def last_method(estimator) -> Callable:
     raise ValueError(
         f"{type(last_step(estimator)).__name__} cannot predict new images: it has none "
         f"of the methods {', '.join(PASSES)}. Fit a search with refit=True and "
-        "LocalOutlierFactor with novelty=True; in place of a clusterer that labels its "
+        "LocalOutlierFactor with novelty=True; instead of a clusterer that labels its "
         "training images only, use one with predict, such as KMeans."
     )
 
 
 def _replace_frozen(estimator, replaced: dict[int, Any]) -> None:
-    """Let copies of frozen estimators be what is frozen, which predicts the same."""
+    """Replace frozen estimators by what they freeze, which predicts the same."""
     for part in reversed(list(parts_of(estimator))):  # the inner ones first
         if isinstance(part, FrozenEstimator):
             replaced[id(part)] = copy.deepcopy(part.estimator, replaced)

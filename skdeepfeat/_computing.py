@@ -11,13 +11,13 @@ from ._engines.running import Engine
 from ._plan import Plan
 from ._store.base import Computed, Table
 from ._store.columns import Columns
-from ._store.rows import Rows, Source, Window
+from ._store.rows import Inputs, Rows, Window
 
 
 class Place(Protocol):
     """Where one call computes; a context that frees what it took there."""
 
-    def take(self, source: Any) -> Source:
+    def take(self, inputs: Any) -> Inputs:
         """The rows of X as this place identifies them."""
 
     def compute(
@@ -25,7 +25,7 @@ class Place(Protocol):
     ) -> Iterator[Computed]:
         """Features of the missing rows that no other call is computing.
 
-        The window is one of the source that `take` returned.
+        The window is one of the inputs that `take` returned.
         """
 
     def __enter__(self): ...
@@ -45,9 +45,9 @@ class Here(nullcontext):
         super().__init__()
         self._plan = plan
 
-    def take(self, source: Source) -> Source:
+    def take(self, inputs: Inputs) -> Inputs:
         """The rows of X; their files are read and hashed here."""
-        return source
+        return inputs
 
     def compute(
         self, window: Window, rows: Rows, table: Table, clock: Clock

@@ -52,7 +52,7 @@ def load_image_folder(root):
     FileNotFoundError
         If `root` is not a folder.
     ValueError
-        If there is no photo.
+        If there are no photos.
 
     Warns
     -----
@@ -87,9 +87,8 @@ def load_image_folder(root):
     if not any(photos):
         raise ValueError(_nothing_found(root, folders, ignored))
     empty = [name for name, found in zip(by_class, photos, strict=True) if not found]
-    for sentence in (_about_ignored(root, ignored), _about_empty(root, empty)):
-        if sentence:
-            warn_user(sentence, ImageWarning)
+    _warn_of_ignored(root, ignored)
+    _warn_of_empty(root, empty)
     paths, sizes = np.concatenate(list(filter(None, photos))), list(map(len, photos))
     return Bunch(
         data=paths,
@@ -174,25 +173,25 @@ def _nothing_found(root: str, folders: list, ignored: list[str]) -> str:
     )
 
 
-def _about_ignored(root: str, ignored: list[str]) -> str | None:
-    """A sentence on the files that were skipped."""
-    if not ignored:
-        return None
-    return (
-        f"Left out {len(ignored)} file(s) below {root!r} that are not images or not in "
-        f"the subfolder of a class, for instance {ignored[0]!r}."
-    )
+def _warn_of_ignored(root: str, ignored: list[str]) -> None:
+    """Warn of files that were skipped."""
+    if ignored:
+        warn_user(
+            f"Left out {len(ignored)} file(s) below {root!r} that are not images or "
+            f"not in the subfolder of a class, for instance {ignored[0]!r}.",
+            ImageWarning,
+        )
 
 
-def _about_empty(root: str, empty: list[str]) -> str | None:
-    """A sentence on the classes without photos."""
-    if not empty:
-        return None
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    return (
-        f"Subfolders of {root!r} without images: {', '.join(map(repr, empty[:5]))}"
-        f"{more}. They remain classes without images."
-    )
+def _warn_of_empty(root: str, empty: list[str]) -> None:
+    """Warn of classes without photos."""
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        warn_user(
+            f"Subfolders of {root!r} without images: {', '.join(map(repr, empty[:5]))}"
+            f"{more}. They remain classes without images.",
+            ImageWarning,
+        )
 
 
 def load_textures():

@@ -151,7 +151,7 @@ class EngineWarning(FeatureWarning):
     """Features are computed in a slower way than planned.
 
     Torch runs a network that another engine cannot convert, or threads decode images
-    in place of processes that have ended.
+    instead of processes that have ended.
     """
 
 
@@ -198,8 +198,8 @@ class Wording:
     not_finite : str
         The reason why a row has features that are NaN or infinite.
     out_of_range : str
-        The warning about n rows of this number that are not as they should be; has
-        the place "{n}".
+        The warning about rows that are not as they should be; "{n}" in it stands for
+        their number.
     """
 
     noun: str

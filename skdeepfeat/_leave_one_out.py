@@ -203,7 +203,7 @@ class _Standardised:
 
 
 class _Projected:
-    """Standardised rows on eigenvectors, computed anew in each iteration."""
+    """Standardised rows on eigenvectors, computed again in each iteration."""
 
     def __init__(self, standardised, vectors):
         self._standardised, self._vectors = standardised, vectors

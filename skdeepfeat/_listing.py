@@ -16,8 +16,8 @@ class Field(NamedTuple):
     format: str = ""
 
 
-class Cell(NamedTuple):
-    """What a cell shows, and whether it is a number and so stands on the right."""
+class TableCell(NamedTuple):
+    """What a cell shows, and whether it is a number, which is aligned to the right."""
 
     text: str
     number: bool
@@ -69,24 +69,24 @@ class Listing(list):
     def _titles(self) -> list[str]:
         return [column.title for column in self._columns]
 
-    def _cells(self) -> list[list[Cell]]:
+    def _cells(self) -> list[list[TableCell]]:
         return [[_cell(column, item) for column in self._columns] for item in self]
 
 
-def _cell(column: Field, item: Any) -> Cell:
+def _cell(column: Field, item: Any) -> TableCell:
     value = column.value(item)
     text = "" if value is None else format(value, column.format)
-    return Cell(text, isinstance(value, (int, float)))
+    return TableCell(text, isinstance(value, (int, float)))
 
 
-def as_text(titles: list[str], rows: list[list[Cell]]) -> str:
+def as_text(titles: list[str], rows: list[list[TableCell]]) -> str:
     """Titles and rows as lines of aligned columns, numbers on the right."""
     columns = list(zip(*rows, strict=True)) or [()] * len(titles)
     aligned = [_align(t, c) for t, c in zip(titles, columns, strict=True)]
     return "\n".join(GAP.join(line).rstrip() for line in zip(*aligned, strict=True))
 
 
-def _align(title: str, cells: tuple[Cell, ...]) -> list[str]:
+def _align(title: str, cells: tuple[TableCell, ...]) -> list[str]:
     """The lines of one column, all of one width."""
     texts = [title, *(cell.text for cell in cells)]
     width = max(map(len, texts))
@@ -94,7 +94,7 @@ def _align(title: str, cells: tuple[Cell, ...]) -> list[str]:
     return [t.rjust(width) if on_the_right else t.ljust(width) for t in texts]
 
 
-def as_html(titles: list[str], rows: list[list[Cell]], caption: str = "") -> str:
+def as_html(titles: list[str], rows: list[list[TableCell]], caption: str = "") -> str:
     """Titles and rows as an HTML table, with all text escaped."""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows)
@@ -103,7 +103,7 @@ def as_html(titles: list[str], rows: list[list[Cell]], caption: str = "") -> str
     return f"<table>{above}{first}<tbody>{body}</tbody></table>"
 
 
-def _html_cell(cell: Cell) -> str:
+def _html_cell(cell: TableCell) -> str:
     return f"<td{RIGHT if cell.number else ''}>{html.escape(cell.text)}</td>"
 
 
@@ -112,12 +112,12 @@ def facts_as_html(caption: str, facts: Mapping[str, Any]) -> str:
     return as_html([], list(_fact_rows(facts)), caption)
 
 
-def _fact_rows(facts: Mapping[str, Any]) -> Iterable[list[Cell]]:
+def _fact_rows(facts: Mapping[str, Any]) -> Iterable[list[TableCell]]:
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            yield [Cell(name, False), Cell("", False)]
+            yield [TableCell(name, False), TableCell("", False)]
             yield from _fact_rows(value)
         else:
             number = isinstance(value, (int, float))
             text = f"{value:,}" if number else str(value)
-            yield [Cell(name, False), Cell(text, number)]
+            yield [TableCell(name, False), TableCell(text, number)]

@@ -44,7 +44,6 @@ class Network(Protocol):
 
     def width(self, layer: Layer, pooling: str) -> int:
         """Number of features of a layer after pooling."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def _prefetched(
     aliased = [x for x in network.aliased() if x.alias != skipped]
     if chosen == "all":
         return beyond(requested, aliased), []
-    if chooses_layer(estimator):  # which a later fit may do for the same images
+    if chooses_layer(estimator):  # which a later fit may also do for these images
         others = layers_to_choose_from(estimator, network)
         return beyond(requested, [network.find(name) for name in others]), []
     deepest = max((layer.index for layer in layers if layer.index), default=0)

@@ -124,8 +124,8 @@ def rank_layers(
     -----
     The features are scaled to a deviation of 1. The penalty of the ridge regression is
     chosen for each layer, by the same squared error. LogME [2]_ and other scores
-    without labels of held-out images can mislead [3]_; this one is an exact prediction
-    error, of another classifier than yours.
+    without labels of held-out images can mislead [3]_. This one is an exact prediction
+    error, but that of a classifier other than yours.
 
     References
     ----------
@@ -144,7 +144,32 @@ def rank_layers(
     >>> sum(row.chosen for row in ranking)
     1
     """
-    backbones = backbone if isinstance(backbone, (list, tuple)) else [backbone]
+    if "layer" in parameters:
+        raise TypeError(
+            "rank_layers has no 'layer' parameter: it ranks all layers of a network. "
+            "Leave it out."
+        )
+    backbones = _backbones_in(backbone)
+    versions = _weights_in(weights, len(backbones))
+    make = partial(PretrainedCNNFeatures, layer="auto", verbose=verbose, **parameters)
+    ranked = [
+        list(_rank(name, make(network, weights=version), X, y))
+        for name, network, version in zip(
+            _names_of(backbones), backbones, versions, strict=True
+        )
+    ]
+    best = max(ranked, key=lambda rows: max(map(_quality, rows)))
+    rows = [
+        row._replace(chosen=row.chosen and some is best)
+        for some in ranked
+        for row in some
+    ]
+    return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
+
+
+def _backbones_in(backbone) -> list:
+    """The networks of a `backbone` parameter; refuses networks of texts, and none."""
+    backbones = list(backbone) if isinstance(backbone, (list, tuple)) else [backbone]
     if not backbones:
         raise ValueError(
             "The 'backbone' parameter of rank_layers must be a network or a list of "
@@ -153,33 +178,19 @@ def rank_layers(
         )
     for network in backbones:
         refuse_texts(network)
-    if "layer" in parameters:
-        raise TypeError(
-            "rank_layers has no 'layer' parameter: it ranks all layers of a network. "
-            "Leave it out."
-        )
-    versions = weights if isinstance(weights, list) else [weights] * len(backbones)
-    if len(versions) != len(backbones):
+    return backbones
+
+
+def _weights_in(weights, n_networks: int) -> list:
+    """The weights of each network; refuses a list of another length."""
+    versions = weights if isinstance(weights, list) else [weights] * n_networks
+    if len(versions) != n_networks:
         raise ValueError(
             f"The 'weights' of rank_layers must be one value, or a list with one entry "
-            f"for each network. Got {len(versions)} entries for {len(backbones)} "
+            f"for each network. Got {len(versions)} entries for {n_networks} "
             "networks."
         )
-    make = partial(PretrainedCNNFeatures, layer="auto", verbose=verbose, **parameters)
-    networks = [
-        (name, make(network, weights=version))
-        for name, network, version in zip(
-            _names_of(backbones), backbones, versions, strict=True
-        )
-    ]
-    ranked = [list(_rank(name, features, X, y)) for name, features in networks]
-    best = max(ranked, key=lambda rows: max(map(_quality, rows)))
-    rows = [
-        row._replace(chosen=row.chosen and some is best)
-        for some in ranked
-        for row in some
-    ]
-    return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
+    return versions
 
 
 def _names_of(backbones) -> list[str]:
@@ -230,6 +241,6 @@ def _as_table(rows: list[RankedLayer], as_frame: bool):
         import pandas as pd
     except ImportError as error:
         raise ImportError(
-            "as_frame=True needs pandas. Install it with pip install pandas."
+            "as_frame=True needs pandas. Type: pip install pandas"
         ) from error
     return pd.DataFrame(rows)[filled]

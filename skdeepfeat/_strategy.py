@@ -21,21 +21,22 @@ LARGE = 200  # images per class, on average, from which tuning a network pays of
 STRATEGIES = {
     (False, True): (
         "head only",
-        "the images are few, and the last layer suits them best: train only a new head",
+        "there are few images, and the last layer suits them best: train only a new "
+        "head",
     ),
     (True, True): (
         "fine-tune",
-        "the images are many, and similar to those of the pretraining: also tune "
+        "there are many images, similar to those of the pretraining: also tune "
         "the top blocks",
     ),
     (False, False): (
         "earlier layers",
-        "the images are few, and an earlier layer suits them better than the last "
+        "there are few images, and an earlier layer suits them better than the last "
         "one: train a classifier on its features",
     ),
     (True, False): (
         "fine-tune most layers",
-        "the images are many, and unlike those of the pretraining: tune most of the "
+        "there are many images, unlike those of the pretraining: tune most of the "
         "network",
     ),
 }
@@ -120,10 +121,7 @@ def recommend_strategy(
     large = bool(counts.mean() >= LARGE)
     name, why = STRATEGIES[large, similar]
     estimator = _estimator(name, best, parameters, random_state)
-    accuracy = {
-        layer: (score.accuracy, _standard_error(score.hits))
-        for layer, score in scores.items()
-    }
+    accuracy = _accuracies(scores)
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
         print(explanation)
@@ -166,6 +164,14 @@ def _images_per_class(y) -> np.ndarray:
 def _standard_error(values) -> float:
     """Standard error of the mean."""
     return values.std(ddof=1) / np.sqrt(len(values))
+
+
+def _accuracies(scores) -> dict[str, tuple[float, float]]:
+    """The accuracy of each layer, and its standard error."""
+    return {
+        layer: (score.accuracy, _standard_error(score.hits))
+        for layer, score in scores.items()
+    }
 
 
 def _probe(features):

@@ -47,12 +47,13 @@ class PretrainedTextFeatures(PretrainedFeatures):
     pooling : {"mean", "max", "cls", "meanmax"}, default="mean"
         How to pool the states of the tokens: their mean, their largest values, the
         state of the first token, or mean and largest values. Padding is left out. Word
-        vectors have no first token that stands for the text, so "cls" is not for them.
+        vectors have no first token that stands for the text, so they do not support
+        "cls".
     max_length : int or None, default=None
         Number of tokens after which a text is cut, with a warning. None means as many
         as the network reads.
     batch_size : int or "auto", default="auto"
-        Maximum number of texts computed at once, of longer ones fewer. The value is
+        Maximum number of texts computed at once; fewer if they are long. The value is
         limited by what the device can handle.
     device : str or list of str, default="auto"
         The device to compute on: "auto" (a GPU if there is one), "cpu", "cuda" or
@@ -75,7 +76,7 @@ class PretrainedTextFeatures(PretrainedFeatures):
         start, and so does "auto" with ``layer="auto"``. A list names the layers to
         store.
     on_error : {"raise", "nan"}, default="raise"
-        What to do with a row that is no text, such as None. "raise" raises
+        What to do with a row that is not a text, such as None. "raise" raises
         :class:`TextError` with its row. "nan" fills its row with NaN and warns once.
     output : {"numpy", "torch"}, default="numpy"
         Type of the output. "torch" returns a tensor on the device, for estimators that
@@ -130,14 +131,14 @@ class PretrainedTextFeatures(PretrainedFeatures):
 
     An encoder computes two short texts when it is loaded. If padding changes its
     states, each text is computed alone, at its own length. An encoder whose features
-    depend on earlier texts is refused, and so is one of which transformers returns no
-    states between the blocks.
+    depend on earlier texts is refused, and so is one for which transformers does not
+    return the states between the blocks.
 
     Weights are read from .safetensors files, and no code of a model is run: what needs
     ``trust_remote_code`` is refused. Files of word vectors are read once, those of
-    fastText by gensim's reader, and none as a pickle; then they are opened from a table
-    in the cache folder of the user, which takes no memory beyond the words that are
-    used.
+    fastText by gensim's reader, and none as a pickle. Afterwards they are opened from a
+    table in the cache folder of the user, which takes no memory except for the words
+    that are used.
 
     Words are runs of letters, marks and digits, and single other signs; they are
     compared in their composed form (NFC). A word that a file does not have is looked up

@@ -1,7 +1,7 @@
 """Checks of parameters, of numeric tables, of labels, and of column names.
 
-The only file that touches private names of scikit-learn, or names that its versions
-do not share.
+The only file that imports private names of scikit-learn, or names that its versions do
+not share.
 """
 
 import difflib
@@ -12,6 +12,7 @@ import re
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
 from sklearn.utils._param_validation import (
@@ -44,6 +45,7 @@ __all__ = [
     "HasBackbone",
     "HasMethods",
     "Interval",
+    "PackageEstimator",
     "StrOptions",
     "WholeNumber",
     "can",
@@ -95,6 +97,19 @@ class HasBackbone(HasMethods):
     def __str__(self):
         how = "Backbone.from_module(net, image_size=...) makes one of a network"
         return f"{super().__str__()} ({how})"
+
+
+class PackageEstimator(CallbackSupportMixin, BaseEstimator):
+    """Base of our estimators: links to their pages, and pickles of earlier versions."""
+
+    _doc_link_module = "skdeepfeat"
+    _doc_link_template = (
+        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
+        "skdeepfeat.{estimator_name}.html"
+    )
+
+    def __setstate__(self, state):
+        super().__setstate__(complete_state(type(self), state))
 
 
 def complete_state(estimator_class, state: dict) -> dict:
@@ -185,7 +200,7 @@ def check_value_range(value_range) -> tuple[float, float] | None:
     return float(value_range[0]), float(value_range[1])
 
 
-# Strings that are no folders → what to pass instead, also of similar ones.
+# Strings that do not name a folder → what to pass instead, also for similar ones.
 NO_FOLDERS = {"memory": "'memory'", "none": "None"}
 
 
@@ -304,7 +319,7 @@ def _as_array(y) -> np.ndarray:
     except (RuntimeError, TypeError) as error:  # of torch
         raise ValueError(
             f"y cannot be read as an array ({error}). Pass an array, a list or a "
-            "column; of a tensor, for instance y.detach().cpu().float().numpy()."
+            "column; for a tensor, pass y.detach().cpu().float().numpy()."
         ) from error
 
 

@@ -3,11 +3,7 @@
 from functools import partial
 
 import numpy as np
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-)
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ._backbones.saved import can_compare, refuse_other_weights, saved_digest
@@ -28,14 +24,13 @@ from ._plan import (
     requested_layers,
 )
 from ._report import FitTask, Report, last_report, progress_bar
-from ._store.rows import Rows, Source
+from ._store.rows import Inputs, Rows
 from ._store.stores import open_table
 from ._validation import (
-    CallbackSupportMixin,
+    PackageEstimator,
     check_cache,
     check_npy,
     check_target,
-    complete_state,
     with_callbacks,
 )
 
@@ -50,10 +45,7 @@ NOT_CHOSEN = (
 
 
 class PretrainedFeatures(
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    CallbackSupportMixin,
-    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, PackageEstimator
 ):
     """Base of the estimators that return features of a frozen network.
 
@@ -211,7 +203,7 @@ class PretrainedFeatures(
 
     # What a kind of input adds ------------------------------------------------------
 
-    def _read(self, X, *, reset) -> Source:
+    def _read(self, X, *, reset) -> Inputs:
         """The rows of X; records its columns, or compares them."""
         raise NotImplementedError
 
@@ -249,13 +241,13 @@ class PretrainedFeatures(
         self, plan, X, *, reset=False, make_output=None, batch_done=lambda: None
     ):
         """X → rows → batches → activations → pooled rows → store → array."""
-        source = self._read(X, reset=reset)
-        out = (make_output or self._allocate)(len(source), plan.columns.width)
-        report, clock = Report(self, len(source), source.wording), Clock()
+        inputs = self._read(X, reset=reset)
+        out = (make_output or self._allocate)(len(inputs), plan.columns.width)
+        report, clock = Report(self, len(inputs), inputs.wording), Clock()
         table, place = open_table(self.cache, plan.obstacle), place_to_compute(plan)
-        rows = Rows(place.take(source), table, plan.columns, out, report, clock)
+        rows = Rows(place.take(inputs), table, plan.columns, out, report, clock)
         with (
-            progress_bar(len(source), self.verbose, source.wording) as show,
+            progress_bar(len(inputs), self.verbose, inputs.wording) as show,
             rows,
             place,
         ):
@@ -322,9 +314,9 @@ class PretrainedFeatures(
             Score of each layer, in order of depth.
         """
         y = check_target(self, y)
-        source = self._read(X, reset=True)
-        check_consistent_length(source, y)
-        rows = self._walk(source, fitting=True, **options)
+        inputs = self._read(X, reset=True)
+        check_consistent_length(inputs, y)
+        rows = self._walk(inputs, fitting=True, **options)
         columns = self._plan(fitting=True).columns
         layers = self._layers_to_fit(self._network())
         places = zip(layers, columns.slices, strict=True)
@@ -373,12 +365,6 @@ class PretrainedFeatures(
 
     # Conventions of scikit-learn ----------------------------------------------------
 
-    _doc_link_module = "skdeepfeat"
-    _doc_link_template = (
-        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
-        "skdeepfeat.{estimator_name}.html"
-    )
-
     @property
     def _n_features_out(self) -> int:
         network = self._network()
@@ -423,9 +409,6 @@ class PretrainedFeatures(
     def stats_(self) -> dict:
         """Statistics of the last call of this thread."""
         return last_report(self).stats
-
-    def __setstate__(self, state):
-        super().__setstate__(complete_state(type(self), state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -527,7 +527,7 @@ WRONG_X = {
     "pairs": ([(Image.new("L", (2, 2)), 1)], "image, label"),
     "byte strings": (np.array([b"abc"]), "dtype bytes"),
     "numbers": ([1.0, 2.0], "Expected 2D array"),
-    "an object": ([object()], "row 0 .*no image"),
+    "an object": ([object()], "row 0 .*not an image"),
 }
 
 

@@ -1,6 +1,7 @@
 """Imports run one way, and torch is imported late."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,15 @@ def within(module: str):
 
 def test_every_module_has_a_place_in_the_import_order():
     assert {room_of(module) for module in MODULES} == FLOOR_OF.keys()
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({m.partition(".")[0] for m in MODULES if "." in m})
+)
+def test_a_folder_says_what_each_of_its_modules_is_for(folder):
+    doc = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+    within = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert within == set(re.findall(r"``(\w+)``", doc))
 
 
 @pytest.mark.parametrize("module", MODULES)

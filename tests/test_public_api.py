@@ -19,6 +19,8 @@ BETWEEN_CLASSES = {
     "FineTunedClassifier.to_backbone",
     "ImageError.at",
     "PretrainedCNNFeatures.score_layers",
+    "PretrainedTextFeatures.score_layers",
+    "TextError.at",
     "WeightsError.missing",
     "WeightsError.retired",
 }
@@ -38,10 +40,11 @@ def public_functions():
         if inspect.isfunction(thing := getattr(skdeepfeat, name))
     }
     for cls in CLASSES:
-        for name in vars(cls):
+        for name in dir(cls):
             method = getattr(cls, name)
             is_public = not name.startswith("_") and not GENERATED.fullmatch(name)
-            if is_public and inspect.isroutine(method):
+            is_ours = str(getattr(method, "__module__", "")).startswith("skdeepfeat")
+            if is_public and is_ours and inspect.isroutine(method):
                 found[f"{cls.__name__}.{name}"] = method
     return {name: thing for name, thing in found.items() if name not in BETWEEN_CLASSES}
 

@@ -9,7 +9,7 @@ from skdeepfeat import PretrainedCNNFeatures, load_image_folder
 
 
 def add_features(part):
-    """Runs in a worker; a store on its disk lets another run go on."""
+    """Runs in a worker; a store lets the next run continue."""
     features = PretrainedCNNFeatures(cache="/tmp/features.store")
     return part.assign(features=list(features.transform(part["path"])))
 

@@ -12,7 +12,7 @@ from skdeepfeat import PretrainedCNNFeatures, load_image_folder
 
 @pandas_udf(ArrayType(FloatType()))
 def features_of(parts: Iterator[pd.Series]) -> Iterator[pd.Series]:
-    """Runs in an executor; a store lets another run go on."""
+    """Runs in an executor; a store lets the next run continue."""
     features = PretrainedCNNFeatures(cache="/tmp/features.store")
     for paths in parts:
         yield pd.Series(list(features.transform(paths)))

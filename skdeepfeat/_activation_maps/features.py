@@ -171,7 +171,7 @@ def _maps_of(column: Column, source: WeightsSource) -> PooledMaps:
 
 
 def _side(layer: Layer, source: WeightsSource) -> int:
-    """Places along a side of the maps of a layer; 0 if they are no square."""
+    """Places along a side of the maps of a layer; 0 if they are not square."""
     from .._networks.places import shape_at
 
     shape = shape_at(source.backbone, layer, source.input.image_size)

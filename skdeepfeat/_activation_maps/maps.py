@@ -40,10 +40,10 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
         classifier, a regressor or an outlier detector. Columns beside the photos keep
         their values.
     X : sequence of n_images images
-        As `estimator` takes them.
+        In the form that `estimator` takes.
     target : label, array-like of shape (n_images,) or None, default=None
-        The class to explain, for all photos or for each of them; for a regressor of
-        several outputs, the number of one. None means the class that is predicted.
+        The class to explain, for all photos or for each of them; for a regressor with
+        several outputs, the index of one. None means the predicted class.
     method : {"auto", "places"}, default="auto"
         What is left out at once. "auto" leaves out squares of a seventh of the side of
         the network's input, which slide over the photo, or single places where these
@@ -51,29 +51,31 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
         and isotonic calibration, and for other poolings than "avg", which some places
         hardly change, it leaves out 200 random halves of the photo [4]_, which are
         always the same ones. "places" always leaves out single places of the finest
-        layer, which gives finer maps of a linear head, and often flat ones of trees and
-        neighbours.
+        layer, which gives finer maps for a linear head, and often flat ones for trees
+        and neighbours.
 
     Returns
     -------
     maps : ndarray of shape (n_images, h, w)
-        With the places of the finest layer; at most 14 a side with ``method="auto"``.
-        By how much the score of the target falls without each place, with random
-        halves on average; negative where it rises. The score is what
-        `decision_function` returns for the class. Without one, and for quadratic
-        discriminant analysis and nearest centroids, whose decision functions compare no
-        classes, it is the logarithm of its odds, or of trees, neighbours and heads
-        without `predict_log_proba`, its probability; for a regressor, the predicted
-        number. Support vector machines are asked for a score for each class, also with
-        ``decision_function_shape="ovo"``.
-        The maps cover the input of the network, which may be a crop of the photo. A
-        photo that cannot be read has a map of nan, with ``on_error="nan"``.
+        By how much the score of the target falls without each place, on average if
+        random halves are left out; negative where it rises. The places are those of the
+        finest layer, at most 14 along a side with ``method="auto"``. They cover the
+        input of the network, which may be a crop of the photo. With
+        ``on_error="nan"``, a photo that cannot be read has a map of nan.
+
+        The score is what `decision_function` returns for the class; for support vector
+        machines, one score for each class, even with
+        ``decision_function_shape="ovo"``. Without a decision function, it is the
+        logarithm of the odds of the class; so it is for quadratic discriminant analysis
+        and nearest centroids, whose decision functions do not compare the classes. For
+        trees, neighbours and heads without `predict_log_proba`, it is the probability,
+        and for a regressor the predicted number.
 
     Raises
     ------
     ValueError
-        If a layer has no places, such as the class token of a vision transformer, or
-        with ``pooling="flatten"``; if `estimator` cannot predict new images or predicts
+        If a layer has no places, such as the class token of a vision transformer; with
+        ``pooling="flatten"``; or if `estimator` cannot predict new images or predicts
         several labels for each.
 
     Warns
@@ -87,15 +89,14 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
 
     Notes
     -----
-    The features without a place are exact for all poolings, "max" leaves out places of
-    which a square covers at least half. With a linear head on ``pooling="avg"``, the
+    The features without a place are exact for all poolings; "max" leaves out the places
+    of which a square covers at least half. With a linear head on ``pooling="avg"``, the
     maps of single places are the class activation maps of [3]_, up to a factor and a
-    shift for each photo. The maps of several layers are one map, with the places of the
-    finest layer.
+    shift for each photo. Several layers give one map, with the places of the finest.
 
-    A deep layer has coarse maps that hold much about the class; an earlier one has
+    A deep layer has coarse maps that reveal much about the class; an earlier one has
     finer maps. Units of a deep layer see beyond their place, so a map shows roughly
-    where the evidence is, and not the outline of an object.
+    where the evidence is, not the outline of an object.
 
     References
     ----------
@@ -253,7 +254,7 @@ def _check_method(method) -> None:
 
 
 def _refuse_several_views(steps: list[UnpooledFeatures]) -> None:
-    """Refuse feature steps that see different photos, or different crops of them."""
+    """Refuse feature steps that see different photos or different crops of them."""
     columns = sorted({name for step in steps for name in step.columns})
     if len(columns) > 1:
         raise ValueError(
@@ -263,8 +264,8 @@ def _refuse_several_views(steps: list[UnpooledFeatures]) -> None:
     if len({step.view for step in steps}) > 1:
         raise ValueError(
             "The feature steps of this estimator see different crops of a photo, so "
-            "that their maps do not match. Set image_size, or use networks with the "
-            "same preprocessing."
+            "their maps do not match. Set image_size, or use networks with the same "
+            "preprocessing."
         )
 
 

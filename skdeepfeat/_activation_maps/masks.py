@@ -27,7 +27,7 @@ class Masks(Protocol):
 def masks_over(n_places: int, method: str, smooth: bool) -> Masks:
     """The masks over maps with this number of places along a side.
 
-    Of a `smooth` score, what one place adds is seen without that place alone.
+    If the score is `smooth`, leaving out one place alone shows what it adds.
     """
     if method == "places":
         return Squares(n_places, 1 / n_places)

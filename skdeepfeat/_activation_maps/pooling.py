@@ -16,7 +16,7 @@ def averages(maps, kept):
 
 
 def largest(maps, kept):
-    """Largest value at places of which more than half is kept."""
+    """Largest value at the places that are kept by more than half."""
     places = [np.flatnonzero(one > 0.5) for one in kept]
     return np.stack([maps[:, :, some].max(2) for some in places], 1)
 

@@ -90,7 +90,7 @@ class Targets:
         return targets
 
     def _check_known(self) -> None:
-        """Refuse labels that are no classes."""
+        """Refuse labels that are not classes."""
         if self.labels is None or self._known is None:
             return
         known = self._known.tolist()
@@ -213,7 +213,7 @@ CLASS_SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "predict_log_proba": _log_odds,
     "predict_proba": as_array,
 }
-# Heads that are asked for the next of these. Trees and neighbours have probabilities of
+# Heads for which the next of these is used. Trees and neighbours have probabilities of
 # 0, without a logarithm.
 AVOIDED: dict[str, Callable[[Any], bool]] = {
     "decision_function": is_likelihood,

@@ -96,20 +96,20 @@ def listed(names: Iterable[str], most: int = 4) -> str:
     return ", ".join([*shown[:most], *(["..."] if len(shown) > most else [])])
 
 
-# Files of trainings -------------------------------------------------------------------
+# Training checkpoints -----------------------------------------------------------------
 
-# Where the averages over a training are, which are preferred as timm's `use_ema` does:
+# Names of averages over the training, which are preferred, as with timm's `use_ema`:
 # "state_dict_ema", "model_ema", "ema_state_dict", "ema.module", "swa_model".
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged)\d*([._]|$)", re.IGNORECASE)
-# Where the weights themselves are.
+# Names of the weights themselves.
 TRAINED = "state_dict model_state_dict model_state model net network".split()
 TRAINED += "params weights module shadow".split()
 
 
 def weights_among(content: Any, is_tensor) -> Any:
-    """The weights in the file of a training; the content itself if there are none.
+    """The weights in a training checkpoint; the content itself if there are none.
 
-    Of several sets of weights, the average over the training is preferred.
+    If there are several sets of weights, the average over the training is preferred.
     """
     if not isinstance(content, dict) or is_plain(content, is_tensor):
         return content
@@ -143,7 +143,7 @@ def is_plain(content: Any, is_tensor) -> bool:
 # Names of entries ---------------------------------------------------------------------
 
 COUNTER = "n_averaged"  # torch's averaged networks count their updates
-# What torch puts into the names of parts that are compiled, computed again in training,
+# What torch adds to the names of parts that are compiled, computed again in training,
 # or spread over devices.
 WRAPPERS = r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 
@@ -151,7 +151,7 @@ WRAPPERS = r"(?<=\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\
 def strip_wrapper(
     state: MutableMapping[str, Any], own: Collection[str], head: str | None
 ) -> None:
-    """Remove what a module around a network has put before the names of its entries.
+    """Remove the prefix that a module around a network adds to names of its entries.
 
     Such modules are those of training in parallel ("module."), of compiled and averaged
     networks, of Lightning ("model."), and of the user's own. Entries of other parts are
@@ -168,7 +168,7 @@ def strip_wrapper(
     if len(found) > 1:
         raise WeightsError(
             f"it contains {len(found)} such networks, under {listed(found)}. Save the "
-            "entries of one of them in another file, without what precedes their names"
+            "entries of one of them in another file, without this part of their names"
         )
     _keep_under(found[0], state)
 

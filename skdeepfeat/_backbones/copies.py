@@ -16,29 +16,39 @@ def check_module(net) -> None:
             f"{type(net).__name__} instead."
         )
     for name, module in net.named_modules():
-        if "ScriptModule" in _kinds(module):
-            raise TypeError(
-                "from_module takes a torch.nn.Module in plain Python, and its module "
-                f"{name!r} is compiled by TorchScript. Use the module that "
-                "torch.jit.script or torch.jit.trace was given."
-            )
-        if ".quantized" in type(module).__module__:
-            raise TypeError(
-                f"The module {name!r} of the network is quantised. Pass the network as "
-                "it was before, in single precision."
-            )
+        _check_plain(name, module)
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        if tensor.is_meta:
-            raise ValueError(
-                f"The tensor {name!r} of the network has no values, as it is on the "
-                "device 'meta'. Load the weights before you pass it to from_module."
-            )
-        if type(tensor).__name__.startswith("Uninitialized"):
-            raise ValueError(
-                f"The parameter {name!r} of the network has no shape yet: a lazy "
-                "layer gets it in the first call. Run the network once on a batch of "
-                "images before you pass it to from_module."
-            )
+        _check_values(name, tensor)
+
+
+def _check_plain(name: str, module) -> None:
+    """Refuse a module that is compiled or quantised."""
+    if "ScriptModule" in _kinds(module):
+        raise TypeError(
+            "from_module takes a torch.nn.Module in plain Python, and its module "
+            f"{name!r} is compiled by TorchScript. Use the module that "
+            "torch.jit.script or torch.jit.trace was given."
+        )
+    if ".quantized" in type(module).__module__:
+        raise TypeError(
+            f"The module {name!r} of the network is quantised. Pass the network as it "
+            "was before, in single precision."
+        )
+
+
+def _check_values(name: str, tensor) -> None:
+    """Refuse a tensor without values."""
+    if tensor.is_meta:
+        raise ValueError(
+            f"The tensor {name!r} of the network has no values, as it is on the device "
+            "'meta'. Load the weights before you pass it to from_module."
+        )
+    if type(tensor).__name__.startswith("Uninitialized"):
+        raise ValueError(
+            f"The parameter {name!r} of the network has no shape yet: a lazy layer "
+            "gets it in the first call. Run the network once on a batch of images "
+            "before you pass it to from_module."
+        )
 
 
 def _kinds(thing) -> list[str]:
@@ -48,7 +58,7 @@ def _kinds(thing) -> list[str]:
 def copy_of(net):
     """A deep copy of a network in evaluation mode, or an error that says why not.
 
-    Modules that torch.compile returned are replaced by those that it was given.
+    Compiled modules are replaced by the modules that torch.compile was given.
     """
     try:
         copied = copy.deepcopy(net, _copies_of_results(net))

@@ -12,8 +12,9 @@ from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
 from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
+from .builders import PACKAGE
 from .installed import optional
-from .records import PACKAGE, Identity, Layer
+from .records import Identity, Layer
 from .sentence_folders import warn_about_modules, where_the_encoder_is
 from .text_records import TextRecord, TextSource, Tokenize
 
@@ -43,7 +44,7 @@ OF_PARTS = (
     "tokenizer, in a folder of their own, such as CLIPTextModel.from_pretrained(folder)"
     ".save_pretrained(other)."
 )
-# Ends of the names of files that a tokenizer may read, and of those that it does not.
+# How the names of files end that a tokenizer may read, and that it never reads.
 READ: tuple[str, ...] = (".json", ".txt", ".model", ".vocab", ".bpe", ".codes")
 READ += (".spm", ".tiktoken", ".tokenizer")
 NOT_READ = ("modules.json", "generation_config.json", ".index.json")
@@ -93,12 +94,12 @@ class EncoderBackbone(TextRecord):
         return found
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of a token."""
         return _entry(self.config, WIDTH)
 
     @cached_property
-    def input(self) -> TokenSpec:  # type: ignore[override]
+    def input(self) -> TokenSpec:
         """Tokens, as many as there are positions."""
         files = {p.name: digest_file(p) for p in tokenizer_files(self.folder)}
         return TokenSpec(digest_fields("tokenizer", 1, files), self._longest())
@@ -113,7 +114,7 @@ class EncoderBackbone(TextRecord):
         return int(min([longest, *filter(None, limits)]))
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
+    def layers(self) -> tuple[Layer, ...]:
         """The embeddings, each block, and what the network returns."""
         n, width = _entry(self.config, DEPTH), self.width
         blocks = [f"block{i}" for i in range(1, n + 1)]
@@ -127,7 +128,7 @@ class EncoderBackbone(TextRecord):
         )
 
     @cached_property
-    def identity(self) -> Identity:  # type: ignore[override]
+    def identity(self) -> Identity:
         """The configuration, which names the code that is run."""
         return Identity(digest_fields("encoder", 2, self.settings))
 
@@ -138,7 +139,7 @@ class EncoderBackbone(TextRecord):
 
     @property
     def padding(self) -> int:
-        """The token that stands where there is none."""
+        """The token that fills up shorter texts."""
         return self.config.get("pad_token_id") or 0
 
     @property
@@ -147,7 +148,7 @@ class EncoderBackbone(TextRecord):
         return sorted(self.folder.glob("*.safetensors"))
 
     def compare_pooling(self, pooling: str) -> None:
-        """Warn once if sentence-transformers goes on otherwise."""
+        """Warn once if sentence-transformers computes more than pooled states."""
         warn_about_modules(self.folder, self.name, pooling)
 
     def source(self, weights, seed: int) -> "EncoderSource":
@@ -167,7 +168,7 @@ class EncoderBackbone(TextRecord):
 
     @property
     def _n_tokens(self) -> int:
-        """How many different tokens the network takes, as far as is known."""
+        """How many different tokens the network takes, if that is known."""
         return _entry(self.config, VOCABULARY, None) or MOST_TOKENS
 
 
@@ -273,7 +274,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 
 def _check_number(config: dict[str, Any], names: tuple[str, ...], required=True):
-    """Refuse an entry that is no positive number, or missing though it is required."""
+    """Refuse an entry that is not a positive number, or missing but required."""
     found = _entry(config, names, _NONE if required else None)
     name = next((name for name in names if name in config), names[0])
     if found is None and required:

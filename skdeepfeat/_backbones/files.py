@@ -53,7 +53,7 @@ def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
     """Entries of a .safetensors or .pth file; code in the file is never run.
 
-    Of a file that a training has left, the averaged weights are preferred.
+    From a training checkpoint, the averaged weights are preferred.
     """
     if not path.is_file():
         raise WeightsError.missing(path)

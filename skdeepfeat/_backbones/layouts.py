@@ -50,7 +50,7 @@ LAYOUTS = {
 
 
 def layout_of_tokens(others: int) -> str:
-    """The layout of tokens, of which those in front belong to no place in the image."""
+    """The layout of tokens with this number of others in front of those of places."""
     return {0: "tokens", 1: "cls+tokens"}.get(others, f"{others}+tokens")
 
 

@@ -12,12 +12,12 @@ def list_backbones(prefix="", *, kind="image"):
     Parameters
     ----------
     prefix : str, default=""
-        Only names that begin with it. Those of timm, nearly two thousand, are listed
-        only for a prefix that begins with "timm/".
+        Only names that begin with it. The two thousand names of timm are only listed
+        for a prefix that begins with "timm/".
     kind : {"image", "text"}, default="image"
         Networks of images, for :class:`PretrainedCNNFeatures`, or of texts, for
-        :class:`PretrainedTextFeatures`. Of the latter, only those that pip installs are
-        listed: folders, files and models on the hub have no names of this package.
+        :class:`PretrainedTextFeatures`. Folders, files and models on the hub are not
+        listed.
 
     Returns
     -------

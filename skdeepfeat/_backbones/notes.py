@@ -1,4 +1,4 @@
-"""What trainings note in files beside the weights: plain values, which are not read.
+"""Plain values that training scripts save with the weights, which are not read.
 
 In place of each class or function that a file names, a stand-in takes its arguments, so
 that neither the named code nor any other is run.

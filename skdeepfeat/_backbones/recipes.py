@@ -7,9 +7,10 @@ from pathlib import Path
 from .._digests import sha256_file
 from .._exceptions import RecipeWarning, WeightsError, closest, warn_user
 from .._images.recipe import InputSpec
-from . import timm_records
 from .contents import listed
 from .records import Backbone, Weights
+from .timm_folders import recipe_beside
+from .timm_records import weights_of_architecture
 
 
 def published(backbone: Backbone, name: str) -> Weights:
@@ -54,7 +55,7 @@ def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> In
     nor a file of timm beside it says which one it is.
     """
     versions = _versions(backbone)
-    if stated := timm_records.recipe_beside(path, backbone):
+    if stated := recipe_beside(path, backbone):
         return stated
     if found := _named_in(path, versions):
         return found.input
@@ -71,7 +72,7 @@ def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> In
 
 def _versions(backbone: Backbone) -> tuple[Weights, ...]:
     """All versions of the architecture, also those for other classes."""
-    others = timm_records.weights_of_architecture(backbone)
+    others = weights_of_architecture(backbone)
     return (*backbone.weights, *(w for w in others if w not in backbone.weights))
 
 
@@ -102,7 +103,7 @@ def _warn_of_guess(backbone: str, versions: tuple[Weights, ...], path: Path) -> 
 
 
 def _differences(versions: tuple[Weights, ...]) -> str:
-    """The versions by their preprocessing, as far as it differs."""
+    """The versions, with the parts of their preprocessing that differ."""
     recipes: dict[InputSpec, list[str]] = {}
     for version in versions:
         recipes.setdefault(version.input, []).append(version.name)

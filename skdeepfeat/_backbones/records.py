@@ -3,7 +3,6 @@
 A :class:`Backbone` is an immutable value. This module does not import torch.
 """
 
-import importlib
 import re
 import secrets
 import sys
@@ -19,34 +18,21 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._images.recipe import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from .._processes import fork_safe
+from .builders import (
+    FUNCTIONS,
+    Skeleton,
+    check_build,
+    is_foreign,
+    published_as,
+    refuse_foreign,
+    resolve_function,
+)
 from .copies import check_module, copy_of, keeping_ties
 from .inspector import inspector
 from .layouts import LAYOUTS
-from .tensors import as_array, digest_tensors
+from .tensors import as_array, digest_tensors, named_tensors
 
-PLAIN = (bool, int, float, str, type(None))  # options that keep a network published
-PACKAGE = __package__.partition(".")[0]
-# Networks from these modules are identified by name, even if their code changes.
-PUBLISHERS = {"torchvision.models": "torchvision", PACKAGE: PACKAGE}
-TIMM_BUILDERS = f"{PACKAGE}._networks.timm_networks"
-PUBLISHERS |= {TIMM_BUILDERS: "timm"}
-
-NAMES_A_FUNCTION = (
-    "The saved backbone {!r} names the function {!r}, which would be called to build "
-    "its network. A file may only name functions of skdeepfeat and torchvision that "
-    "build networks. Create the backbone and fit the model again, and save it with "
-    "this version of skdeepfeat."
-)
 HOOKED = "this process has registered hooks on all modules"
-
-# Modules that older pickles name → where their builders are now.
-MOVED = {f"{PACKAGE}._smallnets": f"{PACKAGE}._networks.smallnets"}
-# Modules whose functions do nothing but build networks, and so may be named in a file.
-BUILDERS = {"torchvision.models", TIMM_BUILDERS, *MOVED}
-BUILDERS |= {f"{PACKAGE}._networks.{n}" for n in ("smallnets", "efficientnet_lite")}
-FUNCTIONS = ("build", "convert")  # fields of a backbone that may name one
-# Builders that older pickles name → the last version of the package that has them.
-REMOVED = {f"{PACKAGE}._networks.smallnets:mini": "0.1.0.dev0"}
 
 
 @dataclass(frozen=True)
@@ -315,7 +301,7 @@ class Backbone:
     noted_tensors: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
-        _check_build(self.build)
+        check_build(self.build)
         vars(self).update(memo=Memo(), token=secrets.token_hex(16))
         if (tensors := self.tensors_digest) is not None:
             vars(self).update(noted_tensors=tensors.hex())
@@ -369,7 +355,7 @@ class Backbone:
         return self.memo.get("tensors", self._digest_tensors)
 
     def _digest_tensors(self) -> bytes:
-        """Digest of `arrays`; refuses others than it was created with."""
+        """Digest of `arrays`; refuses arrays that have changed since it was created."""
         found = digest_tensors(self.arrays)
         if self.noted_tensors not in (None, found.hex()):
             raise WeightsError(
@@ -386,26 +372,18 @@ class Backbone:
     @property
     def published_name(self) -> str | None:
         """Published name, the same in all later versions, or None."""
-        simple = all(type(value) in PLAIN for _, value in self.options)
-        if not isinstance(self.build, str) or not simple:
-            return None
-        module, _, function = self.build.partition(":")
-        if module not in PUBLISHERS and module.startswith(f"{PACKAGE}."):
-            module = PACKAGE
-        publisher = PUBLISHERS.get(module)
-        return publisher and f"{publisher}.{function}"
+        return published_as(self.build, dict(self.options))
 
     def __getstate__(self):
         state = {name: value for name, value in vars(self).items() if name != "memo"}
         # The functions themselves, not their names: a reader of the file sees them.
         named = {name: getattr(self, name) for name in FUNCTIONS}
-        foreign = {name: value for name, value in named.items() if _is_foreign(value)}
-        return state | {name: imported(value) for name, value in foreign.items()}
+        foreign = {name: value for name, value in named.items() if is_foreign(value)}
+        return state | {name: resolve_function(f) for name, f in foreign.items()}
 
     def __setstate__(self, state):
         for function in map(state.get, FUNCTIONS):
-            if _is_foreign(function):
-                raise WeightsError(NAMES_A_FUNCTION.format(state.get("name"), function))
+            refuse_foreign(function, state.get("name"))
         # Pickles of earlier versions contain a digest computed in another way.
         state = {name: value for name, value in state.items() if name != "digest"}
         vars(self).update({"token": secrets.token_hex(16), **state}, memo=Memo())
@@ -485,12 +463,7 @@ class Backbone:
         check_module(net)
         spec = InputSpec(image_size, None, mean=mean, std=std)
         net = copy_of(net)
-        tensors = dict(net.state_dict()) | dict(net.named_buffers())
-        arrays = {
-            key: as_array(value)
-            for key, value in tensors.items()
-            if hasattr(value, "detach")  # else it is extra state, in the copy itself
-        }
+        arrays = _arrays_of(net)
         if head is not None:
             _check_head(net, head)
         skeleton = Skeleton(keeping_ties(net, lambda net: net.to("meta").float()))
@@ -521,39 +494,10 @@ class Backbone:
         return hash(self.digest)
 
 
-@dataclass(frozen=True)
-class Skeleton:
-    """Builder of a user's network: its structure, without the values of its weights."""
-
-    module: Any
-
-    def __call__(self):
-        return copy_of(self.module)
-
-    def __getstate__(self):
-        from .skeletons import take_out_tensors
-
-        _refuse_parametrized(self.module)
-        module, tensors = take_out_tensors(self.module)
-        return {"module": module, "tensors": tensors}
-
-    def __setstate__(self, state):
-        from .skeletons import put_in_tensors
-
-        tensors = state.get("tensors", [])  # earlier versions kept them in the module
-        module = put_in_tensors(state["module"], tensors)
-        object.__setattr__(self, "module", module)
-
-
-def _refuse_parametrized(module) -> None:
-    """Refuse to save modules whose classes torch makes as it goes."""
-    for name, part in module.named_modules():
-        if type(part).__name__.startswith("Parametrized"):
-            raise TypeError(
-                f"The module {name!r} of the network is parametrized, as by "
-                "weight_norm, and torch cannot pickle it. Pass from_module the same "
-                "network without parametrizations, with the weights that they give."
-            )
+def _arrays_of(net) -> dict[str, np.ndarray]:
+    """The tensors of a network as arrays, without extra state, which its copy keeps."""
+    tensors = named_tensors(net)
+    return {k: as_array(v) for k, v in tensors.items() if hasattr(v, "detach")}
 
 
 def _hooks_of_all_modules() -> list[list]:
@@ -564,47 +508,12 @@ def _hooks_of_all_modules() -> list[list]:
     return [hooks for hooks in found if len(hooks) > 1]
 
 
-def builder_of(backbone: Backbone) -> Callable[..., Any]:
-    """The builder of a backbone, imported if it is given as a string."""
-    if not isinstance(backbone.build, str):
-        return backbone.build
-    module, _, function = backbone.build.partition(":")
-    current = f"{MOVED.get(module, module)}:{function}"
-    if last := REMOVED.get(current):
-        raise WeightsError.retired(f"the network of backbone {backbone.name!r}", last)
-    return imported(current)
-
-
-def imported(reference) -> Callable[..., Any]:
-    """The function that a string ``"module:function"`` names, or the given one."""
-    if callable(reference):
-        return reference
-    module, _, function = reference.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def _check_head(net, head: str) -> None:
-    """Refuse a name that is none of a network's modules."""
+    """Refuse a name that does not name a module of a network."""
     names = [name for name, _ in net.named_modules() if name]
     if head not in names:
         raise ValueError(
             f"head={head!r} names no module of this {type(net).__name__}."
             f"{closest(head, names)} Pass the name of the module that computes the "
             "class scores, one of net.named_modules()."
-        )
-
-
-def _is_foreign(function) -> bool:
-    """Whether a function is given by a name that a file might misuse."""
-    return isinstance(function, str) and function.partition(":")[0] not in BUILDERS
-
-
-def _check_build(build) -> None:
-    """Refuse a builder that other processes could not find."""
-    known = isinstance(build, (str, Skeleton))
-    if not known and "<" in getattr(build, "__qualname__", "<unnamed>"):
-        raise TypeError(
-            "The 'build' of a Backbone must be a function at the top of a module, or "
-            f"'module:function', so that other processes find it. Got {build!r} "
-            "instead. Backbone.from_module(net, image_size=...) takes any network."
         )

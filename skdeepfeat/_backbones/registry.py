@@ -18,8 +18,9 @@ from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .._processes import Lock
-from . import timm_records
-from .records import PACKAGE, Backbone, Weights, layers_of_rows
+from . import timm_folders, timm_records
+from .builders import PACKAGE
+from .records import Backbone, Weights, layers_of_rows
 
 
 def _small_network(name: str, *layers: tuple) -> Backbone:
@@ -213,8 +214,8 @@ def resolve_backbone(backbone) -> Backbone:
         return _backbone_of_record(name)
     if found := timm_records.named_backbone(name):
         return found
-    if timm_records.is_folder(name):
-        return timm_records.folder_backbone(name)
+    if timm_folders.is_folder(name):
+        return timm_folders.folder_backbone(name)
     raise ValueError(
         f"Unknown backbone {backbone!r}.{_meant(name.lower())} list_backbones() and "
         f"list_backbones({timm_records.PREFIX!r}) list all of them. Register networks "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._backbones.tensors import as_array
+from .tensors import as_array
 
 
 def take_out_tensors(module: nn.Module) -> tuple[nn.Module, list[dict[str, Any]]]:

@@ -1,8 +1,15 @@
-"""Tensors as arrays, and their digests; torch is not imported."""
+"""The tensors of a network, as arrays, and their digests; torch is not imported."""
+
+from typing import Any
 
 import numpy as np
 
 from .._digests import digest_fields
+
+
+def named_tensors(net) -> dict[str, Any]:
+    """The tensors of a network by name, also buffers that no file holds."""
+    return dict(net.state_dict()) | dict(net.named_buffers())
 
 
 def digest_tensors(arrays) -> bytes:

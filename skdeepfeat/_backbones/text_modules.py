@@ -12,10 +12,11 @@ from .._processes import fork_safe
 from .._texts.specs import TokenSpec
 from .._texts.words import Tokenizer, is_token, known_tokens, no_token, tokenizer_of
 from .._validation import WholeNumber, validate_parameter_constraints
+from .builders import PACKAGE, Skeleton
 from .copies import check_module, copy_of
 from .inspector import inspector
-from .records import PACKAGE, Identity, Layer, Skeleton
-from .tensors import as_array, digest_tensors
+from .records import Identity, Layer
+from .tensors import as_array, digest_tensors, named_tensors
 from .text_records import TextRecord, TextSource, Tokenize
 
 CONSTRAINTS = {
@@ -38,7 +39,7 @@ class ModuleRecord(TextRecord):
     tokenizer : Tokenizer
     input : TokenSpec
     padding : int
-        The token that stands where there is none.
+        The token that fills up shorter texts.
     layers : tuple of Layer
     known_by : dict
         Named values that identify what the network computes, weights apart.
@@ -54,13 +55,13 @@ class ModuleRecord(TextRecord):
     tokenizer: Tokenizer = field(repr=False)
     input: TokenSpec
     padding: int
-    layers: tuple[Layer, ...] = field(repr=False)  # type: ignore[assignment]
+    layers: tuple[Layer, ...] = field(repr=False)
     known_by: dict[str, Any] = field(repr=False)
     obstacle: str
     n_tokens: int
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of the deepest layer."""
         return self.layers[-1].features
 
@@ -106,12 +107,20 @@ def _check_tokens(tokenize, padding: int, n_tokens: int) -> None:
             raise ValueError(f"{no_token(where, number, n_tokens)}.")
 
 
+def _identify(net, version, name) -> tuple[dict[str, Any], str]:
+    """Named values that identify a network, and why they do not last, or ""."""
+    known_by, obstacle = inspector().describe_text_module(net, version)
+    if obstacle:
+        return {"token": secrets.token_hex(16)}, obstacle
+    return (known_by if version is None else {**known_by, "name": name}), obstacle
+
+
 @dataclass(frozen=True, eq=False)
 class TextBackbone:
     """A network to read features of texts from: an immutable, hashable value.
 
-    Use :meth:`from_module` to create one from a network of your own. Networks of others
-    need none: pass their name, folder or file as `backbone`.
+    Use :meth:`from_module` to create one from a network of your own. For a published
+    network, pass its name, folder or file as `backbone` instead.
 
     Parameters
     ----------
@@ -179,11 +188,11 @@ class TextBackbone:
             It is copied, so later changes to `net` do not affect the backbone.
         tokenize : dict, tokenizer, or callable
             What makes the tokens of a text: a dictionary of words and their numbers
-            (words that it lacks are left out), a tokenizer of the packages tokenizers
-            or transformers, or a function that takes a str and returns a list of int.
-            A text is an error of its row if its tokens are not those of the network.
+            (other words are left out), a tokenizer of the packages tokenizers or
+            transformers, or a function that takes a str and returns a list of int. A
+            text with tokens that the network does not take is an error of its row.
         max_length : int or None, default=None
-            Number of tokens after which texts are cut. None cuts no text.
+            Number of tokens after which texts are cut. None does not cut them.
         padding : int, default=0
             The token that fills up shorter texts, which pooling leaves out.
         name : str or None, default=None
@@ -195,10 +204,10 @@ class TextBackbone:
         version : str or None, default=None
             Version of the network's code and of a function as `tokenize`. Set it to
             store features in a folder if either is code of your own, and change it
-            whenever you change the code. Networks of one version are told apart by
+            whenever you change the code. Networks of one version are distinguished by
             their weights, classes and settings, and functions by their names, which a
-            lambda does not have. None identifies a network of modules of torch by these
-            modules.
+            lambda does not have. None identifies a network that consists of torch's
+            modules by these modules.
 
         Returns
         -------
@@ -208,18 +217,18 @@ class TextBackbone:
         Raises
         ------
         ValueError
-            If the network does not take texts of different lengths, of which the
-            shortest are padded to 8 tokens or to `max_length`; if `padding` or a number
-            of `tokenize` is no token that it takes; or if the features of a text depend
-            on the other texts in the batch, or differ from call to call.
+            If the network does not take texts of different lengths (the shortest are
+            padded to 8 tokens or to `max_length`); if `padding` or a number of
+            `tokenize` is not one of its tokens; or if the features of a text depend on
+            the other texts in the batch, or differ from call to call.
         TypeError
             If `net` is not a torch.nn.Module in plain Python, or cannot be copied.
 
         Notes
         -----
         The layers are the parts of the network that return one vector for each text, or
-        for each place in it: its children, and those of its lists and sequences. Of a
-        recurrent network, the states of its top layer are read: use one module for each
+        for each place in it: its children, and those of its lists and sequences. For a
+        recurrent module, the states of its top layer are read: use one module for each
         layer to read them all. Maps of 1-D convolutions are pooled over the places that
         begin with a token.
 
@@ -231,16 +240,11 @@ class TextBackbone:
         validate_parameter_constraints(CONSTRAINTS, given, "TextBackbone.from_module")
         padding, max_length = int(padding), max_length and int(max_length)
         copied = copy_of(net).cpu()
-        tensors = dict(copied.state_dict()) | dict(copied.named_buffers())
-        arrays = {key: as_array(value) for key, value in tensors.items()}
+        arrays = {key: as_array(value) for key, value in named_tensors(copied).items()}
         n_tokens = inspector().count_tokens(copied)
         _check_tokens(tokenize, padding, n_tokens)
         layers = inspector().find_text_layers(copied, padding, max_length, head)
-        known_by, obstacle = inspector().describe_text_module(copied, version)
-        if version is not None:
-            known_by["name"] = name
-        if obstacle:
-            known_by = {"token": secrets.token_hex(16)}
+        known_by, obstacle = _identify(copied, version, name)
         tokenizer = tokenizer_of(tokenize, version)
         record = ModuleRecord(
             name=name or type(net).__name__,

@@ -6,7 +6,7 @@ A record is an immutable value. Nothing here imports torch.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._digests import digest_fields
 from .._texts.batches import Tokens
@@ -32,14 +32,25 @@ class TextRecord(ABC):
         Number of features of a token.
     """
 
-    name: str
-    input: TokenSpec | WordSpec
-    width: int
-    layers: tuple[Layer, ...]
+    if TYPE_CHECKING:  # a record has them as attributes or as properties
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def input(self) -> TokenSpec | WordSpec: ...
+        @property
+        def width(self) -> int: ...
+        @property
+        def layers(self) -> tuple[Layer, ...]: ...
+
     # As of a record of images: there are none.
     arrays: Any = None
     retired: tuple[Weights, ...] = ()
-    published_name: str | None = None
+
+    @property
+    def published_name(self) -> str | None:
+        """Published name, the same in all later versions, or None."""
+        return None
 
     @property
     @abstractmethod
@@ -55,7 +66,7 @@ class TextRecord(ABC):
         """The function that makes the tokens of a text."""
 
     def compare_pooling(self, pooling: str) -> None:  # noqa: B027
-        """Warn if the network is meant for another pooling; most are for any."""
+        """Warn if the network is made for another pooling; most allow any."""
 
     @property
     def digest(self) -> bytes:

@@ -59,7 +59,7 @@ def refuse_texts(backbone) -> None:
     if _is_of_texts(backbone):
         raise ValueError(
             f"backbone={getattr(backbone, 'name', str(backbone))!r} is a network of "
-            "texts. Pass it to PretrainedTextFeatures, of which layer='auto' ranks the "
+            "texts. Pass it to PretrainedTextFeatures, whose layer='auto' compares its "
             "layers (see layer_scores_), or to list_layers(..., kind='text')."
         )
 

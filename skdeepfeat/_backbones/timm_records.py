@@ -8,27 +8,16 @@ are looked up in timm itself.
 import functools
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata, resources
-from pathlib import Path
 from typing import Any
 
-from .._digests import digest_fields
-from .._exceptions import WeightsError, closest
+from .._exceptions import closest
 from .._images.recipe import InputSpec
-from .contents import OF_MODELS, listed
-from .records import (
-    TIMM_BUILDERS,
-    Backbone,
-    Layer,
-    Weights,
-    checksum_in,
-    layers_of_rows,
-)
+from .builders import TIMM_BUILDERS
+from .records import Backbone, Layer, Weights, checksum_in, layers_of_rows
 
 PREFIX = "timm/"
-FILTERS = ["nearest", "bilinear", "bicubic"]
 HUB = "hub:"  # begins the address of weights on the hub of Hugging Face
 
 MODES = {"center": "crop", "squash": "squash", "border": "border"}
@@ -176,7 +165,7 @@ def find_version(name: str) -> Version | None:
 
 
 def _configured(name: str) -> Version | None:
-    """A version that the installed timm has and the table has not."""
+    """A version that the installed timm has, but not the table."""
     from timm.models import get_pretrained_cfg, is_model
 
     try:
@@ -246,14 +235,14 @@ def backbone_of(version: Version, name: str, built_as: str, layers=None) -> Back
         build=f"{TIMM_BUILDERS}:{built_as}",
         input=version.input,
         head=version.classifier,
-        weights=tuple(_weights_of(other) for other in _interchangeable(version)),
+        weights=tuple(weights_of(other) for other in _interchangeable(version)),
         layers=layers,
         size_option="img_size" if version.fixed else None,
         convert=f"{TIMM_BUILDERS}:convert",
     )
 
 
-def _weights_of(version: Version) -> Weights:
+def weights_of(version: Version) -> Weights:
     """The published weights of a version."""
     about = {"extra": "timm", "licence": version.licence, "former": version.former}
     return Weights(version.tag, version.url, "", version.input, **about)
@@ -272,7 +261,7 @@ def _interchangeable(version: Version) -> list[Version]:
 
 
 def _check_square(version: Version, name: str) -> None:
-    """Refuse networks whose input is no square."""
+    """Refuse networks whose input is not square."""
     height, width = version.size
     if height != width:
         raise ValueError(
@@ -299,7 +288,7 @@ def layers_of(version: Version) -> tuple[Layer, ...] | None:
 
 @functools.cache
 def _is_current() -> bool:
-    """Whether timm, if installed, is that of the table, so that its nodes exist."""
+    """Whether timm, if installed, has the version of the table, and so its nodes."""
     try:
         return metadata.version("timm") == table()["timm"]
     except metadata.PackageNotFoundError:
@@ -312,7 +301,7 @@ def weights_of_architecture(backbone: Backbone) -> tuple[Weights, ...]:
     if architecture is None:  # the table need not be read
         return ()
     return tuple(
-        _weights_of(version)
+        weights_of(version)
         for name, version in versions().items()
         if version.architecture == architecture and name == version.name and version.url
     )
@@ -323,129 +312,3 @@ def architecture_of(backbone: Backbone) -> str | None:
     publisher, _, name = (backbone.published_name or "").partition(".")
     architecture = name.partition(".")[0]
     return architecture if f"{publisher}/" == PREFIX else None
-
-
-# Folders ------------------------------------------------------------------------------
-
-CONFIGURATION = "config.json"
-
-
-def _are_numbers(value: Any, least: float) -> bool:
-    """Whether these are three finite numbers, none below the least."""
-    numbers = isinstance(value, list) and all(
-        isinstance(v, (int, float)) for v in value
-    )
-    return numbers and len(value) == 3 and all(least <= v < math.inf for v in value)
-
-
-# Settings in a configuration → what is allowed, and whether a value is.
-SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "architecture": ("a name", lambda v: isinstance(v, str)),
-    "pretrained_cfg": ("settings by name", lambda v: isinstance(v, dict)),
-    "num_classes": ("a number", lambda v: isinstance(v, int) and v >= 0),
-    "input_size": (
-        "[3, height, width]",
-        lambda v: _are_numbers(v, 1) and v[0] == 3 and set(map(type, v)) == {int},
-    ),
-    "mean": ("three numbers", lambda v: _are_numbers(v, -math.inf)),
-    "std": ("three positive numbers", lambda v: _are_numbers(v, 1e-9)),
-    "crop_pct": (
-        "a fraction",
-        lambda v: isinstance(v, (int, float)) and 0.01 < v < 100,
-    ),
-    "crop_mode": (f"one of {list(MODES)}", lambda v: v in list(MODES)),
-    "interpolation": (f"one of {FILTERS}", lambda v: v in FILTERS),
-    "license": ("a name", lambda v: isinstance(v, str)),
-}
-
-
-def is_folder(path: str) -> bool:
-    """Whether this is a folder that timm has saved a network to."""
-    return (Path(path).expanduser() / CONFIGURATION).is_file()
-
-
-def folder_backbone(path: str) -> Backbone:
-    """The backbone of a folder with the configuration and the weights of a network."""
-    folder = Path(path).expanduser().resolve()
-    content = (folder / CONFIGURATION).read_bytes()
-    version = _version_in(folder, content)
-    if not _is_architecture(version.architecture):
-        known = table()["architectures"]
-        raise ValueError(
-            f"The {CONFIGURATION} in {str(folder)!r} names the architecture "
-            f"{version.architecture!r}, which timm does not have."
-            f"{closest(version.architecture, known)}"
-        )
-    return _folder_backbone(folder, content, version, _weights_in(folder))
-
-
-def _is_architecture(name: str) -> bool:
-    """Whether timm has an architecture, or code of the user's has registered it."""
-    if name in table()["architectures"]:
-        return True
-    try:
-        from timm.models import is_model
-    except ModuleNotFoundError:
-        return False
-    return is_model(name)
-
-
-@functools.lru_cache(maxsize=32)
-def _folder_backbone(
-    folder: Path, content: bytes, version: Version, weights: Path
-) -> Backbone:
-    """The same, for the content of its configuration and a file in it."""
-    version = replace(version, tag="", url=f"file:{weights}")
-    backbone = backbone_of(version, folder.name, f"local-dir:{folder}")
-    backbone = replace(backbone, weights=(_weights_of(version),))
-    settings = digest_fields("configuration", 1, {"content": content.decode()}).hex()
-    return replace(backbone, version=f"{version.architecture} {settings}")
-
-
-def _version_in(folder: Path, content: bytes) -> Version:
-    """The version that the configuration in a folder describes."""
-    try:
-        about = json.loads(content)
-    except ValueError as error:
-        raise _not_of_timm(folder, f"is not JSON: {error}") from None
-    if not isinstance(about, dict) or not about.get("architecture"):
-        raise _not_of_timm(folder, "names no 'architecture'")
-    for part in (about, about.get("pretrained_cfg") or {}):
-        for name, (allowed, is_allowed) in SETTINGS.items():
-            if part.get(name) is not None and not is_allowed(part[name]):
-                why = f"has {name}={part[name]!r} instead of {allowed}"
-                raise _not_of_timm(folder, why)
-    configured = about | (about.get("pretrained_cfg") or {})
-    configured |= {n: about[n] for n in ("num_classes",) if n in about}
-    given = {name: value for name, value in configured.items() if value is not None}
-    return version_of(about["architecture"], given)
-
-
-def _not_of_timm(folder: Path, why: str) -> ValueError:
-    """The error of a folder with a configuration that timm has not written."""
-    return ValueError(
-        f"The folder {str(folder)!r} is not one of a timm network: its "
-        f"{CONFIGURATION} {why}. Save the network with timm.models.save_for_hf."
-    )
-
-
-def recipe_beside(path: Path, backbone: Backbone) -> InputSpec | None:
-    """The preprocessing that timm has saved beside a file with weights, if it has."""
-    architecture = architecture_of(backbone)
-    if architecture is None:
-        return None
-    try:
-        version = _version_in(path.parent, (path.parent / CONFIGURATION).read_bytes())
-    except (OSError, ValueError):  # there is none, or it is of another program
-        return None
-    return version.input if version.architecture == architecture else None
-
-
-def _weights_in(folder: Path) -> Path:
-    """The file with the weights in a folder."""
-    for name in OF_MODELS:
-        if (folder / name).is_file():
-            return folder / name
-    raise WeightsError(
-        f"The folder {str(folder)!r} contains no weights: none of {listed(OF_MODELS)}."
-    )

@@ -29,17 +29,17 @@ class WordFile(WordBackbone):
     path: Path
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The name of the file."""
         return self.path.name
 
     @property
-    def width(self) -> int:  # type: ignore[override]
+    def width(self) -> int:
         """Number of features of a word."""
         return self.table().vectors_of_words.shape[1]
 
     @property
-    def input(self) -> WordSpec:  # type: ignore[override]
+    def input(self) -> WordSpec:
         """Texts of any length."""
         return WordSpec(digest_fields("words", 1, {"rule": RULE}), None)
 
@@ -62,7 +62,7 @@ class WordFile(WordBackbone):
 
 
 def _known_digest(path: Path) -> bytes:
-    """The digest of a file, which is read only if its state is a new one."""
+    """The digest of a file, which is only read if its state is new."""
     state = state_of_file(path.stat())
     note = user_cache("words") / f"{digest(str(path)).hex()}.json"
     try:

@@ -129,10 +129,10 @@ def _read_text(path: Path) -> Vectors:
         for number, line in chain(sample, lines):
             word, numbers = _split(line, width)
             if len(numbers) != width:
-                says = "most lines have" if n_words is None else "its header says"
+                why = "unlike most lines" if n_words is None else "as its header says"
                 raise ValueError(
-                    f"after the word in line {number:,} there are not {width:,} "
-                    f"number{'s' * (width != 1)}, as {says}"
+                    f"line {number:,} does not have {width:,} number"
+                    f"{'s' * (width != 1)} after its word, {why}"
                 )
             words.append(word)
             values.extend(numbers)
@@ -262,7 +262,7 @@ def _read_fasttext(path: Path) -> Vectors:
     return Vectors(words, np.asarray(read.vectors), read.vectors_ngrams, lengths)
 
 
-# What there is no reader for ----------------------------------------------------------
+# What is not read ---------------------------------------------------------------------
 
 
 PICKLED = re.compile(rb"\x80|\W*c[\w.]+\n[\w.]+\n")  # new and old ones

@@ -23,14 +23,13 @@ class VectorTable(Protocol):
 
     def vectors(self, words: list) -> np.ndarray:
         """(n, d) float32: the vectors of the words that have one, in order."""
-        ...
 
 
 class WordBackbone(TextRecord):
     """Vectors of words."""
 
     @property
-    def layers(self) -> tuple[Layer, ...]:  # type: ignore[override]
+    def layers(self) -> tuple[Layer, ...]:
         """One layer, by two names."""
         shape = (self.width,)
         names = enumerate(("embeddings", "penultimate"))
@@ -124,12 +123,12 @@ class WordLlama(WordBackbone):
     )
 
     @property
-    def published_name(self) -> str:  # type: ignore[override]
+    def published_name(self) -> str:
         """Its name, the same in all later versions."""
         return "wordllama.l2_supercat_256"
 
     @property
-    def input(self) -> WordSpec:  # type: ignore[override]
+    def input(self) -> WordSpec:
         """Texts of any length."""
         return WordSpec(bytes.fromhex(self.tokenizer_file.sha256), None)
 

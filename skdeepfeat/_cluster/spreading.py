@@ -46,12 +46,12 @@ MUCH = 2**30  # bytes of images in memory to send
 
 SENDS_MUCH = (
     "More than 1 GB of images in memory are sent to the workers of the cluster. Pass "
-    "paths or URLs that the workers can read instead; they are read there."
+    "paths or URLs instead, which the workers can read themselves."
 )
 BROKEN = (
     "The workers of the cluster failed {} times in a row without any result. The last "
     "error is {}. Check that they run, have enough memory, and have skdeepfeat "
-    "installed. What has been computed is stored: call again to go on."
+    "installed. What has been computed is stored: call again to continue."
 )
 
 
@@ -65,7 +65,7 @@ def place_to_compute(plan: Plan) -> Place:
 
 
 class _Cancelled(Exception):
-    """What joblib is told about results that are not needed."""
+    """Tells joblib that its results are not needed."""
 
 
 class Cluster(ExitStack):
@@ -203,7 +203,7 @@ class Cluster(ExitStack):
             time.sleep(0.1)
 
     def _accept(self, reply, window: UnreadWindow, rows: Rows) -> Computed:
-        """A reply, without rows whose files are other ones here."""
+        """A reply, without rows whose files differ from those here."""
         if not isinstance(reply, Reply):
             raise reply
         self._row_seconds = reply.seconds / max(1, len(reply.keys))

@@ -26,12 +26,14 @@ PACKAGES = ("skdeepfeat", "torch", "torchvision", "timm", "openvino", "pillow")
 SHARED_BYTES = 2**20  # of weights that are sent once to each worker
 
 CANNOT = "The worker on host {!r} cannot compute this: {}."
-COMPUTES_OTHERS = "it would compute other features than the caller's process, because "
+COMPUTES_OTHERS = (
+    "its features would differ from those of the caller's process, because "
+)
 VERSION = "{} is {} there and {} here; install the same version"
 SETTING = "{} is {} there and {} here; set it to the same value"
 NO_DESCRIPTION = (
-    "the network is another one there, which is known by its code alone ({}); install "
-    "the same code there, or set Backbone.from_module(..., version='1')"
+    "the network is a different one there, and only its code identifies it ({}); "
+    "install the same code there, or set Backbone.from_module(..., version='1')"
 )
 SOMETHING = (
     "the weights or the decoders of images differ; install the same packages, and give "
@@ -77,7 +79,7 @@ class Order:
         return cls(plan, secrets.token_bytes(16), *about)
 
     def __sizeof__(self):
-        """By this Dask decides which arguments each worker is sent only once.
+        """Dask decides by it which arguments each worker is sent only once.
 
         A small one is sent with each chunk: if the worker that holds a shared one is
         killed, all chunks have to be sent again.
@@ -168,7 +170,7 @@ class Reply:
     seconds: float
 
     def take(self) -> Computed:
-        """What was computed, of which nothing stays here.
+        """What was computed; this reply no longer holds it.
 
         joblib's futures of Dask refer to themselves and to this reply, so that it would
         stay in memory until the garbage collector finds it.
@@ -202,7 +204,7 @@ def carry_out(
 def _alone(error: Exception) -> Exception:
     """An error without those behind it, which need not survive being sent.
 
-    Clusters may pickle causes and tracebacks, too. What they say is in its words.
+    Clusters may also pickle causes and tracebacks. Its message says the same.
     """
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

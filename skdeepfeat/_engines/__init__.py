@@ -1,7 +1,11 @@
 """What runs a network: batches → activations → pooled rows.
 
-``base`` is the protocol of a network that an engine runs, ``torch`` and ``openvino``
-implement it, ``devices`` resolves "auto", and ``running`` drives one or several
-devices. ``openvino_conversion`` converts networks from torch and ``openvino_cache``
-keeps them on disk; ``tf32`` controls how a GPU rounds.
+- ``base``: the protocol of a network that an engine runs
+- ``torch``, ``openvino``: networks of images
+- ``tokens``, ``words``: networks of texts, and word vectors
+- ``devices``: resolves "auto"
+- ``running``: drives one or several devices
+- ``openvino_conversion``, ``openvino_cache``, ``openvino_import``: networks converted
+  from torch and kept on disk
+- ``tf32``: controls how a GPU rounds
 """

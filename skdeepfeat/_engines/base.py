@@ -102,7 +102,7 @@ class Runner(Protocol):
     ----------
     ahead : int
         How many batches are started before the first is finished. 0 if ``start``
-        computes, at least 1 if the device goes on by itself.
+        computes, at least 1 if the device continues by itself.
     out_of_memory : type or tuple of type
         Exceptions of ``load`` and ``start`` after which a smaller batch may fit.
     """
@@ -121,4 +121,3 @@ class Runner(Protocol):
 
     def finish(self, started: Any) -> list[np.ndarray]:
         """Wait for what ``start`` returned: (n, width) float32 rows of each layer."""
-        ...

@@ -91,7 +91,7 @@ def _pooled_module(pooled: PooledLayers):
 
 
 def example_pixels(n: int, size: int) -> np.ndarray:
-    """A batch of n images, of which some repeat."""
+    """A batch of n images; some are repeated if n is large."""
     pixels = np.random.default_rng(0).uniform(0, 255, (EXAMPLES, size, size, 3))
     return np.resize(pixels.astype(np.float32), (n, size, size, 3))
 

@@ -120,7 +120,7 @@ class Engine:
                     pieces.append(runner.start(loaded))
                 start += len(chunk)
             except runner.out_of_memory:
-                # What is finished is kept; the rest goes on in smaller pieces.
+                # What is finished is kept; the rest is computed in smaller pieces.
                 if len(chunk) == 1:
                     raise
                 self._refused[runner].append(len(chunk))

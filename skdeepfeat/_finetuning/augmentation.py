@@ -23,7 +23,7 @@ from .._images.recipe import InputSpec
 
 Augment = Callable[[torch.Tensor], torch.Tensor]
 
-TRIES = 10  # boxes drawn for each image, of which the first that fits is used
+TRIES = 10  # boxes drawn for each image; the first one that fits is used
 LUMA = (0.2989, 0.587, 0.114)
 
 

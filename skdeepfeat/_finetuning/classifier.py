@@ -1,33 +1,17 @@
-"""FineTunedClassifier: its parameters, its methods, and the checks of their input."""
+"""FineTunedClassifier: its parameters, and how it is fitted."""
 
 from dataclasses import fields, replace
 from numbers import Real
-from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 
-from .._backbones.records import Backbone
-from .._backbones.saved import can_compare, refuse_other_weights, saved_digest
-from .._backbones.weights import WeightsSource, resolve_source
-from .._caches import Companions
-from .._exceptions import (
-    FeatureWarning,
-    ImageError,
-    warn_user,
-)
+from .._backbones.saved import saved_digest
 from .._features import PretrainedCNNFeatures
-from .._files import replacing
 from .._images.input import read_input, set_input_tags
 from .._images.windows import IMAGES
-from .._report import FitTask, Report, hand_over, last_report
+from .._report import FitTask, Report
 from .._validation import (
-    CallbackSupportMixin,
     Interval,
     StrOptions,
     WholeNumber,
@@ -36,23 +20,13 @@ from .._validation import (
     check_labels,
     check_value_range,
     check_weights,
-    complete_state,
     with_callbacks,
 )
-from .detached_head import DetachedHead, decision
 from .labels import HoldOut, Labels
-
-_tuned = Companions()  # classifier → Backbone
-
-# What the features that predictions rest on are computed with.
-NETWORK = ("backbone", "weights", "image_size")
-SHARED = (
-    *("image_shape", "value_range", "protocols", "on_error"),
-    *("device", "engine", "cache", "n_jobs"),
-)
+from .prediction import SHARED, TunedNetwork
 
 
-class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
+class FineTunedClassifier(TunedNetwork):
     """Classifier of images that trains a new head and the top of a pretrained network.
 
     The new head first learns alone, on features of the untouched network that are
@@ -198,12 +172,6 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
     (3,)
     """
 
-    _doc_link_module = "skdeepfeat"
-    _doc_link_template = (
-        "https://skdeepfeat.readthedocs.io/en/stable/generated/"
-        "skdeepfeat.{estimator_name}.html"
-    )
-
     _parameter_constraints: dict = {
         "unfreeze": [WholeNumber(0), str],
         "head_epochs": [WholeNumber(0)],
@@ -222,7 +190,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         "warm_start": ["boolean"],
         **{
             name: PretrainedCNNFeatures._parameter_constraints[name]
-            for name in (*NETWORK, *SHARED, "verbose")
+            for name in ("backbone", "weights", "image_size", "verbose", *SHARED)
         },
         "device": [str],
         "precision": [StrOptions({"float32", "bfloat16"})],
@@ -359,146 +327,6 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             )
         return self._train(X, y, sample_weight, classes, continues, epochs=1)
 
-    def predict(self, X):
-        """Labels of images.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        y : ndarray of shape (n_images,)
-            The most likely class of each image.
-
-        Raises
-        ------
-        ImageError
-            If an image cannot be read, whatever `on_error` is.
-        """
-        try:
-            scores = self._scores(X, on_error="raise")
-        except ImageError as error:
-            raise self._without_label(error) from error.__cause__
-        return self.classes_[scores.argmax(axis=1)]
-
-    def predict_proba(self, X):
-        """Probabilities of the classes.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_images, n_classes), float32
-            In the order of `classes_`.
-        """
-        return softmax(self._scores(X), axis=1)
-
-    def decision_function(self, X):
-        """Scores of the classes before they become probabilities.
-
-        Parameters
-        ----------
-        X : sequence of n_images images
-            As in `fit`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
-            For two classes, the score of the second minus that of the first.
-        """
-        return decision(self._scores(X))
-
-    def as_features(self, layer="penultimate", **parameters):
-        """A transformer that computes features of the tuned network.
-
-        Parameters
-        ----------
-        layer : str, int or tuple, default="penultimate"
-            As in :class:`PretrainedCNNFeatures`.
-        **parameters
-            Its other parameters.
-
-        Returns
-        -------
-        features : PretrainedCNNFeatures
-            Its backbone is this classifier, frozen, which clones and pickles keep.
-        """
-        check_is_fitted(self)
-        kept = {name: getattr(self, name) for name in SHARED}
-        backbone = FrozenEstimator(self)
-        return PretrainedCNNFeatures(backbone, layer=layer, **(kept | parameters))
-
-    def divide(self):
-        """The features that enter the head, and the head as a classifier of rows.
-
-        Other parts of the package call it.
-
-        Returns
-        -------
-        features : PretrainedCNNFeatures
-            Computes what enters the head.
-        head : DetachedHead
-            Predicts as this classifier does, from rows of these features.
-        """
-        check_is_fitted(self)
-        source, _ = self._frozen_source()
-
-        from .tuned_part import head_input
-
-        end, inner = head_input(source)
-        features = self._tuned_features(layer=end.node)
-        return features, DetachedHead(end, inner, self.weights_["head"], self.classes_)
-
-    @property
-    def errors_(self) -> list[tuple[int, str, str]]:
-        """Row, source and reason of the images that the last call could not use."""
-        return last_report(self).errors
-
-    def to_backbone(self):
-        """The tuned network as a backbone that includes its weights.
-
-        Returns
-        -------
-        backbone : Backbone
-            Its layers are those of the original network, without "logits".
-        """
-        check_is_fitted(self)
-        return _tuned.get(self, self.weights_, self._make_backbone)
-
-    def save_weights(self, path):
-        """Write the whole tuned network to a file that `weights` accepts.
-
-        Parameters
-        ----------
-        path : str or path
-            Must end in .safetensors, the format of the file.
-        """
-        if not str(path).endswith(".safetensors"):
-            raise ValueError(
-                "The 'path' parameter of save_weights must end in '.safetensors', the "
-                f"format of the file. Got {str(path)!r} instead."
-            )
-        with replacing(Path(path).expanduser()) as partial:
-            save_file(dict(self.to_backbone().arrays), partial)
-
-    def count_blocks(self):
-        """Number of blocks of the network, the maximum of `unfreeze`.
-
-        Returns
-        -------
-        n_blocks : int
-            Groups of layers with weights of their own, below the head.
-        """
-        from .tuned_part import find_tuned_part
-
-        source, _ = self._source(0)
-        return len(find_tuned_part(source, "all").blocks)
-
     # Fit ----------------------------------------------------------------------------
 
     def _train(
@@ -518,14 +346,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         tuned = find_tuned_part(source, self.unfreeze)
         previous = Fitted(**self.weights_) if continues else None
         start = Start(source, key, tuned, len(labels.classes), previous)
-        recipe = self._recipe(seed, epochs)
+        regime = self._regime(seed, epochs)
         is_part = epochs is not None
-        hold_out = None
-        if self.early_stopping and not is_part:
-            hold_out = HoldOut(self.validation_fraction, first_seed)
+        holds_out = self.early_stopping and not is_part
+        hold_out = HoldOut(self.validation_fraction, first_seed) if holds_out else None
         with as_in_a_fresh_process():
             training_set = self._read(images, labels, hold_out, source.input)
-            fitted = self._tune(start, training_set, recipe, stop, not is_part)
+            fitted = self._tune(start, training_set, regime, stop, not is_part)
         self.classes_ = labels.classes
         self.seed_ = first_seed
         self.frozen_digest_ = saved_digest(source, by_values=True)
@@ -562,7 +389,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             images, labels, hold_out, spec, value_range, self.n_jobs
         )
 
-    def _tune(self, start, training_set, recipe, stop, needs_all_classes):
+    def _tune(self, start, training_set, regime, stop, needs_all_classes):
         """Train without the images that cannot be read or have no finite features."""
         from .data import UnusableImages
         from .training import fine_tune
@@ -578,7 +405,7 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
             for error in errors:
                 report.fail(error)
             try:
-                return fine_tune(start, *training_set.split(), recipe, epoch_done)
+                return fine_tune(start, *training_set.split(), regime, epoch_done)
             except UnusableImages as found:
                 errors = found.errors
 
@@ -590,13 +417,13 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
         self.history_ = [*earlier, *fitted.history]
         self.n_iter_ = len(self.history_)
 
-    def _recipe(self, seed, epochs):
+    def _regime(self, seed, epochs):
         """The parameters of training, as one value."""
-        from .training import Recipe
+        from .training import Regime
 
-        names = {field.name for field in fields(Recipe)} - {"seed"}
-        recipe = Recipe(**{name: getattr(self, name) for name in names}, seed=seed)
-        return recipe if epochs is None else replace(recipe, epochs=epochs)
+        names = {field.name for field in fields(Regime)} - {"seed"}
+        regime = Regime(**{name: getattr(self, name) for name in names}, seed=seed)
+        return regime if epochs is None else replace(regime, epochs=epochs)
 
     def _print_epoch(self, entry) -> None:
         """Print a line about an epoch, if verbose."""
@@ -607,100 +434,6 @@ class FineTunedClassifier(ClassifierMixin, CallbackSupportMixin, BaseEstimator):
                 f"{entry['phase']:5} epoch {entry['epoch']}: loss {entry['loss']:.4f}, "
                 f"accuracy {entry['accuracy']:.3f}{held_out}, {entry['seconds']:.1f} s"
             )
-
-    def _source(self, seed) -> tuple[WeightsSource, bytes]:
-        """The weights that training starts from, and their digest."""
-        source = resolve_source(self.backbone, self.weights, seed, self.image_size)
-        return source, source.key()
-
-    # Prediction ---------------------------------------------------------------------
-
-    def _scores(self, X, on_error=None) -> np.ndarray:
-        """Scores (n_images, n_classes) of the classes, float32; nan where an image
-        cannot be read."""
-        check_is_fitted(self)
-        on_error = on_error or self.on_error
-        images = read_input(self, X, reset=False, allow_nan=on_error == "nan")
-        source, _ = self._frozen_source()
-
-        from .new_head import head_scores
-        from .tuned_part import head_input
-
-        end, inner = head_input(source)
-        features = self._tuned_features(layer=end.node, on_error=on_error)
-        rows = features.transform(images)
-        hand_over(features, self)
-        return head_scores(end, inner, self.weights_["head"], rows)
-
-    def _tuned_features(self, **parameters) -> PretrainedCNNFeatures:
-        """The transformer that computes what enters the head."""
-        if not self.weights_["tail"]:  # nothing below the head was tuned
-            return self._frozen_features(self.seed_, **parameters)
-        return self.as_features(prefetch_layers=(), **parameters)
-
-    def _frozen_features(self, seed, **parameters) -> PretrainedCNNFeatures:
-        """Features of what training starts from."""
-        kept = {name: getattr(self, name) for name in SHARED}
-        kept |= {"weights": self.weights, "image_size": self.image_size}
-        kept |= {"random_state": seed, "prefetch_layers": ()}
-        return PretrainedCNNFeatures(self.backbone, **(kept | parameters))
-
-    def _without_label(self, error: ImageError) -> ImageError:
-        """The error of an image that `predict` cannot leave without a label."""
-        if self.on_error == "raise":
-            return error
-        reason = (
-            f"{error.reason}. predict has no label for it; predict_proba gives it a "
-            "row of nan and lists it in errors_"
-        )
-        return ImageError(error.row, error.source, reason)
-
-    def _frozen_source(self, remedy="fit again") -> tuple[WeightsSource, bytes]:
-        """What training started from; refuses weights that have changed since."""
-        source, key = self._source(self.seed_)
-        found = saved_digest(source, by_values=True)
-        noted, model = self.frozen_digest_, type(self).__name__
-        refuse_other_weights(
-            noted, found, source, model, "the tuned blocks no longer match", remedy
-        )
-        if not can_compare(noted):
-            self._accept(found)
-        return source, key
-
-    def _accept(self, found: str) -> None:
-        """Accept the weights found as those that training started from; warn once."""
-        self.frozen_digest_ = found
-        warn_user(
-            f"This {type(self).__name__} was saved by another version of skdeepfeat, "
-            "which identified weights in another way. Whether the frozen blocks are "
-            "still the same cannot be checked: compare some predictions, then save it "
-            "again, so that it is checked from now on.",
-            FeatureWarning,
-        )
-
-    def _make_backbone(self) -> Backbone:
-        """The network with its tuned weights."""
-        from .fitted import Fitted, layers_at_size, weights_of
-
-        source, key = self._frozen_source()
-        original = source.backbone
-        layers = layers_at_size(source)
-        classes = [layer.node for layer in layers if layer.alias == "logits"]
-        return replace(
-            original,
-            name=f"tuned {original.name}",
-            input=source.input,
-            weights=(),
-            layers=tuple(layer for layer in layers if layer.node not in classes),
-            arrays=weights_of(source, key, Fitted(**self.weights_)),
-            embedded=False,
-        )
-
-    def __sklearn_is_fitted__(self):
-        return hasattr(self, "weights_")
-
-    def __setstate__(self, state):
-        super().__setstate__(complete_state(type(self), state))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

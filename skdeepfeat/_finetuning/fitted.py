@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .._backbones.records import Layer
+from .._backbones.tensors import named_tensors
 from .._backbones.weights import WeightsSource
 from .._networks.layers import aliased_layers
 from .._networks.sharing import get_network
@@ -54,7 +55,7 @@ def weights_of(source: WeightsSource, key: bytes, fitted: Fitted) -> dict:
     The last layer is left out, since its classes are specific to one data set.
     """
     module = get_network(source, key, "cpu", "float32").module
-    tensors = dict(module.state_dict()) | dict(module.named_buffers())
+    tensors = named_tensors(module)
     replaced = replaced_modules(source)
     arrays = {
         name: tensor.numpy().copy()

@@ -75,7 +75,7 @@ class Labels:
 
     @property
     def used(self) -> np.ndarray:
-        """Rows of the images that count at all."""
+        """Rows of the images whose weight is not 0."""
         return np.flatnonzero(self.weights)
 
     def classes_without(self, rows) -> list:

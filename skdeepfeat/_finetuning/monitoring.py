@@ -8,7 +8,7 @@ from torch import nn
 
 from .._engines.tf32 import arithmetic
 from .._exceptions import warn_user
-from .phases import Phase, Recipe
+from .phases import Phase, Regime
 
 TOLERANCE = 1e-4  # smaller gains in accuracy do not count as an improvement
 HOPELESS = 1000  # a final loss this many times that of guessing is reported
@@ -92,16 +92,16 @@ class Diverged(Exception):
     epoch : int
     kept : int
         The epoch whose weights were kept.
-    recipe : Recipe
+    regime : Regime
     """
 
-    def __init__(self, phase: Phase, epoch: int, kept: int, recipe: Recipe):
+    def __init__(self, phase: Phase, epoch: int, kept: int, regime: Regime):
         weights = f"of epoch {kept}" if kept else "from before training"
         super().__init__(
             f"The loss became NaN or infinite in epoch {epoch} of phase {phase.name!r} "
-            f"with learning_rate={recipe.learning_rate:g}. Training stopped; the "
+            f"with learning_rate={regime.learning_rate:g}. Training stopped; the "
             f"weights {weights} were kept. Try "
-            f"learning_rate={recipe.learning_rate / 10:g}."
+            f"learning_rate={regime.learning_rate / 10:g}."
         )
 
 
@@ -120,14 +120,14 @@ def _has_finite_scores(phase: Phase) -> bool:
         return bool(torch.isfinite(phase.scores(batch)).all())
 
 
-def warn_if_hopeless(history: list[dict], n_classes: int, recipe: Recipe) -> None:
+def warn_if_hopeless(history: list[dict], n_classes: int, regime: Regime) -> None:
     """Warn if the final loss is far above that of guessing."""
     loss, guessing = history[-1]["loss"] if history else 0.0, math.log(n_classes)
     if loss > HOPELESS * guessing:
         warn_user(
             f"The loss of the last epoch is {loss:.3g}, while guessing gives "
             f"{guessing:.3g}: training diverged with "
-            f"learning_rate={recipe.learning_rate:g}. Try "
-            f"learning_rate={recipe.learning_rate / 10:g}.",
+            f"learning_rate={regime.learning_rate:g}. Try "
+            f"learning_rate={regime.learning_rate / 10:g}.",
             ConvergenceWarning,
         )

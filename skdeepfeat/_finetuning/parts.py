@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from .._backbones.tensors import named_tensors
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
 from .._networks.image_size import explain_size
@@ -53,7 +54,7 @@ class Parts:
         self._nodes, self._frozen = nodes, bind(structure, network, nodes)
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
-        self._names = {*network.state_dict(), *dict(network.named_buffers())}
+        self._names = set(named_tensors(network))
         self.tail: nn.Module = nn.Identity()
         if tuned.has_tail:
             self.tail = self._private_tail(structure, network)

@@ -18,7 +18,7 @@ HEAD_RATE = 10  # how much faster a head of one layer learns alone
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Regime:
     """How to train; the fields mean what the classifier's parameters mean."""
 
     head_epochs: int
@@ -85,7 +85,7 @@ class Phase:
 
 def head_phase(
     parts: Parts,
-    recipe: Recipe,
+    regime: Regime,
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
@@ -96,12 +96,12 @@ def head_phase(
     if unseen is not None:
         inputs = unseen.take_rows(parts.device)
         validate = _validation(parts.head, inputs, parts.classify, unseen.data)
-    rate = recipe.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
+    rate = regime.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
     return Phase(
         "head",
         epochs,
         parts.head,
-        parts.groups(rate, 1.0, recipe.weight_decay, head_only=True),
+        parts.groups(rate, 1.0, regime.weight_decay, head_only=True),
         frozen.data,
         frozen.take_rows(parts.device),
         parts.classify,
@@ -114,7 +114,7 @@ def head_phase(
 
 def joint_phase(
     parts: Parts,
-    recipe: Recipe,
+    regime: Regime,
     frozen: FrozenFeatures,
     unseen: FrozenFeatures | None,
     epochs: int,
@@ -122,12 +122,12 @@ def joint_phase(
 ) -> Phase:
     """Head and tail together, on what leaves the frozen blocks."""
     learner = nn.ModuleList([parts.tail, parts.head])
-    inputs, scores = _inputs_and_scores(parts, recipe, frozen)
+    inputs, scores = _inputs_and_scores(parts, regime, frozen)
     validate = None
     if unseen is not None:
         plain = _augmented(parts, unseen.data, "none")
         validate = _validation(learner, plain, parts.whole, unseen.data)
-    groups = parts.groups(recipe.learning_rate, recipe.layer_decay, recipe.weight_decay)
+    groups = parts.groups(regime.learning_rate, regime.layer_decay, regime.weight_decay)
     fixed = parts.norms() if parts.pretrained else ()
     return Phase(
         "joint",
@@ -145,12 +145,12 @@ def joint_phase(
 
 
 def _inputs_and_scores(
-    parts: Parts, recipe: Recipe, frozen: FrozenFeatures
+    parts: Parts, regime: Regime, frozen: FrozenFeatures
 ) -> tuple[Callable, Callable]:
     """What the tail and the head learn from, and how scores are computed from that."""
     if frozen.entered is not None:
         return frozen.take_entered(parts.device), parts.above
-    return _augmented(parts, frozen.data, recipe.augment), parts.whole
+    return _augmented(parts, frozen.data, regime.augment), parts.whole
 
 
 def _augmented(parts: Parts, data: Data, name):

@@ -37,7 +37,7 @@ from .fitted import Fitted
 from .frozen import FrozenFeatures
 from .monitoring import Diverged, Snapshots, Stopping, has_diverged, warn_if_hopeless
 from .parts import Parts
-from .phases import Phase, Recipe, head_phase, joint_phase
+from .phases import Phase, Regime, head_phase, joint_phase
 from .tuned_part import TunedPart
 
 # A process runs one fit at a time, since each one needs memory for itself.
@@ -90,30 +90,30 @@ def fine_tune(
     start: Start,
     data: Data,
     held_out: Data | None,
-    recipe: Recipe,
+    regime: Regime,
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
     """Divide the network, train it, and leave torch's global generator as it was."""
-    device = torch.device(resolve_device(recipe.device))
+    device = torch.device(resolve_device(regime.device))
     if not start.source.pretrained:  # random weights have nothing to preserve below
-        recipe = replace(recipe, layer_decay=1.0)
+        regime = replace(regime, layer_decay=1.0)
     with _one_at_a_time:
         parts = Parts.with_new_head(
             start.source,
             start.key,
             start.tuned,
             start.n_classes,
-            recipe.dropout,
-            Draws(recipe.seed, device),
+            regime.dropout,
+            Draws(regime.seed, device),
         )
-        return train(parts, data, held_out, recipe, start.previous, epoch_done)
+        return train(parts, data, held_out, regime, start.previous, epoch_done)
 
 
 def train(
     parts: Parts,
     data: Data,
     held_out: Data | None,
-    recipe: Recipe,
+    regime: Regime,
     previous: Fitted | None,
     epoch_done: Callable[[dict], bool],
 ) -> Fitted:
@@ -125,7 +125,7 @@ def train(
     data : Data
     held_out : Data or None
         For early stopping; None trains through.
-    recipe : Recipe
+    regime : Regime
     previous : Fitted or None
         What to continue from; the head does not learn alone first then.
     epoch_done : callable
@@ -144,13 +144,13 @@ def train(
     """
     if previous is not None:
         parts.load(previous)
-    phases, scaling = _prepare(parts, data, held_out, recipe, previous)
+    phases, scaling = _prepare(parts, data, held_out, regime, previous)
     history: list[dict] = []
     with parts.standardised(*map(torch.from_numpy, scaling.values())):
         for phase in phases:
-            if not train_phase(phase, recipe, history, epoch_done):
+            if not train_phase(phase, regime, history, epoch_done):
                 break
-    warn_if_hopeless(history, parts.head.last.out_features, recipe)
+    warn_if_hopeless(history, parts.head.last.out_features, regime)
     return Fitted(*parts.arrays(), scaling, history)
 
 
@@ -158,12 +158,12 @@ def _prepare(
     parts: Parts,
     data: Data,
     held_out: Data | None,
-    recipe: Recipe,
+    regime: Regime,
     previous: Fitted | None,
 ) -> tuple[list[Phase], dict[str, np.ndarray]]:
     """The phases to train, and the scaling of what enters the head."""
-    alone, joint = _epochs(parts.tuned, recipe, previous)
-    frozen = FrozenFeatures(parts, data, keep=recipe.augment == "none" and joint > 0)
+    alone, joint = _epochs(parts.tuned, regime, previous)
+    frozen = FrozenFeatures(parts, data, keep=regime.augment == "none" and joint > 0)
     unseen = None if held_out is None else FrozenFeatures(parts, held_out)
     errors = frozen.errors(all_images=previous is None or alone > 0 or frozen.keeps)
     if unseen is not None:
@@ -172,19 +172,19 @@ def _prepare(
         raise UnusableImages(errors)
     is_trained = previous is not None
     phases = [
-        head_phase(parts, recipe, frozen, unseen, alone, is_trained),
-        joint_phase(parts, recipe, frozen, unseen, joint, is_trained or alone > 0),
+        head_phase(parts, regime, frozen, unseen, alone, is_trained),
+        joint_phase(parts, regime, frozen, unseen, joint, is_trained or alone > 0),
     ]
     scaling = previous.scaling if previous else frozen.scaling(data.weights)
     return [phase for phase in phases if phase.epochs], scaling
 
 
 def _epochs(
-    tuned: TunedPart, recipe: Recipe, previous: Fitted | None
+    tuned: TunedPart, regime: Regime, previous: Fitted | None
 ) -> tuple[int, int]:
     """Epochs of the head alone, and of head and tail together."""
-    alone = 0 if previous is not None else recipe.head_epochs
-    return (alone, recipe.epochs) if tuned.has_tail else (alone + recipe.epochs, 0)
+    alone = 0 if previous is not None else regime.head_epochs
+    return (alone, regime.epochs) if tuned.has_tail else (alone + regime.epochs, 0)
 
 
 # Phase ------------------------------------------------------------------------------
@@ -192,14 +192,14 @@ def _epochs(
 
 def train_phase(
     phase: Phase,
-    recipe: Recipe,
+    regime: Regime,
     history: list[dict],
     epoch_done: Callable[[dict], bool],
 ) -> bool:
     """Train for the epochs of a phase; returns whether the next phase may begin."""
     snapshots = Snapshots(phase.learner)
     try:
-        for entry in _run_epochs(phase, recipe, snapshots):
+        for entry in _run_epochs(phase, regime, snapshots):
             history.append(entry)
             if epoch_done(entry):
                 break
@@ -219,20 +219,20 @@ def train_phase(
 
 
 def _abort(reason: str) -> bool:
-    """Warn that training ends before its time; no further phase begins."""
+    """Warn that training ends early; no further phase begins."""
     warn_user(reason, ConvergenceWarning)
     return False
 
 
-def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[dict]:
+def _run_epochs(phase: Phase, regime: Regime, snapshots: Snapshots) -> Iterator[dict]:
     """Run the epochs of a phase; yields the entry of each for the history."""
-    schedule = _one_cycle_schedule(phase, recipe)
-    stopping = Stopping(recipe.n_iter_no_change)
+    schedule = _one_cycle_schedule(phase, regime)
+    stopping = Stopping(regime.n_iter_no_change)
     if phase.validate is not None and phase.is_trained:
         stopping.start(*phase.validate())
     for epoch in range(1, phase.epochs + 1):
         entry = {"phase": phase.name, "epoch": epoch}
-        entry |= _guarded_epoch(phase, recipe, schedule, epoch, snapshots)
+        entry |= _guarded_epoch(phase, regime, schedule, epoch, snapshots)
         if phase.validate is None:
             snapshots.keep(epoch)
         else:
@@ -245,10 +245,10 @@ def _run_epochs(phase: Phase, recipe: Recipe, snapshots: Snapshots) -> Iterator[
             return
 
 
-def _one_cycle_schedule(phase: Phase, recipe: Recipe) -> LambdaLR:
+def _one_cycle_schedule(phase: Phase, regime: Regime) -> LambdaLR:
     """AdamW and its learning rate over all steps of a phase."""
-    optimizer = torch.optim.AdamW(phase.groups, weight_decay=recipe.weight_decay)
-    n_steps = phase.epochs * _n_batches(phase, recipe)
+    optimizer = torch.optim.AdamW(phase.groups, weight_decay=regime.weight_decay)
+    n_steps = phase.epochs * _n_batches(phase, regime)
     return LambdaLR(optimizer, partial(one_cycle, n_steps=n_steps))
 
 
@@ -264,26 +264,26 @@ def one_cycle(step: int, n_steps: int) -> float:
 
 
 def _guarded_epoch(
-    phase: Phase, recipe: Recipe, schedule: LambdaLR, epoch: int, snapshots: Snapshots
+    phase: Phase, regime: Regime, schedule: LambdaLR, epoch: int, snapshots: Snapshots
 ) -> dict:
     """One epoch and its time; aborts the phase if the loss diverges."""
     started = time.perf_counter()
-    entry = train_epoch(phase, recipe, schedule)
+    entry = train_epoch(phase, regime, schedule)
     seconds = time.perf_counter() - started
     if has_diverged(phase, entry["loss"]):
         snapshots.restore()
-        raise Diverged(phase, epoch, snapshots.epoch, recipe)
+        raise Diverged(phase, epoch, snapshots.epoch, regime)
     return entry | {"seconds": seconds}
 
 
-def train_epoch(phase: Phase, recipe: Recipe, schedule: LambdaLR) -> dict:
+def train_epoch(phase: Phase, regime: Regime, schedule: LambdaLR) -> dict:
     """Every image once, in random order."""
     phase.start_epoch()
     optimizer = schedule.optimizer
     loss, n_right, rate = 0.0, 0, 0.0
-    for chosen in _batches(phase, recipe):
+    for chosen in _batches(phase, regime):
         with phase.draws.turn():
-            batch_loss, batch_right = train_step(phase, recipe, optimizer, chosen)
+            batch_loss, batch_right = train_step(phase, regime, optimizer, chosen)
         rate = max(rate, optimizer.param_groups[0]["lr"])
         schedule.step()
         loss += batch_loss * len(chosen)
@@ -294,23 +294,23 @@ def train_epoch(phase: Phase, recipe: Recipe, schedule: LambdaLR) -> dict:
     return {"loss": loss / n, "accuracy": n_right / n, "learning_rate": rate}
 
 
-def _batches(phase: Phase, recipe: Recipe) -> Iterator[torch.Tensor]:
+def _batches(phase: Phase, regime: Regime) -> Iterator[torch.Tensor]:
     """Positions of all images in random order, in batches of nearly equal size."""
     with phase.draws.turn():
         order = torch.randperm(len(phase.data)).numpy()
-    for chosen in np.array_split(order, _n_batches(phase, recipe)):
+    for chosen in np.array_split(order, _n_batches(phase, regime)):
         yield torch.from_numpy(np.sort(chosen))  # read in the order of their file
 
 
-def _n_batches(phase: Phase, recipe: Recipe) -> int:
-    return math.ceil(len(phase.data) / recipe.batch_size)
+def _n_batches(phase: Phase, regime: Regime) -> int:
+    return math.ceil(len(phase.data) / regime.batch_size)
 
 
 # Step -------------------------------------------------------------------------------
 
 
 def train_step(
-    phase: Phase, recipe: Recipe, optimizer: torch.optim.Optimizer, chosen: torch.Tensor
+    phase: Phase, regime: Regime, optimizer: torch.optim.Optimizer, chosen: torch.Tensor
 ) -> tuple[float, int]:
     """One batch: scores, loss, gradient, step.
 
@@ -323,13 +323,13 @@ def train_step(
     batch = phase.inputs(chosen)  # which may call a function of the user's
     targets = phase.data.targets[chosen].to(batch.device)
     weights = phase.data.weights[chosen].to(batch.device)
-    with arithmetic(recipe.precision, batch.device.type), _explained(phase, recipe):
-        scores = _scores(phase, recipe, batch)
+    with arithmetic(regime.precision, batch.device.type), _explained(phase, regime):
+        scores = _scores(phase, regime, batch)
         losses = F.cross_entropy(
             scores.float(),
             targets,
             reduction="none",
-            label_smoothing=recipe.label_smoothing,
+            label_smoothing=regime.label_smoothing,
         )
         loss = (losses * weights).mean()
         optimizer.zero_grad()
@@ -339,7 +339,7 @@ def train_step(
 
 
 @contextlib.contextmanager
-def _explained(phase: Phase, recipe: Recipe) -> Iterator[None]:
+def _explained(phase: Phase, regime: Regime) -> Iterator[None]:
     """A context that explains the error of a batch norm in a batch of one image."""
     try:
         yield
@@ -348,15 +348,15 @@ def _explained(phase: Phase, recipe: Recipe) -> Iterator[None]:
             raise
         raise ValueError(
             "A batch norm of the network cannot learn its statistics from a batch of "
-            f"one image, which batch_size={recipe.batch_size} gives for "
+            f"one image, which batch_size={regime.batch_size} gives for "
             f"{len(phase.data)} images. Pass at least 2 images, and a batch_size of at "
             "least 3."
         ) from error
 
 
-def _scores(phase: Phase, recipe: Recipe, batch: torch.Tensor) -> torch.Tensor:
+def _scores(phase: Phase, regime: Regime, batch: torch.Tensor) -> torch.Tensor:
     """Scores in the precision of training."""
-    reduced = recipe.precision != "float32"
-    kind, dtype = batch.device.type, PRECISIONS[recipe.precision]
+    reduced = regime.precision != "float32"
+    kind, dtype = batch.device.type, PRECISIONS[regime.precision]
     with torch.autocast(kind, dtype, enabled=reduced):
         return phase.scores(batch)

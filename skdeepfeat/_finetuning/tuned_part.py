@@ -178,6 +178,7 @@ def _number_tuned(source: WeightsSource, blocks: list[Layer], unfreeze) -> int:
 
 
 def _has_parameters(part) -> bool:
+    """Whether a module has parameters, or a tensor is one."""
     if isinstance(part, nn.Module):
         return any(True for _ in part.parameters())
     return isinstance(part, nn.Parameter)

@@ -77,11 +77,10 @@ class Elsewhere(Protocol):
 
     def report(self) -> None:
         """Warn of trouble; called by the thread that wants the batches."""
-        ...
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PreparedRows:
     """Some rows that a thread has prepared.
 
     Parameters
@@ -137,7 +136,7 @@ class _Making:
     elsewhere: Elsewhere | None
 
     def ahead(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
-        """Batches in order, of which few wait to be taken.
+        """Batches in order; only a few are made in advance.
 
         A thread also collects them. A caller that did would wait for the interpreter's
         lock once for each image, and the GPU that it drives would wait with it.
@@ -161,13 +160,13 @@ class _Making:
     def _begin(self, pool, collector, rows: list[int]) -> list[Future]:
         """Begin to make one batch, which is the result of the last future."""
 
-        def collect(chunks: list[Future]) -> Batch:
-            return self._collect([chunk.result() for chunk in chunks])
+        def collect(prepared: list[Future]) -> Batch:
+            return self._collect([future.result() for future in prepared])
 
         starts = range(0, len(rows), self._at_once)
         parts = (rows[start : start + self._at_once] for start in starts)
-        chunks = [pool.submit(self._prepare, part) for part in parts]
-        return [*chunks, collector.submit(collect, chunks)]
+        prepared = [pool.submit(self._prepare, part) for part in parts]
+        return [*prepared, collector.submit(collect, prepared)]
 
     @property
     def _at_once(self) -> int:
@@ -182,15 +181,15 @@ class _Making:
             self.elsewhere.note(n_rows)
 
     def between(self, pool: Executor, rows: Iterator[int]) -> Iterator[Batch]:
-        """Batches in order, of which several are made at once."""
+        """Batches in order; several are made at once."""
         size = self.batch_size
         n = math.ceil(max(BURST, 2 * self.n_threads) / size) * size
         read, announce = lambda row: self._prepare([row]), self.images.read_ahead
-        chunks = _map_at_once(pool, read, rows, n, announce)
-        while some := list(islice(chunks, size)):
+        prepared = _map_at_once(pool, read, rows, n, announce)
+        while some := list(islice(prepared, size)):
             yield self._collect(some)
 
-    def _prepare(self, rows: Sequence[int]) -> Chunk:
+    def _prepare(self, rows: Sequence[int]) -> PreparedRows:
         """Prepare some rows, elsewhere or in this thread."""
         clock = Clock()
         found = self.elsewhere.prepare(rows, clock) if self.elsewhere else {}
@@ -198,17 +197,18 @@ class _Making:
         def read(row: int) -> Prepared | ImageError:
             return read_row(self.images, row, self.how, clock)
 
-        return Chunk({row: found.get(row) or read(row) for row in rows}, clock)
+        images = {row: found.get(row) or read(row) for row in rows}
+        return PreparedRows(images, clock)
 
-    def _collect(self, chunks: list[Chunk]) -> Batch:
-        """Fill one batch with the images of some chunks."""
-        images = {row: image for chunk in chunks for row, image in chunk.images.items()}
+    def _collect(self, prepared: list[PreparedRows]) -> Batch:
+        """Fill one batch with images that several threads have prepared."""
+        images = {row: image for rows in prepared for row, image in rows.images.items()}
         errors = [image for image in images.values() if isinstance(image, ImageError)]
         good = {r: image for r, image in images.items() if isinstance(image, Prepared)}
         pixels = self._stacked([image.pixels for image in good.values()])
         in_range = [image.in_range for image in good.values()]
         sources = [image.source for image in good.values()]
-        return Batch(list(good), pixels, errors, in_range, sources, _shares(chunks))
+        return Batch(list(good), pixels, errors, in_range, sources, _shares(prepared))
 
     def _stacked(self, images: list[np.ndarray]) -> np.ndarray:
         """Images in an array of the fixed size, with zeros behind them."""
@@ -233,10 +233,10 @@ def _map_at_once(pool, function, items, n: int, announce) -> Iterator:
         some = following
 
 
-def _shares(chunks: list[Chunk]) -> dict[str, float]:
+def _shares(prepared: list[PreparedRows]) -> dict[str, float]:
     """How the time spent on some rows divides."""
     parts = ("reading", "decoding")
-    seconds = [sum(chunk.clock.seconds[part] for chunk in chunks) for part in parts]
+    seconds = [sum(rows.clock.seconds[part] for rows in prepared) for part in parts]
     total = sum(seconds) or 1.0
     return {part: s / total for part, s in zip(parts, seconds, strict=True)}
 

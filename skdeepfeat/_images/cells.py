@@ -51,7 +51,7 @@ class Cell:
                 raise ImageError(row, "missing", "there is no image in this row")
             kind = kind_of(value)
             if kind is None:
-                raise ValueError(f"no image; a row must be {ALLOWED}")
+                raise ValueError(f"is not an image; a row must be {ALLOWED}")
             source = kind.describe(value)
         with row_errors(row, source):
             held = kind.take(value, protocols)

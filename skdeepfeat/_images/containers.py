@@ -67,7 +67,7 @@ def _cells_of_array(X):
 
 
 def check_stack(shape: tuple[int, ...]) -> None:
-    """Refuse what is no stack of images of shape (n, h, w[, channels])."""
+    """Refuse a shape other than (n, h, w[, channels])."""
     if len(shape) == 3 and shape[-1] in CHANNELS[1:]:
         raise ValueError(
             f"X of shape {shape} is a single image; pass X[None] for it. (A stack "
@@ -129,8 +129,8 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         lambda X: isinstance(X, Mapping) and not ("data" in X and hasattr(X, "data")),
         lambda X: (
             f"X must be a sequence of images. Got a {type(X).__name__} with the keys "
-            f"{list(X)[:6]} instead; pass X[key] if one of its values is that, or "
-            "list(X.values()) if each is an image."
+            f"{list(X)[:6]} instead; pass X[key] if one of its values is a sequence of "
+            "images, or list(X.values()) if each value is an image."
         ),
     ),
     (
@@ -199,7 +199,7 @@ def read_images(X, protocols: Collection[str] = ()) -> Images:
 
 
 def _cells_of(X):
-    """The cells of a container in memory; refuses what is no sequence of images."""
+    """The cells of a container in memory; refuses other objects than sequences."""
     for is_no_sequence, advice in REFUSED:
         if is_no_sequence(X):
             raise ValueError(advice(X))

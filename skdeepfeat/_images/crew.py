@@ -1,7 +1,7 @@
 """Processes that decode images beside a GPU, where threads wait for Python's lock.
 
 Each thread that makes batches borrows one of them for some rows, and waits without the
-lock. What no process has prepared, the thread prepares itself: rows that are asked for
+lock. What no process has prepared, the thread prepares itself: rows that are requested
 before the processes are there, in another call or after one was killed, and rows with
 errors or warnings. So rows, errors and warnings are those of threads.
 
@@ -192,7 +192,7 @@ class Crew:
         self.free: deque[Decoder] = deque()  # also those that are being started
         self._all: weakref.WeakSet[Decoder] = weakref.WeakSet()  # also those at work
         self._n = self._n_seen = 0  # processes; images since some were started
-        self._trouble: list[str] = []  # because of which no more are started
+        self._trouble: list[str] = []  # if there is any, no more are started
         self._n_told = 0
 
     def note(self, n_images: int, n_wanted: int) -> None:

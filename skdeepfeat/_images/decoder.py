@@ -48,7 +48,7 @@ class Task:
 
 
 class _Limit:
-    """A budget of which each image has all, but none has more.
+    """A budget that is the same for each image, however many there are.
 
     Parameters
     ----------

@@ -23,13 +23,13 @@ EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 
 STEPS = {2: 85, 4: 17}  # between grey values of so many bits, in 8 bits
 
-MISREAD = "is of a TIFF that Pillow does not read as its header says; pass the path"
+MISREAD = "is from a TIFF that Pillow does not read as its header says; pass the path"
 CLOSED = (
     "the file of this PIL image was closed before its pixels were read; call "
     "image.load() before it is closed, or pass the path"
 )
 CUT = (
-    "its file has values up to {} for each colour, of which a PIL image keeps 8 bits, "
+    "its file has values up to {} for each colour, but a PIL image only keeps 8 bits, "
     "so value_range cannot hold for it; pass the path, or leave value_range out"
 )
 
@@ -113,7 +113,7 @@ def _of_eight_bits(image, data=None) -> Image.Image:
 
 
 def _with_scaled_transparency(image, data):
-    """A grey PNG of 2 or 4 bits, of which Pillow scales all but the transparent value.
+    """A grey PNG of 2 or 4 bits: Pillow scales its values, but not the transparent one.
 
     If the file is gone, the fewest bits that hold the values are assumed.
     """

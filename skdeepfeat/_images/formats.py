@@ -33,8 +33,8 @@ FOREIGN = "is not an image in a supported format ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
 LONGEST_PATH = 4096
 NAME = (
-    "holds no image but the name of one; pass a path as str, for instance X.asstr() of "
-    "an h5py column"
+    "is not an image but the name of one; pass the path as a str, for instance with "
+    "X.asstr() of an h5py column"
 )
 
 # How files begin: (offset, bytes, name), of formats that are read and of others.

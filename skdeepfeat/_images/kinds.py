@@ -262,5 +262,5 @@ def unwrap(cell):
 
 
 def kind_of(cell) -> CellKind | None:
-    """The kind of a cell, None if it is no image."""
+    """The kind of a cell; None if it is not an image."""
     return next((kind for kind in CELL_KINDS if kind.matches(cell)), None)

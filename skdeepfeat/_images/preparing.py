@@ -83,7 +83,6 @@ class Shares(Protocol):
 
     def share(self, needed: int) -> AbstractContextManager[None]:
         """A context in which so many pixels may be decoded."""
-        ...
 
 
 class Readable(Protocol):

@@ -15,7 +15,7 @@ from .references import shortened, without_secrets
 def row_errors(row: int, source: str):
     """A context in which every exception becomes an error of this row.
 
-    Except MemoryError, which is no fault of the image.
+    Except MemoryError, which is not the fault of the image.
     """
     try:
         yield
@@ -33,18 +33,21 @@ REASONS: tuple[tuple[type[Exception] | str, str], ...] = (
     ("ClientPayloadError", "the server sent less than it announced"),
     ("BadHttpMessage", "the server's answer is not valid HTTP"),
     ("TooManyRedirects", "the server redirects without end"),
-    ("NonHttpUrlRedirectClientError", "the server redirects to what is no HTTP"),
+    (
+        "NonHttpUrlRedirectClientError",
+        "the server redirects to what is not HTTP",
+    ),
     ("ClientResponseError", "the server answered {0.status}"),
     ("TimeoutError", "the server did not answer in time"),
     ("ClientConnectionError", "there is no connection to the server"),
     (io.UnsupportedOperation, "the file cannot be read from its start; pass its bytes"),
     (FileNotFoundError, "there is no such file"),
     (IsADirectoryError, "is a folder; load_image_folder(path) lists the images in it"),
-    (PermissionError, "the file may not be read by this user"),
+    (PermissionError, "this user may not read the file"),
     (
         Image.DecompressionBombError,
-        "has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows twice over; it could "
-        "be a decompression bomb. Raise that limit if you trust the file",
+        "has more than twice as many pixels as PIL.Image.MAX_IMAGE_PIXELS allows; it "
+        "could be a decompression bomb. Raise that limit if you trust the file",
     ),
 )
 
@@ -52,7 +55,7 @@ REASONS: tuple[tuple[type[Exception] | str, str], ...] = (
 def reason_of(error: Exception) -> str:
     """The reason in the table, or else the library's own message."""
     if isinstance(error, OSError) and (looks := _looks_of_name(error.filename)):
-        return f"is no path; it looks like {looks}"
+        return f"is not a path; it looks like {looks}"
     for kind, reason in REASONS:
         if found := next((e for e in _causes(error) if _is_a(e, kind)), None):
             return reason.format(found)

@@ -78,7 +78,7 @@ class File:
         """
         found = os.stat(self._path)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise ValueError("is a pipe, a socket or a device, no file")
+            raise ValueError("is a pipe, a socket or a device, not a file")
         return None if may_change_unseen(found) else state_of_file(found)
 
     def read(self) -> bytes:

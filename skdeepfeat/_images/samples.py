@@ -33,7 +33,7 @@ COLOURS = {0: 1, 1: 1, 2: 3}  # photometric interpretation → number of channel
 REDUCIBLE = ("TIFF", "PPM", "AVIF", "HEIF")
 
 REDUCED = (
-    "the file has values up to {} for each colour, of which Pillow keeps 8 bits, so "
+    "the file has values up to {} for each colour, but Pillow only keeps 8 bits, so "
     "value_range cannot hold for it; save it as a PNG or TIFF of 16 bits, or leave "
     "value_range out"
 )

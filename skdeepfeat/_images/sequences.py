@@ -118,7 +118,7 @@ class Lazy:
 
 
 class LazyArray:
-    """An array in a file, of which some rows are read at a time.
+    """An array in a file; some of its rows are read at a time.
 
     Parameters
     ----------

@@ -15,8 +15,6 @@ import numpy as np
 
 SLOT_BYTES = 2**25  # of one process; they take memory once they are used
 ALIGNMENT = 64
-
-
 # Packages whose classes a task may hold; others may run what belongs to the caller.
 OWN = ("skdeepfeat", "numpy", "PIL")
 

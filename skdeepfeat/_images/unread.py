@@ -9,11 +9,9 @@ from .references import File, Reference
 from .windows import Images, Window
 
 OTHER_FILE = (
-    "the worker on host {!r} read another file than the one at this path here: it was "
-    "changed meanwhile, or the hosts have different disks"
+    "the worker on host {!r} read a different file from the one at this path here: it "
+    "has changed meanwhile, or the hosts have different disks"
 )
-
-
 IN_PROCESS = "memory://"  # files of fsspec, in the memory of the process
 
 
@@ -59,7 +57,7 @@ class UnreadWindow(Window):
             return error
         reason = f"{error.reason} (on host {host!r})"
         if error.source.startswith(IN_PROCESS):
-            reason += f"; what {IN_PROCESS!r} names exists in one process alone"
+            reason += f"; what {IN_PROCESS!r} names only exists in one process"
         return ImageError(error.row, error.source, reason)
 
     def accept(self, row: int, state: str, key: bytes, host: str) -> list:

@@ -20,7 +20,6 @@ from .sequences import BYTES_HELD, ROWS_HELD, Cells, Held, Unreadable
 ROWS_AHEAD = (256, 1024, 4096)
 FETCHES = 8  # files read at once, at least, since servers may be slow
 
-
 IMAGES = Wording(
     "image",
     ImageError,
@@ -46,7 +45,7 @@ class Images:
     Parameters
     ----------
     cells : Cells
-        What stands in the rows.
+        The cells of the rows.
     protocols : collection of str, default=()
         Schemes of URLs that may be opened.
     """

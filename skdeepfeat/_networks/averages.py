@@ -66,7 +66,7 @@ def averaged_step(step: fx.Node, net: nn.Module) -> fx.Node | None:
 
 
 def _behind(step: fx.Node, passed: set, net, wanted=()) -> fx.Node:
-    """Go back from a step over those to be passed, and stop at one that is wanted."""
+    """This step, or the first before it, that is wanted or must not be passed."""
     while step not in wanted and (_kind(step, net) in passed or _is_off(step)):
         step = step.all_input_nodes[0]
     return step

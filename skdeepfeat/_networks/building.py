@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .._backbones.builders import Skeleton, resolve_builder
 from .._backbones.copies import evaluating
-from .._backbones.records import Backbone, Skeleton, builder_of
+from .._backbones.records import Backbone
 from .._backbones.tensors import as_array, digest_tensors
 from .._backbones.weights import OwnWeights, RandomWeights, WeightsSource
 from .._digests import digest_fields
@@ -88,7 +89,7 @@ def call_builder(backbone: Backbone, image_size: int, official=False) -> nn.Modu
 
     `official` networks are built as published weights expect them.
     """
-    build = builder_of(backbone)
+    build = resolve_builder(backbone.build, backbone.name)
     options = dict(backbone.options) if official else {}
     if backbone.size_option:
         options[backbone.size_option] = image_size

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .._backbones.records import Backbone, Skeleton, builder_of
+from .._backbones.builders import Skeleton, resolve_builder
+from .._backbones.records import Backbone
 from .._digests import digest_fields
 from .descriptions import PUBLISHERS, describe_value
 from .tracer import HOOKS
@@ -33,7 +34,7 @@ def digest_code(backbone: Backbone, skeleton: nn.Module) -> bytes:
     waiting: deque[Any] = deque(_classes_of(skeleton))
     waiting += [value for module in skeleton.modules() for value in _called_by(module)]
     if not isinstance(backbone.build, Skeleton):
-        waiting.append(builder_of(backbone))
+        waiting.append(resolve_builder(backbone.build, backbone.name))
     found: list[list] = []
     seen: set[int] = set()
     while waiting and len(seen) < MOST_FUNCTIONS:

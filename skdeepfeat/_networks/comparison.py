@@ -25,9 +25,9 @@ MIXED = (
     "Use a network that computes each image by itself."
 )
 ALONE = (
-    "Backbone {name!r} cannot give features: it takes two images, and not one alone "
+    "Backbone {name!r} cannot give features: it takes two images, but not one alone "
     "({error}). Use a network that computes each image by itself: one whose BatchNorm "
-    "has running statistics, or that was not exported for one size of batch."
+    "has running statistics, or that was not exported for one batch size."
 )
 CHANGING = (
     "Backbone {name!r} cannot give features: they are different in every call, for "

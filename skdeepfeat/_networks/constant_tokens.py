@@ -44,7 +44,7 @@ def _find(structure: Structure) -> dict[int, Constant]:
                 and not any(found.get(len(rows[0]), ()))
             ):
                 constant = _constant_in(rows)
-                if not all(constant):  # as what is no row of an image
+                if not all(constant):  # as in what has no row for each image
                     found[len(constant)] = constant
 
     network = structure.real_network()

@@ -40,7 +40,7 @@ def is_published(thing) -> bool:
 
 
 def describe_settings(network: nn.Module) -> dict[str, list]:
-    """Settings of the modules that torch provides, as far as they can be described.
+    """Settings of the modules that torch provides, if they can be described.
 
     Those of other modules are constants of the traced graph.
     """
@@ -52,7 +52,7 @@ def describe_settings(network: nn.Module) -> dict[str, list]:
 
 
 def describe_classes(network: nn.Module) -> dict[str, list]:
-    """Class and settings of all modules, as far as they can be described."""
+    """Class of each module, and those of its settings that can be described."""
     found = {}
     for path, module in network.named_modules():
         kind = type(module)

@@ -85,7 +85,7 @@ def _find_stages(structure: Structure) -> dict[str, Layer]:
 
 
 def _fitting(structure: Structure, stages: dict[str, Stage]) -> dict[str, Layer]:
-    """The layers of stages, as far as they are what the network says of them."""
+    """The layers of stages that are what the network says about them."""
     channels = {alias: stage.channels for alias, stage in stages.items()}
     full = {alias: structure.canonical(stage.node) for alias, stage in stages.items()}
     named = {a: structure.where_computed(node) for a, node in full.items() if node}
@@ -113,7 +113,7 @@ def _children(structure: Structure, end: End) -> dict[str, str]:
 
 
 def _opened(structure: Structure, names: list[str], whole=True) -> list[str]:
-    """These parts, with their own parts in place of those that are no stage.
+    """These parts, with their own parts in place of those that are not stages.
 
     `whole` is whether they are all parts of a network.
     """
@@ -180,7 +180,7 @@ def _before_end(structure: Structure, names: list[str], end: End, head) -> list[
 
 
 def _before_head(structure: Structure, names: list[str], head: str) -> list[str]:
-    """These parts up to the one that is or contains the classifier, without it."""
+    """The parts before the one that is or contains the classifier."""
     around = [n for n in names if f"{head}.".startswith(f"{n}.")]
     if not around:
         return names
@@ -197,7 +197,7 @@ def _steps_up_to(structure: Structure, names: list[str], end: fx.Node) -> list[s
 
 
 def _ends(structure: Structure, end: End) -> dict[str, str]:
-    """The input of its classifier and the classes, as far as there are any."""
+    """The input of its classifier and the class scores, if there are any."""
     named = {
         "penultimate": structure.backbone.penultimate or end.penultimate,
         "logits": end.logits,

@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from .._backbones.records import Backbone, Layer
+from .._backbones.tensors import named_tensors
 from .._backbones.weights import WeightsSource
 from .._processes import fork_safe
 from .layers import aliased_layers
@@ -23,7 +24,7 @@ def with_arrays(source: WeightsSource, nodes, dtype) -> Backbone:
     backbone, size = source.backbone, source.input.image_size
     module = get_network(source, source.key(), "cpu", "float32").module
     structure = structure_of(backbone, size)
-    tensors = dict(module.state_dict()) | dict(module.named_buffers())
+    tensors = named_tensors(module)
     names = _kept(structure, module, nodes) & tensors.keys()
     return replace(
         backbone,
@@ -37,7 +38,7 @@ def with_arrays(source: WeightsSource, nodes, dtype) -> Backbone:
 
 def _kept(structure: Structure, module: nn.Module, nodes) -> set[str]:
     """Names of the tensors to keep."""
-    everything = {*module.state_dict(), *dict(module.named_buffers())}
+    everything = set(named_tensors(module))
     if nodes is None:
         head = f"{structure.backbone.head}."
         return {name for name in everything if not name.startswith(head)}
@@ -47,7 +48,7 @@ def _kept(structure: Structure, module: nn.Module, nodes) -> set[str]:
 def _needed(structure: Structure, module: nn.Module, nodes) -> set[str]:
     """Names of the tensors that these nodes are computed with."""
     bound = bind(structure, module, nodes)
-    return {*bound.state_dict(), *dict(bound.named_buffers())}
+    return set(named_tensors(bound))
 
 
 def _readable(source: WeightsSource, structure, module, names, nodes) -> list[Layer]:

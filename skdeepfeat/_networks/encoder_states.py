@@ -15,7 +15,7 @@ from torch import nn
 from .._backbones.encoders import LAST
 from .._exceptions import WeightsError, in_one_line
 from .comparison import measuring
-from .token_networks import Place, TokenNetwork, entering, states_of
+from .token_networks import HookPoint, TokenNetwork, entering, states_of
 
 SHORT, LONG = 5, 8  # tokens; the short text is padded to the length of the long one
 ROUNDING = 1e-3  # of a usual value, between two ways to compute the same
@@ -42,7 +42,7 @@ class EncoderNetwork(TokenNetwork):
         return self._one_by_one(tokens, mask, wanted)
 
     def _one_by_one(self, tokens, mask, wanted):
-        """The same, for texts of which each is computed at its own length."""
+        """The same, where each text is computed at its own length."""
         lengths = mask.sum(1).tolist()
         found: dict[str, Any] = {}
         for row in [i for i, n in enumerate(lengths) if n] or [0]:
@@ -102,7 +102,7 @@ class _Trial:
     width : int
         Number of features of a token.
     padding : int
-        The token that stands where there is none.
+        The token that fills up shorter texts.
     last : str
         Node of what the encoder returns.
     """
@@ -130,7 +130,7 @@ class _Trial:
         if not _equal(long[self._last], long[LAST]):
             raise Unsuitable("it changes the states after its last block once more")
         network = EncoderNetwork(
-            self._model, self._places(recorder, short), call_encoder
+            self._model, self._points(recorder, short), call_encoder
         )
         for text, states in ((self._short, short), (self._long, long)):
             if not _all_same(self._run(network, text), states):
@@ -164,15 +164,15 @@ class _Trial:
             raise Unsuitable("some of its weights are NaN or infinite")
         return states.clone()
 
-    def _places(self, recorder: "_Recorder", states: dict) -> dict[str, Place]:
-        """Node → where its states pass; what the network returns needs no place."""
-        places = {}
+    def _points(self, recorder: "_Recorder", states: dict) -> dict[str, HookPoint]:
+        """Node → where its states pass; what the network returns needs none."""
+        points = {}
         for node in self._nodes:
-            place = recorder.find(states[node])
-            if place is None:
+            point = recorder.find(states[node])
+            if point is None:
                 raise Unsuitable(f"no module returns the states of {node!r}")
-            places[node] = place
-        return places
+            points[node] = point
+        return points
 
     def _run(self, network: EncoderNetwork, tokens, mask=None) -> dict:
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
@@ -199,7 +199,7 @@ class _Recorder:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._seen: list[tuple[Place, torch.Tensor]] = []
+        self._seen: list[tuple[HookPoint, torch.Tensor]] = []
         self._handles: list = []
 
     def __enter__(self):
@@ -225,17 +225,17 @@ class _Recorder:
         def keep(module, args, kwargs, *output):
             value = states_of(output[0]) if output else entering(args, kwargs)
             if isinstance(value, torch.Tensor) and value.ndim == 3:
-                place = Place(module, numbers[enters], enters)
-                self._seen.append((place, value.clone()))
+                point = HookPoint(module, numbers[enters], enters)
+                self._seen.append((point, value.clone()))
             numbers[enters] += 1
 
         return keep
 
-    def find(self, states) -> Place | None:
+    def find(self, states) -> HookPoint | None:
         """Where these states pass: the whole block returns them last."""
         length = states.shape[1]
         same = [p for p, v in self._seen if _equal(v[:, :length], states)]
-        left = [place for place in same if not place.entering]
+        left = [point for point in same if not point.entering]
         return next(iter([*reversed(left), *same]), None)
 
 

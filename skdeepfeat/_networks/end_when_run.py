@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .classifiers import is_convolution, is_matrix, kind_of_module
 from .comparison import only_tensor, same, tensors_of
 from .end import End, is_vector
 from .hooks import CLASSIFIED, INPUT_OF, RETURNED, name_of_use
-from .structure import Structure, is_convolution, is_matrix, kind_of_classifier
+from .structure import Structure
 from .whole import Whole, can_stop_early
 
-# After these, the output of a linear layer is no score.
+# After these, the output of a linear layer is not a score.
 ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish),
     *(F.hardswish, F.softplus, torch.tanh, F.normalize),
@@ -72,7 +73,7 @@ def _classifier_at_end(uses: list[Use], returned: torch.Tensor) -> End | None:
     last = uses[-1] if uses else None
     if last is None or not isinstance(last.value, torch.Tensor):
         return None
-    kind = kind_of_classifier(last.module)
+    kind = kind_of_module(last.module)
     vector = any(is_vector(value.shape[1:]) for value in (last.value, returned))
     if (
         not kind
@@ -95,7 +96,7 @@ def _end_without(network: nn.Module, x, uses: list[Use], returned) -> End:
         return End()
     if last is None or value is None or len(values) < 2:
         return features
-    kind = kind_of_classifier(last.module)
+    kind = kind_of_module(last.module)
     return End() if _may_be_scores(kind, uses, returned) else features
 
 
@@ -110,7 +111,7 @@ def _may_be_scores(kind: str | None, uses: list[Use], returned: torch.Tensor) ->
         return not _is_one_of(activated, returned)
     if kind == "convolution":
         other = others[-1] if others else last
-        several = other.module is not last.module and kind_of_classifier(other.module)
+        several = other.module is not last.module and kind_of_module(other.module)
         return bool(several) and _shape(other.value) == _shape(last.value)
     return is_convolution(last.module) and _is_one_of(_after_filters(last), returned)
 

@@ -6,16 +6,11 @@ from torch import fx
 
 from .._backbones.records import Backbone
 from .._processes import fork_safe
+from .classifiers import is_convolution, kind_of_step, owner_of_weights
 from .end import End, is_vector
 from .end_when_run import end_when_run
 from .hooks import INPUT_OF
-from .structure import (
-    Structure,
-    is_convolution,
-    reads_shape,
-    steps_below,
-    structure_of,
-)
+from .structure import Structure, reads_shape, steps_below, structure_of
 from .tracer import ENDS
 
 # What may follow the scores of classes: steps that do not mix them. By name, whether it
@@ -38,7 +33,7 @@ ACTIVATIONS |= {"normalize", "layernorm", "batchnorm", "groupnorm", "rmsnorm", "
 LIMITS = {"tanh", "atan"}  # activations that also limit scores, if they are scaled back
 SCALES = {"mul", "div", "truediv"}
 EXPONENTIALS = {"exp", "logsumexp", "softmax", "logsoftmax"}  # of scores, as a rule
-# Steps that choose places, of which the layer before the scores has others, too.
+# Steps that choose some of the places of the layer before the scores.
 CHOOSES = {"getitem", "select"}
 UNCLEAR = {"product", "filters"}  # kinds of scores that may as well be features
 USE = ("call_module", "get_attr")
@@ -68,16 +63,16 @@ def end_of(structure: Structure) -> End:
     scores = _scores_before(structure, returned)
     if end := scores and _end_with(structure, scores, name):
         return end
-    # Values for each place are no classes of an image.
+    # Values for each place are not classes of an image.
     unclear = scores is None and _may_mix_scores(structure, returned)
     return End() if unclear else End(penultimate=name)
 
 
-def _owners(structure: Structure, scores: "Scores | None") -> list[str]:
+def _owners(scores: "Scores | None") -> list[str]:
     """The module that may compute these scores, in a list."""
     if scores is None or scores.kind in UNCLEAR:
         return []
-    owner = structure.owner_of_weights(structure.name_of(scores.node))
+    owner = owner_of_weights(scores.node)
     return [owner] if owner else []
 
 
@@ -92,7 +87,7 @@ def _end_of_several(structure: Structure) -> End:
             nodes.append(end.penultimate)
             step = structure.step(end.penultimate)
         entered.add(structure.name_where_computed(step))
-        heads += _owners(structure, scores)
+        heads += _owners(scores)
     node = nodes[0] if nodes and len(entered) == 1 else None
     return End(penultimate=node, heads=tuple(heads))
 
@@ -124,8 +119,8 @@ def _end_with(structure: Structure, scores: Scores, returned: str) -> End | None
         return None
     unpooled = not whole and (scores.follows & CHOOSES or not scores.follows & POOLS)
     if not known or unpooled or scores.kind in UNCLEAR:
-        return End(heads=tuple(_owners(structure, scores)))
-    return End(structure.owner_of_weights(name), name + INPUT_OF, name)
+        return End(heads=tuple(_owners(scores)))
+    return End(owner_of_weights(scores.node), name + INPUT_OF, name)
 
 
 def _stated_end(structure: Structure, classified: str, returned: str) -> End:
@@ -169,7 +164,7 @@ def _is_activated(structure: Structure, follows: list[fx.Node]) -> bool:
 
 def _kind_of_scores(structure: Structure, node: fx.Node) -> str | None:
     """Which kind of classifier a step may be, or "filters" of more than one place."""
-    if kind := structure.classifier_kind(node):
+    if kind := kind_of_step(structure, node):
         return kind
     if node.op != "call_module":
         return None
@@ -187,7 +182,7 @@ def _may_mix_scores(structure: Structure, node: fx.Node) -> bool:
         if step in seen:
             continue
         seen.add(step)
-        if structure.classifier_kind(step):
+        if kind_of_step(structure, step):
             found.append(step)
         elif step.op not in ENDS and not _mixes_with_weights(structure, step):
             waiting += [n for n in step.all_input_nodes if n in structure.from_image]

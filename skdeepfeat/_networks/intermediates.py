@@ -61,7 +61,7 @@ def _behind_moves(structure, node: fx.Node, numbered: dict, steps: dict) -> fx.N
     """The step of the network whose values a step of the other graph moves."""
     while numbered[node] not in steps:
         if structure.kind(node) not in MOVES:
-            raise LookupError(f"{node} is no step of the network")
+            raise LookupError(f"{node} is not a step of the network")
         node = node.all_input_nodes[0]
     return steps[numbered[node]]
 

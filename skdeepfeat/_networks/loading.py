@@ -6,9 +6,10 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from .._backbones.builders import resolve_function
 from .._backbones.contents import strip_wrapper
 from .._backbones.copies import keeping_ties
-from .._backbones.records import Backbone, imported
+from .._backbones.records import Backbone
 from .._backbones.weights import OwnWeights, WeightsSource
 from .._exceptions import WeightsError
 
@@ -77,7 +78,7 @@ def _of_head(names, head: str | None) -> set[str]:
 
 
 def _of_other_heads(names, head: str | None) -> set[str]:
-    """The names of what a file may have in place of a head, or of the list of layers
+    """The names of what a file may have instead of a head, or of the list of layers
     that ends with it."""
     layers, _, last = (head or "").rpartition(".")
     found = _of_head(names, head)
@@ -182,7 +183,7 @@ def _converted(state, own, source: WeightsSource):
     # The loader wants a head of the right size, whatever the file has.
     foreign = _foreign_head(state, own, backbone.head)
     given = {**state, **{name: torch.zeros(own[name].shape) for name in foreign}}
-    convert = imported(backbone.convert)
+    convert = resolve_function(backbone.convert)
     size = source.input.image_size
     options = {backbone.size_option: size} if backbone.size_option else {}
     try:

@@ -90,7 +90,7 @@ def _run(structure: Structure) -> Run:
 
 
 def _place_in(run: Run, node: str) -> int:
-    """Where a module ends, or after all if a node is no module."""
+    """Where a module ends, or after all of them if a node is not a module."""
     name, use = use_named(node, {name for name, *_ in run}) or (node, 0)
     ends = [place for place, (ended, *_) in enumerate(run) if ended == name]
     return ends[use] if use < len(ends) else len(run)

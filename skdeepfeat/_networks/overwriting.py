@@ -54,7 +54,7 @@ class Watcher(fx.Interpreter):
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """A number that tensors which share memory have in common, even on no device."""
+    """A number that is the same for tensors that share memory, even on "meta"."""
     return tensor.untyped_storage()._cdata
 
 
@@ -80,8 +80,8 @@ NEW_VALUES |= {operator.mod, operator.getitem, getattr, torch.flatten, F.pad}
 def overwrites_nothing(graph: fx.Graph, net: nn.Module) -> bool:
     """Whether the names of the steps alone show that none works in place.
 
-    A run on no device shows it of any network, but makes torch import a compiler, which
-    takes longer than all else before the first features.
+    A run on the device "meta" would show it for any network, but it makes torch import
+    a compiler, which takes longer than all else before the first features.
     """
     return not any(_may_overwrite(node, net) for node in graph.nodes)
 

@@ -18,7 +18,7 @@ from .simplifying import can_simplify, simplified
 from .timm_steps import is_norm_with_activation, pads_by_shape
 from .tracer import calls_its_class
 
-# Modules that return a new tensor, which is no view of another.
+# Modules that return a new tensor, not a view of another one.
 MAKES_NEW = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 SUMS = (operator.add, torch.add)
 
@@ -183,7 +183,7 @@ def _is_private(net: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _makes_new(module: nn.Module) -> bool:
-    """Whether a module returns a new tensor, which is no view."""
+    """Whether a module returns a new tensor, not a view."""
     known = type(module) in (*MAKES_NEW, Activated) or pads_by_shape(module)
     return known and calls_its_class(module)
 

@@ -5,7 +5,6 @@ from operator import attrgetter
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from .._backbones.records import Backbone
 from .._exceptions import in_one_line
@@ -30,7 +29,7 @@ class Structure:
     Attributes
     ----------
     skeleton : torch.nn.Module
-        The network on no device.
+        The network on the device "meta", without values.
     graph : fx.Graph or None
         None if torch.fx cannot trace the network.
     fault : str
@@ -46,12 +45,8 @@ class Structure:
     def __init__(self, backbone: Backbone, image_size: int):
         self.backbone, self.image_size = backbone, image_size
         found = traced(backbone, image_size)
-        self.skeleton, self.graph, self._named = (
-            found.skeleton,
-            found.graph,
-            found.named,
-        )
-        self.values, self.fault = found.values, found.fault
+        self.skeleton, self.values = found.skeleton, found.values
+        self.graph, self._named, self.fault = found.graph, found.named, found.fault
         self.classified = found.classified
         self.nodes = tuple(self._named)
         if self.graph is None:
@@ -191,7 +186,7 @@ class Structure:
         return self.name_of(_before(node, self.skeleton, ("Dropout", "Identity")))
 
     def where_computed(self, name: str) -> str:
-        """The name of a node, in place of "NAME.input" if that is possible."""
+        """The name of the node that computes a "NAME.input", if there is one."""
         if not self.traceable or not name.endswith(INPUT_OF):
             return name
         step = self.step(name)
@@ -204,35 +199,6 @@ class Structure:
         else:
             name = getattr(node.target, "__name__", str(node.target))
         return name.lower().replace("_", "")
-
-    def classifier_kind(self, node: fx.Node) -> str | None:
-        """Which kind of classifier a step may be: see `kind_of_classifier`.
-
-        Or "product", with weights that belong to no linear layer.
-        """
-        if node.op == "call_module":
-            module = self.skeleton.get_submodule(str(node.target))
-            product = isinstance(module, nn.Bilinear)
-            return "product" if product else kind_of_classifier(module)
-        weight = node.args[1] if len(node.args) > 1 else None
-        own = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        if node.target is F.linear and own:
-            return "linear"
-        read = [n in self.from_image for n in node.all_input_nodes]
-        if read.count(True) != 1 or all(read):
-            return None
-        product = self.kind(node) in PRODUCTS or self._reads_matrix(node)
-        return "product" if product else None
-
-    def _reads_matrix(self, node: fx.Node) -> bool:
-        """Whether a step combines what depends on the image, number by number, with
-        weights for several classes."""
-        if self.kind(node) not in ELEMENTWISE:
-            return False
-        others = {n for n in node.all_input_nodes if n not in self.from_image}
-        others |= {n for other in others for n in steps_below(other)}
-        owned = [n for n in others if n.op == "get_attr"]
-        return any(is_matrix(attrgetter(str(n.target))(self.skeleton)) for n in owned)
 
     def module_of(self, target: str) -> str:
         """The module of a target: itself, or the owner of a parameter."""
@@ -249,15 +215,6 @@ class Structure:
         if node.op == "call_module":
             return self.has_weights(str(node.target))
         return any(n.op == "get_attr" for n in node.all_input_nodes)
-
-    def owner_of_weights(self, name: str) -> str | None:
-        """The module whose weights a step uses."""
-        node = self._named[name]
-        if node.op == "call_module":
-            return str(node.target)
-        weight = node.args[1]
-        assert isinstance(weight, fx.Node)
-        return str(weight.target).rpartition(".")[0] or None
 
     @fork_safe
     def shapes(self, nodes: tuple[str, ...], image_size=None) -> dict[str, tuple]:
@@ -317,12 +274,8 @@ def nodes_within(name: str, nodes) -> list[str]:
     return [node for node in nodes if node.startswith(name + ".")]
 
 
-PRODUCTS = {"linear", "matmul", "mm", "addmm", "einsum", "bmm", "baddbmm", "inner"}
-PRODUCTS |= {"tensordot", "bilinear", "conv1d", "conv2d", "conv3d"}
-PRODUCTS |= {"cosinesimilarity", "cdist", "pairwisedistance"}
-ELEMENTWISE = {"mul", "sub", "add", "div", "truediv", "rsub", "addcmul"}
 SHAPES = {"size", "dim", "numel"}  # methods that read no values
-ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are no values
+ABOUT = {"shape", "ndim", "device", "dtype"}  # attributes that are not values
 
 
 def reads_shape(node: fx.Node) -> bool:
@@ -358,25 +311,6 @@ def _before(node: fx.Node, net: nn.Module, passed=("Dropout",)) -> fx.Node:
     if not any(part in name for part in passed):
         return node
     return _before(node.all_input_nodes[0], net, passed)
-
-
-def kind_of_classifier(module: nn.Module) -> str | None:
-    """ "linear", "convolution" for a 1 × 1 convolution, or None."""
-    if isinstance(module, nn.Linear):
-        return "linear"
-    pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
-    return "convolution" if pointwise else None
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether a module mixes all channels of maps, at more than one place."""
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return isinstance(module, kinds) and module.groups == 1
-
-
-def is_matrix(tensor: torch.Tensor) -> bool:
-    """Whether weights have more than one axis with several numbers."""
-    return sum(n > 1 for n in tensor.shape) > 1
 
 
 def bind(structure: Structure, network: nn.Module, nodes: tuple[str, ...]):

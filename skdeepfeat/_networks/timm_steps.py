@@ -37,7 +37,7 @@ def is_step(module: nn.Module) -> bool:
 
 
 def has_simpler_form(module: nn.Module) -> bool:
-    """Whether a module can make itself cheaper; whole networks are no step."""
+    """Whether a module can make itself cheaper; whole networks are not steps."""
     if not _is_of_timm(module) or hasattr(module, "forward_features"):
         return False
     return any(hasattr(module, name) for name in SIMPLIFIES)

@@ -71,10 +71,8 @@ def _others_when_run(structure: Structure, node: str, n: int) -> int | None:
     stated = stated_tokens(structure.skeleton)
     if stated is not None and (stated == 0 or _is_square(n - stated)):
         return stated
-    others, areas = (
-        constant_in_front(structure, n),
-        areas_before(structure, node, set()),
-    )
+    others = constant_in_front(structure, n)
+    areas = areas_before(structure, node, set())
     if not others:
         return others if others is None or _are_places(n, areas) else None
     rows = {*areas, *constant_tokens(structure)}
@@ -176,7 +174,7 @@ def _nearest_total(joins: dict[fx.Node, Join], below: set[fx.Node]) -> Join | No
 
 
 def _cut_from(node: fx.Node) -> fx.Node | None:
-    """The tokens of which a step takes those in front, if that is what it does."""
+    """The tokens from which a step takes those in front, if it does so."""
     index = node.args[1] if node.target is operator.getitem else None
     if not isinstance(index, tuple) or len(index) < 2:
         return None
@@ -190,7 +188,7 @@ def _cut_from(node: fx.Node) -> fx.Node | None:
 def _others_in(parts: list[Part]) -> int | None:
     """How many tokens in front of joined parts belong to no place.
 
-    A single token next to more is that of no place. Other parts have to be alike.
+    A single token next to more belongs to no place. Other parts have to be alike.
     """
     longest = max(part.n for part in parts)
     apart = [part.n == part.others or part.n == 1 < longest for part in parts]

@@ -14,7 +14,7 @@ from .._processes import fork_safe
 from .._texts.specs import TokenSpec
 from .descriptions import Undescribable, describe_classes, describe_module
 from .loading import transient_buffers
-from .token_networks import INPUT_OF, RETURNED, Place, TokenNetwork, run_once
+from .token_networks import INPUT_OF, RETURNED, HookPoint, TokenNetwork, run_once
 
 LENGTH = 48  # tokens of the longest text with which layouts are found
 TRIED = 3  # texts that are computed together and alone
@@ -36,14 +36,14 @@ def build_module(source: ModuleSource) -> TokenNetwork:
 
 
 def _hooked(net: nn.Module, nodes: Iterable[str]) -> TokenNetwork:
-    """A network of which these nodes can be read; it sees the padding as tokens."""
+    """A network whose nodes of these names can be read; it sees padding as tokens."""
     modules = dict(net.named_modules())
-    places = {
-        n: Place(modules[n.removesuffix(INPUT_OF)], entering=n.endswith(INPUT_OF))
+    points = {
+        n: HookPoint(modules[n.removesuffix(INPUT_OF)], entering=n.endswith(INPUT_OF))
         for n in nodes
         if n != RETURNED
     }
-    return TokenNetwork(net, places, lambda net, tokens, mask: net(tokens))
+    return TokenNetwork(net, points, lambda net, tokens, mask: net(tokens))
 
 
 @fork_safe
@@ -118,7 +118,7 @@ def _end_of(order: list[str], layouts: dict, values: dict) -> str:
 
 
 def _check_head(head: str | None, layouts: dict) -> None:
-    """Refuse a head that is no part which gives rows."""
+    """Refuse a head that is not a part with one row for each text."""
     if head is not None and head not in layouts:
         known = [node for node in layouts if not node.endswith(INPUT_OF)]
         raise ValueError(
@@ -188,7 +188,9 @@ def _check_rows(together, alone) -> None:
 def _layout(large: Any, small: Any) -> tuple[str, int] | None:
     """Layout of an output, and where its features are, from its shape for two lengths;
     None if it has neither a vector for each text nor one for each place."""
-    follow = tuple(i for i, (a, b) in enumerate(zip(large, small)) if a != b)  # noqa: B905
+    follow = tuple(
+        i for i, (a, b) in enumerate(zip(large, small, strict=False)) if a != b
+    )
     return LAYOUTS.get((len(large), follow))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .._backbones.records import imported
+from .._backbones.builders import resolve_function
 from .._backbones.text_records import TextSource
 from .sharing import PRECISIONS, SharedNetwork, networks_on
 
@@ -20,7 +20,7 @@ class _Done(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """Where the states of a layer pass.
 
     Parameters
@@ -46,22 +46,22 @@ class TokenNetwork(nn.Module):
     Parameters
     ----------
     net : torch.nn.Module
-    places : mapping of str to Place
+    points : mapping of str to HookPoint
         Node → where its states pass.
     call : callable
         (net, tokens, mask) → what the network returns.
     """
 
-    def __init__(self, net: nn.Module, places: Mapping[str, Place], call: Callable):
+    def __init__(self, net: nn.Module, points: Mapping[str, HookPoint], call: Callable):
         super().__init__()
         self.net, self._run = net, call
         self._call = threading.local()
-        for node, place in places.items():
-            hook = self._keeper(node, place.number)
-            if place.entering:
-                place.module.register_forward_pre_hook(hook, with_kwargs=True)
+        for node, point in points.items():
+            hook = self._keeper(node, point.number)
+            if point.entering:
+                point.module.register_forward_pre_hook(hook, with_kwargs=True)
             else:
-                place.module.register_forward_hook(hook, with_kwargs=True)
+                point.module.register_forward_hook(hook, with_kwargs=True)
 
     def forward(self, tokens, mask, wanted):
         """(b, length) tokens → node → states."""
@@ -105,7 +105,7 @@ def get_token_network(source: TextSource, key: bytes, device: str, precision: st
     """The network with these weights on this device, shared by the whole process."""
 
     def make() -> SharedNetwork:
-        network = imported(source.builder)(source).eval().requires_grad_(False)
+        network = resolve_function(source.builder)(source).eval().requires_grad_(False)
         return SharedNetwork(network.to(device, PRECISIONS[precision]))
 
     name = (source.identity.digest, key, device, precision)

@@ -19,12 +19,10 @@ from .._processes import Lock
 from . import timm_steps
 from .whole import Whole
 
-ENDS = ("placeholder", "output")  # nodes of a graph that are no steps
+ENDS = ("placeholder", "output")  # nodes of a graph that are not steps
 
 # Attributes of a module that hold its hooks.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-
-
 BRANCHES = "its code branches on the values of a tensor"
 
 
@@ -128,7 +126,7 @@ class Tracer(fx.Tracer):
     module that runs it and of its function. Repeated names are numbered.
 
     While fx traces, all calls of modules in the process pass through its tracer. Calls
-    of other threads go on unchanged, and `trace_lock` prevents two traces at once.
+    of other threads continue unchanged, and `trace_lock` prevents two traces at once.
     """
 
     trace_lock = Lock()
@@ -153,7 +151,7 @@ class Tracer(fx.Tracer):
         self.refused = False
 
     def to_bool(self, obj):
-        """Refuse to say whether a value is true; code may go on after the error."""
+        """Refuse to say whether a value is true; code may continue after the error."""
         self.refused = True
         raise NotTraceable(BRANCHES)
 

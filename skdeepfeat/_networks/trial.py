@@ -45,7 +45,7 @@ class Traced:
     Parameters
     ----------
     skeleton : torch.nn.Module
-        On no device, with the constants that tracing leaves on it.
+        On the device "meta", with the constants that tracing leaves on it.
     values : bytes
         Digest of the tensors that its builder sets and no file holds.
     graph : fx.Graph or None
@@ -75,7 +75,7 @@ class CannotRun(RuntimeError):
 class Trial:
     """A network that was run, its images, and copies of the tensors it returned.
 
-    `returned` is None for a network on no device.
+    `returned` is None for a network on the device "meta".
     """
 
     network: nn.Module
@@ -99,7 +99,7 @@ def _trace(backbone: Backbone, image_size: int) -> Traced:
     skeleton, values = skeleton_of(backbone, image_size)
     found = Traced(skeleton, values)
     if backbone.published_name is not None:
-        return _with_graph(backbone, found, on_no_device(skeleton, image_size))
+        return _with_graph(backbone, found, on_meta(skeleton, image_size))
     code = digest_code(backbone, skeleton)
     name = backbone.token, image_size, values, code
     return _tried.get(name, lambda: _try_out(backbone, image_size, found))
@@ -110,7 +110,7 @@ def _try_out(backbone: Backbone, image_size: int, found: Traced) -> Traced:
     try:
         return _with_graph(backbone, found, run_once(backbone, image_size))
     except CannotRun as error:
-        trial = on_no_device(found.skeleton, image_size)
+        trial = on_meta(found.skeleton, image_size)
         found = _with_graph(backbone, found, trial)
         return replace(found, fault=found.fault or str(error))
 
@@ -151,7 +151,7 @@ class Way:
     Parameters
     ----------
     stops_early : bool
-        Whether to trace what enters the classifier, too.
+        Whether to also trace what enters the classifier.
     fixes : bool
         Whether code may look at the values of buffers that no file holds.
     """
@@ -186,7 +186,7 @@ def run_once(backbone: Backbone, image_size: int) -> Trial:
     return Trial(network, images, returned)
 
 
-def on_no_device(skeleton: nn.Module, image_size: int) -> Trial:
+def on_meta(skeleton: nn.Module, image_size: int) -> Trial:
     """A run without values, which shows which steps overwrite which values."""
     shape = (2, 3, image_size, image_size)
     images = torch.zeros(shape, device="meta", dtype=torch.float32)
@@ -228,7 +228,7 @@ def graph_of_intermediates(backbone: Backbone, image_size: int) -> fx.Graph:
     graph = trace(skeleton, Intermediates(skeleton)).graph
     skeleton.to("meta")
     if not overwrites_nothing(graph, skeleton):
-        images = on_no_device(skeleton, image_size).images
+        images = on_meta(skeleton, image_size).images
         _let_overwrite_nothing(graph, skeleton, skeleton, images)
     return graph
 

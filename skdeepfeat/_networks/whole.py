@@ -18,7 +18,7 @@ class Whole(nn.Module):
     net : torch.nn.Module
     stops_early : bool
         Whether to return a tuple of what enters the classifier and what the network
-        returns, in place of the latter alone.
+        returns, instead of the latter alone.
     """
 
     PREFIX = "net."

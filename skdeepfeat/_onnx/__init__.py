@@ -1,7 +1,10 @@
 """From a fitted estimator to one ONNX file, which needs neither torch nor scikit-learn.
 
-The network with its pooling is exported by torch (``networks``), what follows it is
-converted by skl2onnx (``heads``), and both become one graph (``exporting``), if
-requested with the resize of photos before it (``resizing``). The graph is compared with
-the estimator (``checking``) and says what it is (``metadata``).
+- ``exporting``: `to_onnx`, which joins the parts to one graph
+- ``networks``: the network with its pooling, exported by torch
+- ``heads``, ``dense``, ``simpler``: what follows it, converted by skl2onnx
+- ``resizing``: the resize of photos, if requested
+- ``examples``, ``checking``: the graph is compared with the estimator on images
+- ``metadata``: what the file says about itself
+- ``extra``: the packages and versions that this needs
 """

@@ -65,8 +65,8 @@ def refuse_fast(composite: Composite) -> None:
     if any(step.decode == "fast" for step in composite.features):
         raise ValueError(
             "resize=True needs decode='exact'. Got decode='fast' instead, which reads "
-            "JPEGs at a reduced size, as no graph can. Set decode='exact' and fit "
-            "again, or use resize=False."
+            "JPEGs at a reduced size, and a graph cannot do that. Set decode='exact' "
+            "and fit again, or use resize=False."
         )
 
 

@@ -23,7 +23,7 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     path : str or path, default=None
         File to write. An existing file is replaced. None writes no file.
     X : sequence of n_images images, default=None
-        8-bit images for which the graph is compared with the estimator. None compares
+        8-bit images on which the graph is compared with the estimator. None compares
         them on the textures of :func:`load_textures`; your own images are better.
     resize : bool, default=False
         Whether the graph resizes and crops photos itself. It then takes one photo of
@@ -39,7 +39,7 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         image : uint8 of shape (h, w, 3)
             One photo, upright and in RGB.
 
-        Its outputs are those of these that the estimator has
+        Its outputs are those of the following that apply to the estimator:
 
         label : int64 or string of shape (n,)
             Predicted labels.
@@ -61,9 +61,9 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         If a step cannot be converted, or predicts something else in ONNX than in
         scikit-learn: probabilities that differ by more than 1e-4, or another label,
         except where the two best classes tie. The message names the step and says what
-        to use instead. If `value_range` is not that of 8-bit images, if a classifier
-        was fitted with a single class or predicts several labels, or if `resize` is
-        set and an estimator has ``decode="fast"``.
+        to use instead. Also if `value_range` is not that of 8-bit images, if a
+        classifier was fitted with a single class or predicts several labels, or if
+        `resize` is set and an estimator has ``decode="fast"``.
 
     See Also
     --------
@@ -71,13 +71,13 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
 
     Notes
     -----
-    The network is exported by torch, and the steps after it by skl2onnx [1]_. Metadata
-    of the graph state the version of this package, the backbone, its weights with
-    digest and licence, and the preprocessing in words and numbers.
+    The network is exported by torch, and the steps after it by skl2onnx [1]_. The
+    metadata of the graph state the version of this package, the backbone, its weights
+    with digest and licence, and the preprocessing in words and numbers.
 
-    With ``resize=True`` the graph resizes as Pillow does, in floats: for photos that
-    get smaller, up to 6 bytes in ten thousand differ, by 1 of 255; for others, up to a
-    tenth, by 1 or 2. The metadata "resize_largest_difference" and
+    With ``resize=True``, the graph resizes as Pillow does, but in floats. For photos
+    that get smaller, up to 6 bytes in ten thousand differ, by 1 of 255; for others, up
+    to a tenth, by 1 or 2. The metadata "resize_largest_difference" and
     "resize_labels_changed" state by how much the predictions for X differ from those of
     the estimator.
 

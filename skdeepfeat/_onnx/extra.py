@@ -31,7 +31,7 @@ def state_versions(model) -> None:
     """State the versions that the parts of a graph share, so that they can be merged.
 
     torch states the first one alone. skl2onnx writes for these versions, and then
-    states the lowest ones that may do.
+    states the lowest ones that may suffice.
     """
     from onnx import helper
 

@@ -34,8 +34,8 @@ INSTEAD = {
     "CalibratedClassifierCV": "method='sigmoid', around the last step alone",
     "LinearSVC": "LogisticRegression, or CalibratedClassifierCV(LinearSVC()) after all "
     "other steps",
-    "BaggingClassifier": "an estimator with predict_proba inside of it",
-    "StackingClassifier": "estimators with predict_proba inside of it",
+    "BaggingClassifier": "an estimator with predict_proba inside it",
+    "StackingClassifier": "estimators with predict_proba inside it",
     "VotingClassifier": "flatten_transform=False",
     "FunctionTransformer": "a transformer of scikit-learn",
 }
@@ -205,7 +205,7 @@ def _converter_of(slices):
 
 
 def _drop_dictionaries(graph) -> None:
-    """Let a graph return an array of probabilities in place of dictionaries."""
+    """Let a graph return an array of probabilities instead of dictionaries."""
     for node in [node for node in graph.node if node.op_type == "ZipMap"]:
         graph.node.remove(node)
         graph.node.append(

@@ -52,7 +52,7 @@ def _union(transformer: ColumnTransformer) -> FeatureUnion:
 
 
 def remove_words(head) -> None:
-    """Remove "passthrough", None and "drop" from where the steps of a head stand."""
+    """Remove "passthrough", None and "drop" from among the steps of a head."""
     for part in parts_of(head):
         if isinstance(part, FeatureUnion):
             part.transformer_list = _objects(part.transformer_list)
@@ -61,5 +61,5 @@ def remove_words(head) -> None:
 
 
 def _objects(steps: list[tuple]) -> list[tuple]:
-    """The steps that are no words."""
+    """The steps that are not strings or None."""
     return [one for one in steps if one[1] is not None and not isinstance(one[1], str)]

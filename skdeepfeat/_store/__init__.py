@@ -9,5 +9,6 @@ While one worker computes a row, the others that need it wait and then read it.
 - ``snapshots``, ``transfer``: stores that are merged or exported
 - ``rows``, ``columns``: what one call asks of a table and puts into it
 - ``database``, ``statements``, ``eviction``: the database of a folder
+- ``file_systems``: the disks on which machines may share a folder
 - ``claims``, ``waiting``: no row is computed twice at the same time
 """

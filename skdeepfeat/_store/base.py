@@ -54,7 +54,7 @@ class ColumnRows:
     in_range : sequence of bool
         Whether the input of each row was within its stated range, such as the values
         of pixels.
-    asked : bool
+    requested : bool
         Whether the column was requested; prefetched rows are dropped first.
     """
 
@@ -62,7 +62,7 @@ class ColumnRows:
     keys: Sequence[bytes]
     rows: np.ndarray
     in_range: Sequence[bool]
-    asked: bool
+    requested: bool
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ class Columns:
         return sum(4 * column.width + ROW_OVERHEAD for column in self.stored)
 
     @property
+    def fingerprints(self) -> list[bytes]:
+        """Fingerprints of the requested columns."""
+        return [column.fingerprint for column in self.requested]
+
+    @property
     def signs(self) -> list[bytes]:
         """Fingerprints of all columns; a row in any of them was computed before."""
         columns = (*self.requested, *self.prefetched, *self.others)

@@ -71,9 +71,9 @@ ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 UNSAFE = (
-    "A feature store cannot be in {folder!r}, on {where}, where machines may not see "
-    "each other's locks, and would damage it. Use a folder on a local disk. Only "
-    "the process that calls needs it; workers of a cluster do not. "
+    "A feature store cannot be in {folder!r}, on {where}: machines may not see each "
+    "other's locks there, and would damage it. Use a folder on a local disk. Only the "
+    "calling process needs it; workers of a cluster do not. "
     "FeatureStore.merge joins the stores of several machines, and a finished store may "
     "be copied to {folder!r} to be read."
 )
@@ -374,7 +374,7 @@ def _file_of(db: sqlite3.Connection) -> str:
 
 
 def _open_to_read(file: Path) -> sqlite3.Connection:
-    """A connection beside a process that writes, or else to the file as it stands."""
+    """A connection next to a process that writes, or else to the file as it is."""
     try:
         return _open_as(file, "mode=ro")
     except ERRORS:

@@ -29,7 +29,7 @@ class MemoryTable:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         # (fingerprint, key) → (row, whether in range), least recently used first
-        self._asked: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
+        self._requested: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
         self._spare: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
         self._labels: dict[bytes, str] = {}
         self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
@@ -55,15 +55,15 @@ class MemoryTable:
 
     def _get(self, name) -> tuple[np.ndarray, bool] | None:
         """A row, now the last one used, and whether it was in range."""
-        kept = self._asked.get(name)
+        kept = self._requested.get(name)
         if kept is not None:
-            self._asked.move_to_end(name)
+            self._requested.move_to_end(name)
         elif name in self._spare:
-            kept = self._asked[name] = self._spare.pop(name)
+            kept = self._requested[name] = self._spare.pop(name)
         return kept
 
     def _has(self, name) -> bool:
-        return name in self._asked or name in self._spare
+        return name in self._requested or name in self._spare
 
     def has_any(self, fingerprints: Sequence[bytes], keys: Sequence[bytes]) -> bool:
         """Whether a row of any of these columns and keys is stored."""
@@ -106,14 +106,14 @@ class MemoryTable:
         with self._changed:
             self._labels[rows.column.fingerprint] = rows.column.label
             if not self._has(name):
-                (self._asked if rows.asked else self._spare)[name] = kept
+                (self._requested if rows.requested else self._spare)[name] = kept
                 self._bytes += row.nbytes + ROW_OVERHEAD
             self._make_room()
 
     def _make_room(self) -> None:
         """Drop rows until the others fit."""
         while self._bytes > self.max_bytes:
-            _, (dropped, _) = (self._spare or self._asked).popitem(last=False)
+            _, (dropped, _) = (self._spare or self._requested).popitem(last=False)
             self._bytes -= dropped.nbytes + ROW_OVERHEAD
             self._n_dropped += 1
 
@@ -188,8 +188,10 @@ class MemoryTable:
         with self._changed:
             labels = {sign: Label(sign, name) for sign, name in self._labels.items()}
             stored = [
-                ColumnRows(labels[sign], [key], row[None], [fits], rows is self._asked)
-                for rows in (self._spare, self._asked)
+                ColumnRows(
+                    labels[sign], [key], row[None], [fits], rows is self._requested
+                )
+                for rows in (self._spare, self._requested)
                 for (sign, key), (row, fits) in rows.items()
             ]
             size = self._bytes
@@ -199,7 +201,7 @@ class MemoryTable:
     def info(self) -> dict[str, Any]:
         """What is stored; see :meth:`skdeepfeat.FeatureStore.info`."""
         with self._changed:
-            names = [*self._asked, *self._spare]
+            names = [*self._requested, *self._spare]
             layers = Counter(self._labels[column] for column, _ in names)
             return {
                 "rows": len(names),
@@ -212,7 +214,7 @@ class MemoryTable:
     def clear(self) -> None:
         """Remove all rows."""
         with self._changed:
-            self._asked.clear()
+            self._requested.clear()
             self._spare.clear()
             self._labels.clear()
             self._bytes = self._hits = self._misses = 0

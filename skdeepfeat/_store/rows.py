@@ -39,7 +39,7 @@ class Window(Protocol):
         """Drop the content that is held."""
 
 
-class Source(Protocol):
+class Inputs(Protocol):
     """The rows of X, of any kind of input."""
 
     @property
@@ -78,7 +78,6 @@ class Reading(Protocol):
         self, window: Any, rows: Any, spec: Any, batch_size: int, meanwhile: bool
     ) -> Iterator[Any]:
         """Batches of these rows of a window, which may be made `meanwhile`."""
-        ...
 
 
 class Rows:
@@ -89,7 +88,7 @@ class Rows:
 
     Parameters
     ----------
-    source : Source
+    inputs : Inputs
         The rows of X.
     table : Table
         Table that stores the features.
@@ -105,21 +104,23 @@ class Rows:
 
     def __init__(
         self,
-        source: Source,
+        inputs: Inputs,
         table: Table,
         columns: Columns,
         out,
         report,
         clock: Clock,
     ):
-        self._source, self._table, self.columns = source, table, columns
+        self._inputs, self._table, self.columns = inputs, table, columns
         self._out, self._report, self._clock = out, report, clock
         self._first_of: dict[bytes, int] = {}
         self._same_as: list[tuple[int, int]] = []
         self._call = new_call()
+        self._window: Any = None  # that is read now
         self._key_of: dict[int, bytes] = {}
+        self._refused: dict[int, bytes] = {}  # rows that other calls are computing
         self.missing: dict[int, None] = {}  # an ordered set of rows
-        self.n_computed = self._n_begun = 0
+        self.n_computed = self._n_begun = self._n_seen = self._n_idle = 0
 
     def __enter__(self):
         return self
@@ -135,7 +136,7 @@ class Rows:
 
     def windows(self, reading: Reading) -> Iterator[Window]:
         """The windows of X, hashed; duplicates are filled in after each window."""
-        windows = reading.windows(self._source, self._recall)
+        windows = reading.windows(self._inputs, self._recall)
         for window in self._clock.each(windows, "hashing"):
             self._window = window
             self._find(window)
@@ -164,7 +165,7 @@ class Rows:
                 self._same_as.append((row, first))
         self._table.write_files(window.files)
         self.missing = dict.fromkeys(self._key_of)
-        self._refused: dict[int, bytes] = {}  # rows that other calls are computing
+        self._refused = {}
         self._n_seen = self._n_idle = 0
 
     def read(self) -> bool:
@@ -217,7 +218,7 @@ class Rows:
 
     def claim(self) -> Iterator[int]:
         """The missing rows that no other call is computing, to compute in this one."""
-        asked = [column.fingerprint for column in self.columns.requested]
+        requested = self.columns.fingerprints
         missing, scope = list(self.missing), self.columns.scope
         if self._n_idle > 1:  # the store has no rows and grants none
             yield from missing
@@ -225,7 +226,7 @@ class Rows:
         for start in range(0, len(missing), CLAIMED_AT_ONCE):
             some = missing[start : start + CLAIMED_AT_ONCE]
             keys = [self._key_of[row] for row in some]
-            granted = set(self._table.claim(self._call, scope, keys, asked))
+            granted = set(self._table.claim(self._call, scope, keys, requested))
             self._refused |= {
                 row: self._key_of[row] for i, row in enumerate(some) if i not in granted
             }
@@ -259,8 +260,11 @@ class Rows:
 
     def write(self, computed: Computed) -> None:
         """Write the features of a batch to the store and the output; report errors."""
-        asked = [computed.features[c.pooled] for c in self.columns.requested]
-        errors = [*computed.errors, *not_finite(computed, asked, self._source.wording)]
+        requested = [computed.features[c.pooled] for c in self.columns.requested]
+        errors = [
+            *computed.errors,
+            *not_finite(computed, requested, self._inputs.wording),
+        ]
         failed = {error.row for error in errors}
         sound = np.array([row not in failed for row in computed.rows], bool)
         keys = [self._key_of[row] for row in computed.rows]
@@ -276,7 +280,7 @@ class Rows:
         self._report.out_of_range |= {row for row, within in judged if not within}
         if self._out is not None:
             rows = np.array(computed.rows, int)[sound]
-            for place, features in zip(self.columns.slices, asked, strict=True):
+            for place, features in zip(self.columns.slices, requested, strict=True):
                 self._out[rows, place] = features[sound]
         for error in errors:
             self._report.fail(error)
@@ -289,7 +293,7 @@ class Rows:
 
     def _stored(self, computed: Computed, keys, sound) -> Iterator[ColumnRows]:
         """The rows of a batch to store: those without NaN or infinite features."""
-        asked = {column.fingerprint for column in self.columns.requested}
+        requested = self.columns.fingerprints
         # Requested columns come last, so that they are the last to be evicted.
         for column in reversed(self.columns.stored):
             rows = computed.features[column.pooled]
@@ -297,17 +301,17 @@ class Rows:
             in_range = [computed.in_range[i] for i in kept]
             some = [keys[i] for i in kept]
             yield ColumnRows(
-                column, some, rows[kept], in_range, column.fingerprint in asked
+                column, some, rows[kept], in_range, column.fingerprint in requested
             )
 
     def _warn_of_bound(self) -> None:
         """Warn that the store is full, and how large it would have to be."""
-        needed = len(self._source) * self.columns.row_bytes
+        needed = len(self._inputs) * self.columns.row_bytes
         larger = self._table.larger(max(needed, 2 * self._table.max_bytes))
         warn_user(
             f"The store has reached its limit of {self._table.max_bytes:,} bytes, so "
             "rows are removed and computed again when they are requested. The "
-            f"{len(self._source)} {self._source.wording.noun}s of this call need "
+            f"{len(self._inputs)} {self._inputs.wording.noun}s of this call need "
             f"{needed:,} bytes with all layers that are stored. Use {larger}.",
             StoreWarning,
         )
@@ -325,8 +329,7 @@ class Rows:
         distinct = set(self._first_of.values())
         n_failed = len(self._report.failed.keys() & distinct)
         n_hits = len(distinct) - self.n_computed - n_failed
-        asked = [column.fingerprint for column in self.columns.requested]
-        self._table.count_hits(max(0, n_hits), asked)
+        self._table.count_hits(max(0, n_hits), self.columns.fingerprints)
 
 
 def not_finite(

@@ -21,7 +21,7 @@ from .statements import (
 class DiskSnapshot:
     """The rows of a database that its connection sees; see :class:`Snapshot`.
 
-    Without a transaction, rows that are added later are left out, too.
+    Even without a transaction, rows that are added later are left out.
 
     Parameters
     ----------
@@ -41,11 +41,13 @@ class DiskSnapshot:
     def dump(self, label: str | None = None) -> Iterator[ColumnRows]:
         """All sound rows; see :class:`Snapshot`."""
         self.n_damaged = 0 if label else count_rows_of_no_column(self._db)
-        for number, column, asked in select_columns(self._db):
+        for number, column, requested in select_columns(self._db):
             if label in (None, column.label):
-                yield from self._dump(number, column, asked)
+                yield from self._dump(number, column, requested)
 
-    def _dump(self, number: int, column: Label, asked: bool) -> Iterator[ColumnRows]:
+    def _dump(
+        self, number: int, column: Label, requested: bool
+    ) -> Iterator[ColumnRows]:
         """The sound rows of one column."""
         start = 0
         while rows := select_after(
@@ -57,7 +59,7 @@ class DiskSnapshot:
             if sound:
                 keys, in_range, data = zip(*sound, strict=True)
                 found = np.stack([np.frombuffer(row, "<f4") for row in data])
-                yield ColumnRows(column, keys, found, in_range, asked)
+                yield ColumnRows(column, keys, found, in_range, requested)
 
     def files(self) -> list[tuple[str, str, bytes]]:
         """(name, state, digest) of all files hashed before."""

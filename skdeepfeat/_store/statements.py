@@ -91,7 +91,7 @@ IS NOT (excluded.checksum, excluded.in_range, excluded.data)
 
 def put_rows(db, rows: ColumnRows) -> None:
     """Store the rows of one column; equal ones are left as they are."""
-    number = _number_of(db, rows.column, rows.asked)
+    number = _number_of(db, rows.column, rows.requested)
     seed = crc32(rows.column.fingerprint)
     blobs = [row.tobytes() for row in np.asarray(rows.rows, "<f4")]
     stored = [
@@ -148,7 +148,7 @@ IS_COLUMN = (  # and not damaged, which may change any type
 )
 
 
-def _number_of(db, column, asked: bool) -> int:
+def _number_of(db, column, requested: bool) -> int:
     """The number of a column in the database, assigned at its first row.
 
     A column that was only prefetched has never been used, so it is evicted first.
@@ -157,7 +157,7 @@ def _number_of(db, column, asked: bool) -> int:
         "INSERT INTO columns (fingerprint, label, used) VALUES (?, ?, ?) "
         "ON CONFLICT (fingerprint) DO UPDATE SET used = excluded.used "
         "WHERE excluded.used > used + ?",  # or each merge would write to the log
-        (column.fingerprint, column.label, time.time() * asked, STAMP_SECONDS),
+        (column.fingerprint, column.label, time.time() * requested, STAMP_SECONDS),
     )
     query = "SELECT id FROM columns WHERE fingerprint = ?"
     return db.execute(query, (column.fingerprint,)).fetchone()[0]

@@ -35,7 +35,6 @@ PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
-
 _tables: dict[str | Path, Table] = {}
 _tables_lock = Lock()
 
@@ -78,8 +77,8 @@ class FeatureStore:
         rows if it is in memory, and rows of the least recently used layers if it is in
         a folder. None means 1 GiB in memory and 20 GiB in a folder. The first use of a
         store in a process sets its size. A folder takes about 90,000 bytes without any
-        row, and its file does not shrink when rows are removed: their space is used
-        again. `clear` makes it small.
+        row, and its file does not shrink when rows are removed: their space is reused.
+        `clear` shrinks the file.
 
     See Also
     --------
@@ -159,9 +158,9 @@ class FeatureStore:
     def merge(self, other) -> int:
         """Copy what another store contains; nothing is computed.
 
-        Rows are identified by the content of the images, so that images which both
-        stores contain are there once. Damaged rows are left out, with a warning. Rows
-        that are written to `other` meanwhile are left out, too.
+        Rows are identified by the content of the images, so images that are in both
+        stores are stored once. Damaged rows are left out, with a warning, and so are
+        rows that are written to `other` meanwhile.
 
         Parameters
         ----------
@@ -221,8 +220,8 @@ class FeatureStore:
         Returns
         -------
         n_rows : int
-            Number of rows written: one for each known path of each image. The path is
-            missing for images that were no files.
+            Number of rows written: one for each known path of each image. Images that
+            were not files have no path.
 
         Raises
         ------

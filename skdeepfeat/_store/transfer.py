@@ -24,8 +24,6 @@ SEVERAL = (
     "preprocessing, precision or engine. Write those of one estimator with "
     "features.transform_to('features.npy', paths), which reads the store."
 )
-
-
 HEADER = ("path", "key")
 NOT_OURS = (
     "An export writes the paths of the images to {!r}, but this file was not written "
@@ -117,7 +115,7 @@ def _names_of(stored: Snapshot, layer: str) -> dict[bytes, list[str]]:
 
 
 def _as_text(names: dict[bytes, list[str]]) -> dict[bytes, list[str]]:
-    """The same with paths that can be written; bytes that are no text are visible."""
+    """The same with paths that can be written; bytes that are not text are escaped."""
     texts = {key: list(map(_escaped, some)) for key, some in names.items()}
     both = zip(chain(*names.values()), chain(*texts.values()), strict=True)
     odd = [text for name, text in both if text != name]

@@ -1,4 +1,4 @@
-"""Long waits for rows, folders and GPUs → one warning that says what is waited for."""
+"""Long waits for rows, folders and GPUs → one warning that says what for."""
 
 import contextlib
 import secrets
@@ -37,8 +37,8 @@ def say_once(what: Callable[[], str]) -> Callable[[float], None]:
         if seconds > PATIENCE and not said:
             said = True
             warn_user(
-                f"Still waiting after {PATIENCE} seconds for {what()}. If that hangs, "
-                "stop it: this call then does what is left.",
+                f"Still waiting after {PATIENCE} seconds for {what()}. If it hangs, "
+                "stop it: this call then computes the rest.",
                 StoreWarning,
             )
 

@@ -4,6 +4,7 @@
 - ``containers``: what X may be
 - ``windows``: the rows of one call, and their keys
 - ``specs``: what a network of texts takes
+- ``words``: the words of a text, and the tokenizers of the user's own networks
 - ``batches``: tokens, cut and padded, of as many texts as are computed at once
 
 Nothing here imports torch.

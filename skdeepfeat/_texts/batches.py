@@ -73,10 +73,10 @@ class TextReading:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Nothing: a text is what it is."""
+        """Nothing: no setting changes how a text is read."""
         return {}
 
-    settings = about
+    settings = about  # nor does one of the process
 
     def windows(self, texts: Texts, recall) -> Iterator[TextWindow]:
         """All texts in order, in windows, hashed."""

@@ -14,7 +14,7 @@ def unwrap_container(X):
 
 
 def cells_of(X) -> list:
-    """The cells of a container; refuses what is no sequence of texts."""
+    """The cells of a container; refuses other objects than sequences of texts."""
     for is_none, advice in REFUSED:
         if is_none(X):
             raise ValueError(f"X must be a sequence of texts. {advice(X)}")
@@ -68,7 +68,7 @@ REFUSED: tuple[tuple[Callable[[Any], bool], Callable[[Any], str]], ...] = (
         lambda X: isinstance(X, Mapping),
         lambda X: (
             f"Got a {type(X).__name__} with the keys {list(X)[:6]} instead; pass "
-            "X[key] if one of its values is that."
+            "X[key] if one of its values is a sequence of texts."
         ),
     ),
     (

@@ -21,8 +21,6 @@ POOLINGS = {
     "cls": ("first",),
     "meanmax": ("mean", "max"),
 }
-
-
 # Layouts of layers that have features for each place in a text → how a batch of them
 # becomes states (b, length, d); all others are vectors already.
 AS_STATES: dict[str, Callable[[Any], Any]] = {

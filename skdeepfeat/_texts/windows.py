@@ -27,8 +27,8 @@ TEXTS = Wording(
 
 BOM = "\ufeff"  # at the start of some files
 NO_TEXT = (
-    "no text; a row must be a str, or bytes in UTF-8. str(value) makes one of any "
-    "value, and ' '.join(value) of a list of words"
+    "is not a text; a row must be a str, or bytes in UTF-8. Convert other values with "
+    "str(value), and lists of words with ' '.join(value)"
 )
 
 
@@ -38,7 +38,7 @@ class Texts:
     Parameters
     ----------
     cells : list
-        What stands in the rows.
+        The cells of the rows.
     """
 
     wording = TEXTS

@@ -107,7 +107,6 @@ class Tokenizer(Protocol):
 
     def make(self, max_length: int | None) -> Callable[[str], Tokens]:
         """The function that makes the tokens of a text."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_another_file_at_a_path_is_an_error(
         return accept(self, *arguments)
 
     monkeypatch.setattr(UnreadWindow, "accept", late)
-    with pytest.raises(ImageError, match=rf"changed.png.*{HOST}.*another file"):
+    with pytest.raises(ImageError, match=rf"changed.png.*{HOST}.*a different file"):
         features.transform([path])
     assert features.cache.info()["rows"] == 0
 
@@ -194,7 +194,7 @@ def test_a_worker_that_would_compute_something_else_is_refused(
 
     (schema, _) = on_dask.run(other_version, schema=-1).values()
     try:
-        with pytest.raises(WorkerError, match=f"{HOST}.*would compute other features"):
+        with pytest.raises(WorkerError, match=f"{HOST}.*its features would differ"):
             features.transform(files)
     finally:
         on_dask.run(other_version, schema=schema)
@@ -301,7 +301,7 @@ def test_files_in_the_memory_of_the_caller_are_named(on_dask, features, files):
     fsspec = pytest.importorskip("fsspec")
     fsspec.filesystem("memory").pipe("/a.png", Path(files[0]).read_bytes())
     features.set_params(protocols=("memory",))
-    with pytest.raises(ImageError, match=r"'memory://' names exists in one process"):
+    with pytest.raises(ImageError, match=r"'memory://' names only exists in one"):
         features.transform(["memory://a.png"])
 
 

@@ -261,7 +261,7 @@ def test_another_code_of_a_network_is_named(threads, features, files, monkeypatc
     other = replace(Order.of(plan), token=b"other code", computation=b"other")
     monkeypatch.setattr(spreading.Order, "of", lambda plan: other)
     with pytest.raises(
-        WorkerError, match=r"known by its code alone \(torch\.fx cannot"
+        WorkerError, match=r"only its code identifies it \(torch\.fx cannot"
     ):
         features.set_params(cache=None).transform(files)
 

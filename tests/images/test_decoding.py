@@ -847,7 +847,7 @@ FOREIGN = {
     b"data:image/png;base64,iVBOR": "data URI",
     b"\n <!DOCTYPE html><html>": "HTML",
     b"photos/ant 1.txt": "text, 'photos/ant 1.txt'",
-    b"photos/ant 1.jpg": r"no image but the name of one; .* X\.asstr\(\)",
+    b"photos/ant 1.jpg": r"not an image but the name of one; .* X\.asstr\(\)",
     b"path,label\nant 1.jpg,0\n": "text, 'path,label'",
     b"\x93NUMPY\1\0": r"numpy\.load",
     b"\xff\xd8\xff\xc0\0\x11\x0c\0\x10\0\x10": "looks like JPEG, but is damaged",

@@ -302,7 +302,7 @@ REFUSED = {
     ),
     "two images at once": (
         lambda: own(lambda s, x: s.c(x.view(2, 3, 16, 16))),
-        r"not one alone \(RuntimeError: shape '\[2, 3",
+        r"but not one alone \(RuntimeError: shape '\[2, 3",
     ),
     "dropout": (
         lambda: own(lambda s, x: F.dropout(s.c(x), 0.5)),

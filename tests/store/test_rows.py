@@ -716,7 +716,10 @@ def test_passwords_and_tokens_in_urls_are_kept_secret(
         ({"status": 403}, "the server answered 403"),
         ({"status": 500}, "the server answered 500"),
         ({"status": 302, "Location": "/a.png"}, "redirects without end"),
-        ({"status": 302, "Location": "file:///etc/hostname"}, "to what is no HTTP"),
+        (
+            {"status": 302, "Location": "file:///etc/hostname"},
+            "to what is not HTTP",
+        ),
         ({"status": 200, "Content-Length": "9999"}, "sent less than it announced"),
     ],
 )

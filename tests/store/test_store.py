@@ -39,11 +39,11 @@ def keys(*numbers):
     return [number.to_bytes(16, "big") for number in numbers]
 
 
-def rows_of(column, numbers, rows, in_range=None, asked=True):
+def rows_of(column, numbers, rows, in_range=None, requested=True):
     """Rows of a column, all of them in range if nothing else is said."""
     column = column if isinstance(column, FakeColumn) else FakeColumn(column)
     in_range = [True] * len(numbers) if in_range is None else in_range
-    return ColumnRows(column, keys(*numbers), np.asarray(rows), in_range, asked)
+    return ColumnRows(column, keys(*numbers), np.asarray(rows), in_range, requested)
 
 
 def put(table, column, numbers, rows, **options):

@@ -286,7 +286,7 @@ def test_where_networks_of_images_are_needed_a_sentence_says_what_to_type(tmp_pa
         with pytest.raises(ValueError, match=r"is a network of texts.*kind='text'"):
             list_layers(backbone)
     for backbone in ("wordllama", path, own):
-        with pytest.raises(ValueError, match=r"layer='auto' ranks the layers"):
+        with pytest.raises(ValueError, match=r"layer='auto' compares its layers"):
             rank_layers(["good", "bad"], [0, 1], backbone=backbone)
 
 
