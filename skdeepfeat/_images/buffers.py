@@ -46,7 +46,11 @@ BUFFERS: tuple[
     tuple[Callable[[Any], bool], Callable[[Any], int], Callable[[Any], Any]], ...
 ] = (
     (lambda c: isinstance(c, np.ndarray), lambda c: _address(c), lambda c: c.copy()),
-    (is_tensor, lambda c: c.data_ptr(), lambda c: c.detach().clone()),
+    (
+        lambda c: is_tensor(c) and str(c.layout) == "torch.strided",
+        lambda c: c.data_ptr(),
+        lambda c: c.detach().clone(),
+    ),
     (_is_drawn_on, id, _copy_of_image),
     (lambda c: isinstance(c, bytearray), id, bytes),
     (

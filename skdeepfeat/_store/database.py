@@ -157,9 +157,10 @@ class Database:
             with self.lock:
                 return work(self.connect())
         except (*ERRORS, OSError) as error:
+            trouble = self._trouble(error)
+            end = "try again" if _code_of(error) in DAMAGED else failed
             raise OSError(
-                f"The feature store in {str(self.folder)!r} {self._trouble(error)}; "
-                f"{failed}."
+                f"The feature store in {str(self.folder)!r} {trouble}; {end}."
             ) from error
 
     def connect(self) -> sqlite3.Connection:

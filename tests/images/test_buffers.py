@@ -149,3 +149,9 @@ def test_a_damaged_page_is_an_error_of_its_row():
     cut = Image.open(io.BytesIO(encoded(0)[:300]))
     with pytest.raises(ValueError, match="truncated"):
         features(Reader(lambda row: cut))
+
+
+def test_a_tensor_without_places_is_an_error_of_its_row():
+    sparse = torch.eye(8).to_sparse()
+    with pytest.raises(ValueError, match=r"row 0 \(tensor of shape .*to_dense"):
+        features(Reader(lambda row: sparse))

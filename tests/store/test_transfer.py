@@ -134,6 +134,16 @@ def test_what_cannot_be_written_is_an_error_and_no_warning(
     assert first.info()["rows"] == 0
 
 
+def test_a_damaged_store_is_set_aside_and_then_cleared(make, photo_files):
+    store, _ = make("store", photo_files[:1])
+    store.open().close()
+    (Path(store.path) / FILE).write_bytes(b"\xff" * 10_000)
+    with pytest.raises(OSError, match=r"set aside as 'damaged-.*; try again"):
+        store.clear()
+    store.clear()
+    assert not list(Path(store.path).glob("damaged*")) and store.info()["rows"] == 0
+
+
 @pytest.mark.parametrize("place", [{}, {"path": "store"}])
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_the_proposed_bound_is_enough_and_not_far_more(
