@@ -64,7 +64,7 @@ class Skeleton:
 
 
 def _refuse_parametrized(module) -> None:
-    """Refuse to save modules whose classes torch makes as it goes."""
+    """Refuse to save modules whose classes torch creates at runtime."""
     for name, part in module.named_modules():
         if type(part).__name__.startswith("Parametrized"):
             raise TypeError(

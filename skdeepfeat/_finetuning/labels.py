@@ -10,7 +10,7 @@ from sklearn.utils import compute_class_weight
 
 OF_FIRST_FIT = "of the first fit. Fit a new classifier, or set warm_start=False."
 OF_PARTIAL_FIT = "of partial_fit. Pass all labels that can occur in any call."
-NO_LABELS = (
+NOT_LABELS = (
     "The 'classes' parameter of partial_fit must be a list of labels of one type, "
     "without missing values. Got {classes!r} instead."
 )
@@ -108,14 +108,14 @@ def _all_classes(y, classes, earlier):
 
 
 def _distinct(classes) -> np.ndarray:
-    """The classes of partial_fit, sorted; refuses what is no list of labels."""
+    """The classes of partial_fit, sorted; refuses anything but a list of labels."""
     try:
         found = np.unique(labels := np.asarray(classes))
     except (TypeError, ValueError) as error:  # they cannot be sorted, or are ragged
-        raise ValueError(NO_LABELS.format(classes=classes)) from error
+        raise ValueError(NOT_LABELS.format(classes=classes)) from error
     is_missing = found.dtype.kind == "f" and bool(np.isnan(found).any())
     if labels.ndim != 1 or is_missing:
-        raise ValueError(NO_LABELS.format(classes=classes))
+        raise ValueError(NOT_LABELS.format(classes=classes))
     return found
 
 

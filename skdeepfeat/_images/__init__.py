@@ -2,8 +2,8 @@
 
 - ``input``: X as an estimator receives it
 - ``containers``, ``recognition``, ``flat_rows``, ``sequences``: what X may be
+- ``buffers``: rows whose memory is filled again for the next one are copied
 - ``kinds``, ``cells``, ``references``: what one image may be, and its key
-- ``buffers``: keeps the pixels of sequences that overwrite them
 - ``windows``, ``unread``: the rows of one call, read some at a time, here or elsewhere
 - ``decoding``, ``formats``, ``samples``, ``bit_depth``, ``orientation``: bytes → pixels
 - ``recipe``, ``preparing``: pixels → network input

@@ -1,7 +1,7 @@
 """From a record and its weights to a network that returns the requested layers.
 
 - ``building``, ``loading``, ``sharing``: a network with its weights, built once
-- ``generators``: the random numbers of torch, which threads draw in turns
+- ``generators``: random numbers of torch, which threads draw in turns
 - ``tracer``, ``trial``, ``whole``, ``comparison``: its graph, which is compared with it
 - ``overwriting``, ``repeats``: the graph changes no value and repeats no step
 - ``structure``, ``activations``: the graph is cut after the last requested layer

@@ -129,7 +129,7 @@ def test_a_store_of_a_local_disk_is_changed_where_it_is_copied(
 def test_a_shared_disk_whose_locks_do_nothing_is_refused(mounted, photos, monkeypatch):
     store = FeatureStore(mounted("nfs") / "store")
     monkeypatch.setattr(file_systems.fcntl, "fcntl", lambda *arguments: 0)
-    with pytest.raises(ValueError, match="on nfs4, where machines may not see"):
+    with pytest.raises(ValueError, match="on nfs4: machines may not see"):
         PretrainedCNNFeatures("tiny", cache=store).transform(photos)
     assert not list(store.open().folder.iterdir())
 
