@@ -216,14 +216,20 @@ def named_backbone(name: str) -> Backbone | None:
     return timm_backbone(name.removeprefix(PREFIX)) if is_of_timm(name) else None
 
 
-@functools.lru_cache(maxsize=32)  # each keeps the structure of its network
 def timm_backbone(name: str) -> Backbone | None:
-    """The backbone of a name after "timm/"; None if there is no such network."""
+    """The backbone of a name after "timm/"; None if there is no such network.
+
+    An architecture means its default version.
+    """
+    version = find_version(name)
+    return None if version is None else _backbone_of_version(version.name)
+
+
+@functools.lru_cache(maxsize=32)  # each keeps the structure of its network
+def _backbone_of_version(name: str) -> Backbone | None:
     version = find_version(name)
     if version is None:
         return None
-    if version.name != name:  # an architecture means its default version
-        return timm_backbone(version.name)
     return backbone_of(version, PREFIX + name, name, layers_of(version))
 
 

@@ -111,6 +111,9 @@ def test_the_numbers_of_parameters_are_those_of_timm():
 
 
 def test_an_architecture_means_its_default_version():
+    for other in list_backbones("timm/")[:40]:  # more than are kept in memory
+        resolve_backbone(NAME)
+        resolve_backbone(other)
     assert resolve_backbone(NAME) is resolve_backbone(f"{NAME}.{TAG}")
     backbone = resolve_backbone("timm/convnext_tiny.in12k")
     classes = {a.alias: a.features for a in list_layers("timm/convnext_tiny.in12k")}
@@ -135,11 +138,11 @@ def test_networks_that_the_table_lacks_are_looked_up_in_timm(monkeypatch):
     rest = {name: v for name, v in known.items() if "resnet10t" not in name}
     monkeypatch.setattr(timm_records, "versions", lambda: rest)
     monkeypatch.setattr(timm_records, "_is_current", lambda: False)
-    timm_records.timm_backbone.cache_clear()
+    timm_records._backbone_of_version.cache_clear()
     found = resolve_backbone("timm/resnet10t.c3_in1k")
     assert found.input == known["resnet10t"].input and found.layers is None
     assert timm_records.find_version("resnet10t.nothing") is None
-    timm_records.timm_backbone.cache_clear()
+    timm_records._backbone_of_version.cache_clear()
 
 
 def test_inputs_that_are_no_square_are_refused():
