@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,12 @@ def _interrupted(store):
 
 @pytest.fixture
 def files(tmp_path):
-    """Paths of small PNG files, all different, that no process has seen before."""
-    rng = np.random.default_rng(0)
+    """Paths of small PNG files, all different, that no process has seen before.
+
+    Nor has another test: Dask computes again what a killed worker had, also results of
+    an earlier call that failed.
+    """
+    rng = np.random.default_rng(zlib.crc32(str(tmp_path).encode()))
     paths = [str(tmp_path / f"{i}.png") for i in range(N_FILES)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8)).save(path)
