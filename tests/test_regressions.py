@@ -175,8 +175,17 @@ def test_whole_numbers_in_frames_are_scaled_as_those_in_arrays(X, container, dty
     np.testing.assert_array_equal(features.transform(frame), expected)
 
 
+def takes_missing_values(dtype):
+    try:
+        return pd.Series([1, None], dtype=dtype).astype("f8").isna().any()
+    except TypeError:  # pandas 2.2.0 stumbles over those of Arrow
+        return False
+
+
 @pytest.mark.parametrize("dtype", ["UInt8", "uint16[pyarrow]"])
 def test_a_missing_pixel_costs_its_own_row_alone(X, dtype):
+    if not takes_missing_values(dtype):
+        pytest.skip("this pandas makes no floats of missing values of this dtype")
     features = PretrainedCNNFeatures(
         "tiny", image_shape=(8, 8, 3), cache=None, on_error="nan"
     )
