@@ -14,8 +14,8 @@ from ._processes import FileLock
 
 PARTIAL = ".partial"
 TOKEN_BYTES = 4
-TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)  # no file of the user's has such a name
-
+# A pattern, for glob and re; no file of the user's has such a name.
+TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
 

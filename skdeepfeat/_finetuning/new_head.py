@@ -1,6 +1,7 @@
 """The new head: from the features of the last layer to the scores of classes."""
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -48,10 +49,8 @@ class Head(nn.Module):
             if hasattr(module, "reset_parameters"):
                 continue
             own = own_head.get_submodule(name)
-            for tensors in (module._parameters, module._buffers):
-                for key, tensor in tensors.items():
-                    if tensor is not None:
-                        tensor.copy_(getattr(own, key))
+            for key, tensor in _own_tensors(module):
+                tensor.copy_(getattr(own, key))
 
     def forward(self, x):
         return self.last(self.dropout(self.inner(x)))
@@ -80,6 +79,12 @@ class Head(nn.Module):
     def _first(self) -> nn.Linear:
         """The first dense layer."""
         return next(m for m in self.modules() if isinstance(m, nn.Linear))
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of a module itself, by name."""
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _width_after(layers: nn.Module, width: int) -> int:

@@ -14,18 +14,12 @@ from .._backbones.records import Backbone
 from .._backbones.saved import can_compare, refuse_other_weights, saved_digest
 from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
-from .._exceptions import (
-    FeatureWarning,
-    ImageError,
-    warn_user,
-)
+from .._exceptions import FeatureWarning, ImageError, warn_user
 from .._features import PretrainedCNNFeatures
 from .._files import replacing
 from .._images.input import read_input
 from .._report import hand_over, last_report
-from .._validation import (
-    PackageEstimator,
-)
+from .._validation import PackageEstimator
 from .detached_head import DetachedHead, decision
 
 _tuned = Companions()  # classifier → Backbone

@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .._exceptions import StoreWarning, warn_user
+from .._files import TOKEN, TOKEN_BYTES
 from .._processes import FORK_SECONDS, RLock, leave_to_parent
 from .file_systems import Mount, locks_hold, mount_of
 from .statements import writing
@@ -84,7 +85,6 @@ FOREIGN = (
 )
 
 ASIDE = "damaged-{}.sqlite"  # with a token, so that no other file is replaced
-ASIDE_BYTES = 4  # of the token, in hexadecimal digits
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
 OWNERS = "owners"  # the folder of a file for each process that computes
 
@@ -93,7 +93,7 @@ def entries_of_store(names: Iterable[str]) -> set[str]:
     """Which names of the entries of a folder belong to a store in it, of any layout."""
     names = set(names)
     databases = {n for n in names if re.match(r"features\.v\d+\.sqlite", n)}
-    aside = {n for n in names if re.fullmatch(r"damaged(-[0-9a-f]{8})?\.sqlite", n)}
+    aside = {n for n in names if re.fullmatch(rf"damaged(-{TOKEN})?\.sqlite", n)}
     return names & {SETUP_LOCK, OWNERS} | aside | databases if databases else set()
 
 
@@ -268,7 +268,7 @@ class Database:
             self.forget()
             with self._alone():
                 if _inode(self.file) == self._inode:
-                    earlier, token = self.files_aside, secrets.token_hex(ASIDE_BYTES)
+                    earlier, token = self.files_aside, secrets.token_hex(TOKEN_BYTES)
                     self.file.replace(self.folder / ASIDE.format(token))
                     for file in earlier:
                         file.unlink(missing_ok=True)
@@ -278,7 +278,7 @@ class Database:
     @property
     def files_aside(self) -> list[Path]:
         """What was set aside; files of the user's never have such a name."""
-        return list(self.folder.glob(ASIDE.format("[0-9a-f]" * (2 * ASIDE_BYTES))))
+        return list(self.folder.glob(ASIDE.format(TOKEN)))
 
     def warn(self, trouble: str) -> None:
         """Warn once of each trouble."""
