@@ -11,6 +11,7 @@ from ._networks.pooling import POOLINGS
 from ._store.stores import FeatureStore, clear_tables
 from ._validation import (
     HasBackbone,
+    HasPath,
     HasMethods,
     StrOptions,
     WholeNumber,
@@ -203,7 +204,7 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     _parameter_constraints: dict = {
         "backbone": [str, Backbone, HasBackbone()],
-        "weights": [str, HasMethods("__fspath__"), tuple, None],
+        "weights": [str, HasPath(), tuple, None],
         "layer": [str, WholeNumber(), tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
         "image_shape": [tuple, list, None],

@@ -30,6 +30,12 @@ def local_path(path, what: str) -> Path:
         )
     if "\0" in text:
         raise ValueError(f"The {what} must not have a zero byte. Got {text!r} instead.")
+    return expanded(text, what)
+
+
+def expanded(path, what: str) -> Path:
+    """A path with the home folder of its user, or a value that may be none."""
+    text = os.fspath(path)
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -46,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A file that is replaced keeps its permissions, as with open(). What processes that
     were killed have left of it is removed.
     """
-    _check_place(path)
+    check_place(path)
     _remove_abandoned(path)
     token = secrets.token_hex(TOKEN_BYTES)
     partial = path.with_name(f"{path.name}.{token}{PARTIAL}")
@@ -88,7 +94,7 @@ def _lock_of(partial: Path) -> FileLock:
     return FileLock(partial.with_name(f"{partial.name}.lock"))
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
     """Refuse a path where no file can be written."""
     if path.is_dir():
         raise IsADirectoryError(

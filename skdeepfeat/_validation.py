@@ -43,6 +43,7 @@ except ImportError:
 __all__ = [
     "CallbackSupportMixin",
     "HasBackbone",
+    "HasPath",
     "HasMethods",
     "Interval",
     "PackageEstimator",
@@ -96,6 +97,17 @@ class HasBackbone(HasMethods):
 
     def __str__(self):
         how = "Backbone.from_module(net, image_size=...) makes one of a network"
+        return f"{super().__str__()} ({how})"
+
+
+class HasPath(HasMethods):
+    """Constraint: a path; its text explains torchvision's names of weights."""
+
+    def __init__(self):
+        super().__init__("__fspath__")
+
+    def __str__(self):
+        how = "for torchvision's ResNet18_Weights.DEFAULT, pass its .name"
         return f"{super().__str__()} ({how})"
 
 

@@ -1,6 +1,7 @@
 """ONNX files predict as the estimators that they come from."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -46,6 +47,7 @@ from skdeepfeat import (
     load_textures,
     to_onnx,
 )
+from skdeepfeat._onnx import exporting
 
 onnxruntime = pytest.importorskip("onnxruntime")
 for name in ("onnx", "onnxscript", "skl2onnx"):
@@ -156,6 +158,31 @@ def test_any_number_of_images_in_a_file(tmp_path):
         label, likely = session.run(None, {"images": network_input(X[:n])})
         assert label.tolist() == model.predict(X[:n]).tolist()
         assert likely.shape == (n, 8)
+
+
+def test_the_file_may_be_in_the_home_and_appears_once_it_is_complete(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    graph = to_onnx(fitted(LogisticRegression()), "~/model.onnx")
+    assert os.listdir(tmp_path) == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == graph.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing/model.onnx", "There is no folder .*missing' for the file 'model.onnx'"),
+        ("", "There is a folder at"),
+    ],
+)
+def test_a_place_without_room_for_a_file_is_refused_at_once(
+    path, words, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(exporting, "_of_photos", None)  # nothing is computed
+    with pytest.raises(OSError, match=words):
+        to_onnx(fitted(LogisticRegression()), tmp_path / path)
 
 
 def test_numbers_features_outliers_and_clusters():
