@@ -11,8 +11,8 @@ from ._networks.pooling import POOLINGS
 from ._store.stores import FeatureStore, clear_tables
 from ._validation import (
     HasBackbone,
-    HasPath,
     HasMethods,
+    HasPath,
     StrOptions,
     WholeNumber,
     check_image_shape,

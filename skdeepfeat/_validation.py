@@ -43,8 +43,8 @@ except ImportError:
 __all__ = [
     "CallbackSupportMixin",
     "HasBackbone",
-    "HasPath",
     "HasMethods",
+    "HasPath",
     "Interval",
     "PackageEstimator",
     "StrOptions",

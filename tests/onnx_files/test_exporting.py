@@ -173,7 +173,10 @@ def test_the_file_may_be_in_the_home_and_appears_once_it_is_complete(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("missing/model.onnx", "There is no folder .*missing' for the file 'model.onnx'"),
+        (
+            "missing/model.onnx",
+            "There is no folder .*missing' for the file 'model.onnx'",
+        ),
         ("", "There is a folder at"),
     ],
 )
