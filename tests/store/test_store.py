@@ -534,6 +534,7 @@ def test_an_interrupted_transaction_is_rolled_back(disk):
             return result
 
     put(disk, b"a", [1], np.ones((1, 3), "f4"))
+    disk.close()
     disk._database._connection = sqlite3.connect(
         disk.folder / FILE, factory=Interrupted, isolation_level=None
     )
