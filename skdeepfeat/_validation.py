@@ -60,11 +60,13 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
+    "dtypes_of",
     "is_missing",
     "is_whole",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
+    "whole_dtype",
     "with_callbacks",
 ]
 
