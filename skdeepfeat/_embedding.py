@@ -43,6 +43,13 @@ def embed_weights(estimator, *, dtype="float32"):
         `backbone`, and ``weights="default"``. `weights_digest_` or `frozen_digest_`
         identifies these arrays, so that changed ones are refused.
 
+    Raises
+    ------
+    ValueError
+        If `dtype` is not one of these, or no step of `estimator` reads images.
+    NotFittedError
+        If a classifier or a composite is not fitted.
+
     See Also
     --------
     Backbone.from_module : A backbone of a network of your own, with its weights.

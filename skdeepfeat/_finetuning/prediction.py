@@ -55,6 +55,8 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         ------
         ImageError
             If an image cannot be read, whatever `on_error` is.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         try:
             scores = self._scores(X, on_error="raise")
@@ -74,6 +76,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         -------
         probabilities : ndarray of shape (n_images, n_classes), float32
             In the order of `classes_`.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read and ``on_error="raise"``.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         return softmax(self._scores(X), axis=1)
 
@@ -89,6 +98,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         -------
         scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
             For two classes, the score of the second minus that of the first.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read and ``on_error="raise"``.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         return decision(self._scores(X))
 
@@ -135,6 +151,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         ----------
         path : str or path
             Must end in .safetensors, the format of the file.
+
+        Raises
+        ------
+        ValueError
+            If `path` does not end in .safetensors.
+        OSError
+            If its folder does not exist, or cannot be written.
         """
         if not str(path).endswith(".safetensors"):
             raise ValueError(

@@ -80,6 +80,12 @@ class FeatureStore:
         row, and its file does not shrink when rows are removed: their space is reused.
         `clear` shrinks the file.
 
+    Raises
+    ------
+    ValueError
+        If `path` is empty, a URL, or in the home folder of an unknown user; or if
+        `name` or `max_bytes` are not as above.
+
     See Also
     --------
     clear_caches : Remove all networks and features from memory.
