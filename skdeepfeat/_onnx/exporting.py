@@ -1,9 +1,9 @@
 """to_onnx: a fitted estimator as one graph, compared with it, described and saved."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 from .._composites import Composite, GivenRows, best_of, divide
+from .._files import local_path, replacing
 from .extra import require_extra
 
 PRODUCER = "skdeepfeat"
@@ -64,6 +64,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         to use instead. Also if `value_range` is not that of 8-bit images, if a
         classifier was fitted with a single class or predicts several labels, or if
         `resize` is set and an estimator has ``decode="fast"``.
+    OSError
+        If the folder of `path` does not exist, or cannot be written.
 
     See Also
     --------
@@ -99,6 +101,7 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     ['label', 'scores']
     """
     require_extra()
+    path = None if path is None else local_path(path, "path of to_onnx")
     import onnx
 
     from .checking import expected_outputs
@@ -121,7 +124,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     onnx.checker.check_model(model)
     if path is not None:
-        Path(path).write_bytes(model.SerializeToString())
+        with replacing(path) as incomplete:
+            incomplete.write_bytes(model.SerializeToString())
     return model
 
 

@@ -158,6 +158,20 @@ def test_any_number_of_images_in_a_file(tmp_path):
         assert likely.shape == (n, 8)
 
 
+def test_the_file_replaces_another_once_it_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
+    (tmp_path / "model.onnx").chmod(0o600)
+    model = to_onnx(fitted(StandardScaler()), "~/model.onnx")
+    assert (tmp_path / "model.onnx").read_bytes() == model.SerializeToString()
+    assert (tmp_path / "model.onnx").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        to_onnx(fitted(StandardScaler()), tmp_path / "gone" / "model.onnx")
+    with pytest.raises(ValueError, match="path of to_onnx must be on a disk"):
+        to_onnx(fitted(StandardScaler()), "s3://models/model.onnx")
+
+
 def test_numbers_features_outliers_and_clusters():
     images = network_input(X)
     both = np.stack([np.arange(len(X)), np.arange(len(X)) % 3], 1) * 1.0
