@@ -1,7 +1,6 @@
 """What a fitted classifier does: its predictions, and the network that it has tuned."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,7 +15,7 @@ from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
 from .._exceptions import FeatureWarning, ImageError, warn_user
 from .._features import PretrainedCNNFeatures
-from .._files import replacing
+from .._files import local_path, replacing
 from .._images.input import read_input
 from .._report import hand_over, last_report
 from .._validation import PackageEstimator
@@ -155,7 +154,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         Raises
         ------
         ValueError
-            If `path` does not end in .safetensors.
+            If `path` does not end in .safetensors, or is a URL.
         OSError
             If its folder does not exist, or cannot be written.
         """
@@ -164,7 +163,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(Path(path).expanduser()) as partial:
+        with replacing(local_path(path, "path of save_weights")) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):

@@ -277,6 +277,8 @@ def test_weights_are_only_saved_where_there_is_a_folder(images, tmp_path):
     clf = classifier().fit(*images)
     with pytest.raises(FileNotFoundError, match=r"There is no folder .* Create it"):
         clf.save_weights(tmp_path / "missing" / "tuned.safetensors")
+    with pytest.raises(ValueError, match="path of save_weights must be on a disk"):
+        clf.save_weights("s3://models/tuned.safetensors")
 
 
 def test_the_folder_of_saved_weights_may_be_in_the_home(images, tmp_path, monkeypatch):
