@@ -122,6 +122,16 @@ def test_an_architecture_means_its_default_version():
         features("a1_in1k").fit([np.zeros((8, 8, 3), np.uint8)])
 
 
+def test_the_version_of_a_name_is_looked_up_once(monkeypatch):
+    names = []
+    look_up = timm_records.find_version
+    monkeypatch.setattr(
+        timm_records, "find_version", lambda name: names.append(name) or look_up(name)
+    )
+    timm_records._backbone_of_version.cache_clear()
+    assert resolve_backbone(NAME).name == f"{NAME}.{TAG}" and len(names) == 1
+
+
 def test_a_tag_may_also_be_named_as_weights():
     backbone = resolve_backbone("timm/resnet18")
     names = [version.name for version in backbone.weights]
