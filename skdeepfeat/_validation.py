@@ -61,6 +61,7 @@ __all__ = [
     "check_weights",
     "complete_state",
     "is_missing",
+    "is_number",
     "is_whole",
     "only_column",
     "take_rows",
@@ -72,6 +73,11 @@ __all__ = [
 def is_whole(value) -> bool:
     """Whether a value is an integer; booleans are not, though Python counts them."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a value is a real number; booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class WholeNumber(Interval):
@@ -191,7 +197,7 @@ def check_value_range(value_range) -> tuple[float, float] | None:
     """(low, high) as floats; refuses what is not a range of numbers."""
     if value_range is None:
         return None
-    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in value_range)
+    numbers = all(is_number(v) and math.isfinite(v) for v in value_range)
     if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
         raise ValueError(
             "The 'value_range' parameter must be (low, high), the values of black and "

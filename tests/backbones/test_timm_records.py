@@ -410,6 +410,7 @@ WRONG = {  # content of a configuration → words of the sentence about it
     '{"architecture": ["a"]}': r"architecture=\['a'\] instead of a name",
     '{"architecture": "resnet018"}': "timm does not have. Did you mean 'resnet18'",
     json.dumps({**SAVED, "num_classes": "7"}): "num_classes='7' instead of a number",
+    json.dumps({**SAVED, "num_classes": True}): "num_classes=True instead of a number",
     json.dumps({**SAVED, "pretrained_cfg": []}): "instead of settings by name",
     **{
         json.dumps({**SAVED, "pretrained_cfg": {name: value}}): f"has {name}="
@@ -419,9 +420,11 @@ WRONG = {  # content of a configuration → words of the sentence about it
             ("input_size", [3, 0.5, 96]),
             ("mean", 0.5),
             ("mean", [0.5, "a", 0.5]),
+            ("mean", [0.5, True, 0.5]),
             ("std", [0.5, 0.0, 0.5]),
             ("crop_pct", 0),
             ("crop_pct", math.nan),
+            ("crop_pct", True),
             ("crop_mode", "middle"),
             ("interpolation", ["bicubic"]),
             ("license", {"name": "mit"}),

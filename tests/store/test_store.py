@@ -288,6 +288,15 @@ def test_a_store_is_a_value(tmp_path):
     assert open_table(None) is not open_table(None)
 
 
+@pytest.mark.parametrize("folder", [None, "store"])
+def test_the_last_size_that_is_given_holds(folder, tmp_path):
+    place = {"path": folder and tmp_path / folder, "name": f"sized {tmp_path}"}
+    table = FeatureStore(**place).open()
+    before = table.max_bytes
+    assert FeatureStore(**place, max_bytes=np.int64(5000)).open() is table
+    assert FeatureStore(**place).open().max_bytes == 5000 < before
+
+
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="must name a folder"):
