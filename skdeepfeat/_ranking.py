@@ -221,7 +221,7 @@ def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, 
     n_computed = features.stats_["n_computed"]
     n = min(SAMPLE, len(images) - n_computed)
     if n_computed < n:  # too few to tell: most were stored
-        features.set_params(cache=None, verbose=0).warm(images.head(n))
+        features.set_params(cache=None, verbose=0)._walk(images.head(n), fitting=True)
     stats = features.stats_
     seconds = {part: stats["shares"].get(part, 0) * stats["seconds"] for part in PARTS}
     each = 1000 / max(1, stats["n_computed"])
