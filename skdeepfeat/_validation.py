@@ -10,6 +10,7 @@ import math
 import os
 import re
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -70,7 +71,7 @@ __all__ = [
 ]
 
 
-def is_whole(value) -> bool:
+def is_whole(value) -> TypeGuard[int]:
     """Whether a value is an integer; booleans are not, though Python counts them."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 

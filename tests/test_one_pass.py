@@ -394,7 +394,7 @@ def test_what_keeps_nothing_cannot_be_warmed(cache, files, tmp_path):
     with pytest.raises(ValueError, match="warm stores features, and the 'cache' para"):
         features.warm(files[0])
     assert not (tmp_path / "folder").exists()
-    with pytest.raises(ValueError, match="'cache' parameter of Pretrained.* must be"):
+    with pytest.raises(ValueError, match=r"'cache' parameter of Pretrained.* must be"):
         features.set_params(cache=3).warm(files[0])
 
 
