@@ -13,7 +13,7 @@ from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
 from .._validation import is_whole
 from .base import Table
-from .database import FILE
+from .database import FILE, of_other_versions
 from .disk import DiskTable
 from .memory import MemoryTable
 from .transfer import export, merge
@@ -25,7 +25,7 @@ NOT_LASTING = (
     "change the version whenever you change its code."
 )
 NO_STORE = (
-    "There is no feature store in {!r}: the file {!r} is missing. Check the path."
+    "There is no feature store in {!r}: it has no file {!r}. Check the path."
 )
 OTHER_VERSION = (
     "The store {!r} was written by another version of skdeepfeat, whose rows this one "
@@ -241,11 +241,11 @@ class FeatureStore:
 
     def _check_exists(self) -> None:
         """Refuse a folder in which there is no store."""
-        if self.path is None or (Path(self.path) / FILE).exists():
+        if self.path is None or (Path(self.path) / FILE).is_file():
             return
-        others = sorted(Path(self.path).glob("features.v*.sqlite"))
+        others = of_other_versions(Path(self.path))
         missing = NO_STORE.format(str(self.path), FILE)
-        raise ValueError(OTHER_VERSION.format(others[0].name) if others else missing)
+        raise ValueError(OTHER_VERSION.format(others[0]) if others else missing)
 
     def _repr_html_(self) -> str:
         return facts_as_html(repr(self), self.info())
