@@ -10,6 +10,7 @@ import math
 import os
 import re
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -62,6 +63,7 @@ __all__ = [
     "complete_state",
     "dtypes_of",
     "is_missing",
+    "is_number",
     "is_whole",
     "only_column",
     "take_rows",
@@ -71,9 +73,14 @@ __all__ = [
 ]
 
 
-def is_whole(value) -> bool:
+def is_whole(value) -> TypeGuard[int]:
     """Whether a value is an integer; booleans are not, though Python counts them."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a value is a real number; booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class WholeNumber(Interval):
@@ -193,7 +200,7 @@ def check_value_range(value_range) -> tuple[float, float] | None:
     """(low, high) as floats; refuses what is not a range of numbers."""
     if value_range is None:
         return None
-    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in value_range)
+    numbers = all(is_number(v) and math.isfinite(v) for v in value_range)
     if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
         raise ValueError(
             "The 'value_range' parameter must be (low, high), the values of black and "

@@ -43,6 +43,11 @@ NOT_CHOSEN = (
     "or name a layer such as layer='penultimate'."
 )
 
+STORES_NOTHING = (
+    "warm stores features, and the 'cache' parameter of {}, {!r}, keeps none. Pass "
+    "cache='memory', the path of a folder, or a FeatureStore."
+)
+
 
 class PretrainedFeatures(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, PackageEstimator
@@ -209,6 +214,8 @@ class PretrainedFeatures(
         ------
         ImageError, TextError
             If a row cannot be read and ``on_error="raise"``.
+        ValueError
+            If `cache` is None, or a store of no bytes.
 
         Examples
         --------
@@ -218,6 +225,9 @@ class PretrainedFeatures(
         >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
         4
         """
+        self._check_parameters()
+        if open_table(self.cache).max_bytes == 0:
+            raise ValueError(STORES_NOTHING.format(type(self).__name__, self.cache))
         self._walk(X, fitting=True, make_output=lambda n, width: None)
         return self
 

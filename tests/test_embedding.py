@@ -76,6 +76,12 @@ def test_only_what_the_layers_need_is_kept():
         with pytest.raises(ValueError, match=r"Unknown layer.*cut.*'block3'") as error:
             embedded.set_params(layer=layer).fit(X)
         assert "one classifier" not in str(error.value)
+    with pytest.raises(ValueError, match=r"Unknown layer 'blokc3'") as error:
+        embedded.set_params(layer="blokc3").fit(X)
+    assert "cut this copy" not in str(error.value)
+    without_classes = embed_weights(fitted(backbone="resnet18", weights=None))
+    with pytest.raises(ValueError, match=r"Unknown layer 'logits'.*cut.*'penultimate'"):
+        without_classes.set_params(layer="logits").fit(X)
     with pytest.raises(ValueError, match=r"Unknown layer 'blok6'") as error:
         fitted(layer="blok6")
     assert "embed_weights" not in str(error.value)

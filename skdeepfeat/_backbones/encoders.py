@@ -12,6 +12,7 @@ from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
 from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
+from .._validation import is_number
 from .builders import PACKAGE
 from .installed import optional
 from .records import Identity, Layer
@@ -284,8 +285,7 @@ def _check_number(config: dict[str, Any], names: tuple[str, ...], required=True)
 
 def _check_positive(name: str, found: Any) -> None:
     """Refuse an entry that is neither missing nor a positive number."""
-    number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if found is not None and not (number and found >= 1):
+    if found is not None and not (is_number(found) and found >= 1):
         raise ValueError(f"its {name!r} is {found!r} instead of a positive number")
 
 

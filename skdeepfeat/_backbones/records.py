@@ -250,6 +250,8 @@ class Backbone:
     embedded : bool, default=False
         Whether `arrays` are the weights of a network by name, put inside by
         :func:`embed_weights`.
+    remedy : str, default=""
+        What to do about a layer whose weights `arrays` lack, in messages.
 
     Attributes
     ----------
@@ -294,6 +296,7 @@ class Backbone:
     retired: tuple[Weights, ...] = field(default=(), repr=False)
     version: str | None = None
     embedded: bool = False
+    remedy: str = field(default="", repr=False)
     # Identifies a network that cannot be described; copies share it.
     token: str = field(init=False, repr=False)
     memo: Memo = field(init=False, repr=False)

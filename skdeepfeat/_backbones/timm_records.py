@@ -108,13 +108,13 @@ def _version_of_row(
 ) -> Version:
     """A version from the numbers that the file has of it."""
     sides = tuple(size) if isinstance(size, list) else (size, size)
-    *how, mean, std = table()["recipes"][recipe]
+    *resizing, mean, std = table()["recipes"][recipe]
     name = f"{architecture}.{tag}"
     return Version(
         architecture,
         tag,
         sides,
-        (*how, tuple(mean), tuple(std)),
+        (*resizing, tuple(mean), tuple(std)),
         classes,
         table()["licences"][licence],
         f"{HUB}timm/{name}" if url == HUB else url,

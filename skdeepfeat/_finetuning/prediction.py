@@ -30,6 +30,12 @@ SHARED = (
 )
 
 
+OWN_CLASSES = (
+    "Its classes are those of the FineTunedClassifier, whose decision_function returns "
+    "their scores."
+)
+
+
 class TunedNetwork(ClassifierMixin, PackageEstimator):
     """Base of the classifier: the network that it has tuned, and its predictions.
 
@@ -288,6 +294,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
             layers=tuple(layer for layer in layers if layer.node not in classes),
             arrays=weights_of(source, key, Fitted(**self.weights_)),
             embedded=False,
+            remedy=OWN_CLASSES,
         )
 
     def __sklearn_is_fitted__(self):

@@ -1,5 +1,6 @@
 """to_onnx: a fitted estimator as one graph, compared with it, described and saved."""
 
+from contextlib import nullcontext
 from importlib.metadata import version
 
 from .._composites import Composite, GivenRows, best_of, divide
@@ -101,7 +102,16 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     ['label', 'scores']
     """
     require_extra()
-    path = None if path is None else local_path(path, "path of to_onnx")
+    file = None if path is None else local_path(path, "path of to_onnx")
+    with nullcontext() if file is None else replacing(file) as partial:
+        model = _export(estimator, X, resize)
+        if partial is not None:
+            partial.write_bytes(model.SerializeToString())
+    return model
+
+
+def _export(estimator, X, resize: bool):
+    """The graph of a fitted estimator, compared with it and described."""
     import onnx
 
     from .checking import expected_outputs
@@ -123,9 +133,6 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     onnx.helper.set_model_props(model, about)
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     onnx.checker.check_model(model)
-    if path is not None:
-        with replacing(path) as incomplete:
-            incomplete.write_bytes(model.SerializeToString())
     return model
 
 

@@ -124,7 +124,7 @@ class Table(Protocol):
     Attributes
     ----------
     max_bytes : int
-        Bound of what is stored.
+        Bound of what is stored, which may change.
     """
 
     max_bytes: int
@@ -147,7 +147,8 @@ class Table(Protocol):
         Returns
         -------
         is_full : bool
-            Whether rows were dropped, or could not be stored, for the first time.
+            Whether rows were dropped, or could not be stored, for the first time with
+            this bound.
         """
 
     def add(self, columns: Sequence[ColumnRows]) -> bool:

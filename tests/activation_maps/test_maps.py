@@ -246,6 +246,8 @@ def test_numbers_are_explained_by_output(spots):
     model = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40])
     maps = activation_maps(model, X[40:], target=(y[40:] == "blue") * 1)
     assert hits(maps, corners[40:]) > 0.8
+    with pytest.raises(ValueError, match=r"one of its 2 outputs, 0 to 1. Got True"):
+        activation_maps(model, X[40:], target=True)
     with pytest.raises(ValueError, match=r"one of its 2 outputs, 0 to 1. Got None"):
         activation_maps(model, X[40:])
     with pytest.raises(ValueError, match=r"Got 2 instead"):

@@ -33,6 +33,7 @@ from skdeepfeat import (
     PretrainedCNNFeatures,
     WeightsError,
     clear_caches,
+    embed_weights,
     list_layers,
 )
 from skdeepfeat._finetuning import training
@@ -98,6 +99,33 @@ def test_predictions_and_features_share_their_rows(images, tmp_path):
     features = clf.as_features()
     features.transform(X)
     assert features.stats_["n_computed"] == 40  # the network is another one now
+
+
+@pytest.mark.parametrize(
+    ("layer", "remedy"),
+    [
+        ("logits", True),
+        ((0, "logits"), True),
+        (9, True),
+        ("blokc1", False),
+        (20, False),
+    ],
+)
+def test_a_tuned_network_says_where_its_classes_are(images, layer, remedy):
+    X, y = images
+    features = classifier(unfreeze=0).fit(X, y).as_features(layer)
+    with pytest.raises(ValueError, match="Unknown layer") as error:
+        features.transform(X)
+    assert "embed_weights" not in str(error.value)
+    assert (
+        "FineTunedClassifier, whose decision_function" in str(error.value)
+    ) is remedy
+
+
+def test_so_does_an_embedded_one(images):
+    features = embed_weights(classifier(unfreeze=0).fit(*images)).as_features("logits")
+    with pytest.raises(ValueError, match="whose decision_function returns their scor"):
+        features.transform(images[0])
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])

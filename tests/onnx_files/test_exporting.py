@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import count_images
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
@@ -146,6 +147,19 @@ def test_autocast_around_an_export_changes_nothing(pooling):
         graph = to_onnx(features)
     rows = run(graph, images=network_input(X))["features"]
     np.testing.assert_allclose(rows, features.transform(X), rtol=1e-4, atol=1e-5)
+
+
+def test_the_place_of_a_file_is_checked_first(tmp_path, monkeypatch):
+    features = PretrainedCNNFeatures(**RECIPE).fit(X)
+    forwards = count_images(monkeypatch)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent.* Create"):
+        to_onnx(features, tmp_path / "absent" / "model.onnx")
+    with pytest.raises(ValueError, match="path of to_onnx must be on a disk"):
+        to_onnx(features, "s3://bucket/model.onnx")
+    assert forwards[0] == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    to_onnx(features, "~/model.onnx")
+    assert [file.name for file in tmp_path.glob("*")] == ["model.onnx"]
 
 
 def test_any_number_of_images_in_a_file(tmp_path):
