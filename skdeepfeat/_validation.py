@@ -12,6 +12,7 @@ import re
 from numbers import Integral, Real
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
@@ -284,9 +285,23 @@ def check_labels(estimator, y) -> np.ndarray:
             "the target y is None."
         )
     _refuse_missing(_as_array(y))
-    y = _check_y(y, estimator=estimator)
-    check_classification_targets(y)
+    with config_context(array_api_dispatch=False):  # a tensor becomes an array
+        y = _check_y(y, estimator=estimator)
+        _refuse_unsortable(y)
+        check_classification_targets(y)
     return y
+
+
+def _refuse_unsortable(y: np.ndarray) -> None:
+    """Refuse labels of several types, which have no order."""
+    try:
+        np.unique(y)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise TypeError(
+            f"y must be labels of one type. Got {' and '.join(kinds)} instead; make "
+            "them the same, for instance with [str(label) for label in y]."
+        ) from error
 
 
 def check_target(estimator, y) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What a fitted classifier does: its predictions, and the network that it has tuned."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,7 +15,7 @@ from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
 from .._exceptions import FeatureWarning, ImageError, warn_user
 from .._features import PretrainedCNNFeatures
-from .._files import replacing
+from .._files import local_path, replacing
 from .._images.input import read_input
 from .._report import hand_over, last_report
 from .._validation import PackageEstimator
@@ -136,12 +135,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         path : str or path
             Must end in .safetensors, the format of the file.
         """
-        if not str(path).endswith(".safetensors"):
+        path = local_path(path, "path of save_weights")
+        if path.suffix != ".safetensors":
             raise ValueError(
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(Path(path).expanduser()) as partial:
+        with replacing(path) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):
@@ -193,7 +193,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
 
         end, inner = head_input(source)
         features = self._tuned_features(layer=end.node, on_error=on_error)
-        rows = features.transform(images)
+        rows = features._walk(images)  # an array, whatever set_config says
         hand_over(features, self)
         return head_scores(end, inner, self.weights_["head"], rows)
 

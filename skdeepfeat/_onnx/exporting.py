@@ -1,9 +1,9 @@
 """to_onnx: a fitted estimator as one graph, compared with it, described and saved."""
 
 from importlib.metadata import version
-from pathlib import Path
 
 from .._composites import Composite, GivenRows, best_of, divide
+from .._files import place_to_write, replacing
 from .extra import require_extra
 
 PRODUCER = "skdeepfeat"
@@ -99,6 +99,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     ['label', 'scores']
     """
     require_extra()
+    if path is not None:
+        path = place_to_write(path, "path of to_onnx")  # an export takes a while
     import onnx
 
     from .checking import expected_outputs
@@ -121,7 +123,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     onnx.checker.check_model(model)
     if path is not None:
-        Path(path).write_bytes(model.SerializeToString())
+        with replacing(path) as partial:
+            partial.write_bytes(model.SerializeToString())
     return model
 
 

@@ -1,8 +1,11 @@
 """ONNX files predict as the estimators that they come from."""
 
+import errno
 import json
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +159,44 @@ def test_any_number_of_images_in_a_file(tmp_path):
         label, likely = session.run(None, {"images": network_input(X[:n])})
         assert label.tolist() == model.predict(X[:n]).tolist()
         assert likely.shape == (n, 8)
+
+
+def test_a_file_in_the_home_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = fitted(LogisticRegression(max_iter=1000))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space"),
+    ):
+        patch.setattr(Path, "write_bytes", full_disk)
+        to_onnx(model, "~/model.onnx")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.onnx"]
+    to_onnx(model, "~/model.onnx")
+    onnxruntime.InferenceSession(path)
+
+
+def full_disk(path, data):
+    with path.open("wb") as file:
+        file.write(data[:9])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("missing/model.onnx", "There is no folder 'missing'"),
+        (".", "There is a folder at"),
+        ("s3://bucket/model.onnx", "path of to_onnx .*Got the URL"),
+        (TEXTURES.data, "'path' parameter must be a str or a path"),
+    ],
+)
+def test_where_no_file_can_be_written_nothing_is_exported(path, said, monkeypatch):
+    model = fitted(LogisticRegression(max_iter=1000))
+    monkeypatch.setattr("skdeepfeat._onnx.exporting._of_photos", None)
+    with pytest.raises((ValueError, OSError), match=said):
+        to_onnx(model, path)
 
 
 def test_numbers_features_outliers_and_clusters():
