@@ -4,6 +4,7 @@ The only file that imports private names of scikit-learn, or names that its vers
 not share.
 """
 
+import copy
 import difflib
 import inspect
 import math
@@ -67,6 +68,7 @@ __all__ = [
     "take_rows",
     "validate_parameter_constraints",
     "with_callbacks",
+    "with_parameters",
 ]
 
 
@@ -111,6 +113,13 @@ class PackageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(complete_state(type(self), state))
+
+
+def with_parameters(estimator, **values):
+    """A copy with other values of parameters, some of which a subclass may not take."""
+    copied = copy.copy(estimator)
+    vars(copied).update(values)
+    return copied
 
 
 def complete_state(estimator_class, state: dict) -> dict:

@@ -161,6 +161,20 @@ def test_any_number_of_images_in_a_file(tmp_path):
         assert likely.shape == (n, 8)
 
 
+def test_labels_that_are_times_are_refused():
+    days = np.array(["2020-01-01", "2021-01-01"], "M8[D]")[TWO * 1]
+    model = fitted(LogisticRegression(max_iter=1000), days)
+    with pytest.raises(ValueError, match=r"LogisticRegression are datetime64\[D\]"):
+        to_onnx(model)
+
+
+def test_layers_and_sizes_may_be_integers_of_numpy():
+    recipe = {"layer": (np.int64(1), "block2"), "image_size": np.int64(64)}
+    model = to_onnx(fitted(LogisticRegression(max_iter=1000), **recipe))
+    about = {one.key: one.value for one in model.metadata_props}
+    assert json.loads(about["layer"]) == [1, "block2"]
+
+
 def test_a_file_in_the_home_is_replaced_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model = fitted(LogisticRegression(max_iter=1000))
