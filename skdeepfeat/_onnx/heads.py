@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, compose, helper
@@ -85,7 +86,8 @@ def _refuse_labels(head) -> None:
     process, and one whose classes are times."""
     for part in parts_of(head):
         if isinstance(part, BaseEstimator) and is_classifier(part):
-            classes, kind = getattr(part, "classes_", ()), type(last_step(part))
+            classes: Any = getattr(part, "classes_", ())
+            kind = type(last_step(part))
             if len(classes) == 1:
                 raise ValueError(
                     f"to_onnx needs two classes or more. This {kind.__name__} was "
