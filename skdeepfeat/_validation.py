@@ -4,6 +4,7 @@ The only file that imports private names of scikit-learn, or names that its vers
 not share.
 """
 
+import copy
 import difflib
 import inspect
 import math
@@ -13,6 +14,7 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
@@ -70,6 +72,7 @@ __all__ = [
     "validate_parameter_constraints",
     "whole_dtype",
     "with_callbacks",
+    "with_parameters",
 ]
 
 
@@ -119,6 +122,13 @@ class PackageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(complete_state(type(self), state))
+
+
+def with_parameters(estimator, **values):
+    """A copy with other values of parameters, some of which a subclass may not take."""
+    copied = copy.copy(estimator)
+    vars(copied).update(values)
+    return copied
 
 
 def complete_state(estimator_class, state: dict) -> dict:
@@ -293,9 +303,23 @@ def check_labels(estimator, y) -> np.ndarray:
             "the target y is None."
         )
     _refuse_missing(_as_array(y))
-    y = _check_y(y, estimator=estimator)
-    check_classification_targets(y)
+    with config_context(array_api_dispatch=False):  # a tensor becomes an array
+        y = _check_y(y, estimator=estimator)
+        _refuse_unsortable(y)
+        check_classification_targets(y)
     return y
+
+
+def _refuse_unsortable(y: np.ndarray) -> None:
+    """Refuse labels of several types, which have no order."""
+    try:
+        np.unique(y)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise TypeError(
+            f"y must be labels of one type. Got {' and '.join(kinds)} instead; make "
+            "them the same, for instance with [str(label) for label in y]."
+        ) from error
 
 
 def check_target(estimator, y) -> np.ndarray:

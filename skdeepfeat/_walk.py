@@ -184,8 +184,8 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
-        check_npy(path)
         path = local_path(path, "path of transform_to")
+        check_npy(path)
         with replacing(path) as incomplete:
 
             def make_output(*shape):

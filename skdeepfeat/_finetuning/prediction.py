@@ -164,12 +164,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         OSError
             If its folder does not exist, or cannot be written.
         """
-        if not str(path).endswith(".safetensors"):
+        path = local_path(path, "path of save_weights")
+        if path.suffix != ".safetensors":
             raise ValueError(
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(local_path(path, "path of save_weights")) as partial:
+        with replacing(path) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):
@@ -221,7 +222,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
 
         end, inner = head_input(source)
         features = self._tuned_features(layer=end.node, on_error=on_error)
-        rows = features.transform(images)
+        rows = features._walk(images)  # an array, whatever set_config says
         hand_over(features, self)
         return head_scores(end, inner, self.weights_["head"], rows)
 

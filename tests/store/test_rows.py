@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 import weakref
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -218,6 +219,22 @@ def test_open_files_on_disk(photos, photo_files):
         pytest.raises(ImageError, match="mode 'rb'"),
     ):
         features().transform([text])
+
+
+def test_members_of_an_archive(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for row, photo in enumerate(photos):
+            archive.writestr(f"ä/{row}.png", encoded(photo))
+    with zipfile.ZipFile(tmp_path / "photos.zip") as archive:
+        folder = zipfile.Path(archive, "ä/")
+        members = [folder / f"{row}.png" for row in range(len(photos))]
+        for X in (members, pd.Series(members), np.array(members, object)):
+            out = features(cache=None).transform(X)
+            np.testing.assert_array_equal(out, features().transform(photos))
+        with pytest.raises(ImageError, match=r"row 1 .*photos.zip/ä/9.png.*no such"):
+            features().transform([members[0], folder / "9.png"])
+        with pytest.raises(ImageError, match=r"row 0 .*photos.zip/ä/.*is a folder"):
+            features().transform([folder])
 
 
 def column(array):
