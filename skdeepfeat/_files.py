@@ -41,6 +41,12 @@ def local_path(path, what: str) -> Path:
         )
     if "\0" in text:
         raise ValueError(f"The {what} must not have a zero byte. Got {text!r} instead.")
+    return expanded(text, what)
+
+
+def expanded(path, what: str) -> Path:
+    """A path with the home folder of its user, or a value that may be none."""
+    text = os.fspath(path)
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -47,6 +47,7 @@ __all__ = [
     "CallbackSupportMixin",
     "HasBackbone",
     "HasMethods",
+    "HasPath",
     "Interval",
     "PackageEstimator",
     "StrOptions",
@@ -108,6 +109,17 @@ class HasBackbone(HasMethods):
 
     def __str__(self):
         how = "Backbone.from_module(net, image_size=...) makes one of a network"
+        return f"{super().__str__()} ({how})"
+
+
+class HasPath(HasMethods):
+    """Constraint: a path; its text explains torchvision's names of weights."""
+
+    def __init__(self):
+        super().__init__("__fspath__")
+
+    def __str__(self):
+        how = "for torchvision's ResNet18_Weights.DEFAULT, pass its .name"
         return f"{super().__str__()} ({how})"
 
 

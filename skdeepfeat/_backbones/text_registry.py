@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .._digests import state_of_file
 from .._exceptions import WeightsError, closest, in_one_line
+from .._files import expanded
 from .._listing import Field, Listing
 from .encoders import READ, EncoderBackbone, tokenizer_files
 from .installed import optional
@@ -39,7 +40,7 @@ def resolve_text_backbone(backbone) -> TextRecord:
     name = str(backbone)
     if name in NAMED:
         return NAMED[name]
-    path = Path(name).expanduser()
+    path = expanded(name, "backbone")
     if path.is_dir():
         return _encoder_at(path.resolve(), path.name)
     if path.is_file():
@@ -70,8 +71,8 @@ def _is_of_texts(backbone) -> bool:
         return isinstance(backbone, TextBackbone)
     if str(backbone) in NAMED:
         return True
-    path = Path(backbone).expanduser()
     try:
+        path = expanded(backbone, "backbone")
         if path.is_file():
             return path.name.endswith(SUFFIXES)
         return '"vocab_size"' in (path / "config.json").read_text("utf-8")

@@ -461,6 +461,27 @@ def test_texts_that_are_no_images_are_named_shortly(text, reason):
     assert len(str(caught.value)) < 700
 
 
+@pytest.mark.parametrize(
+    ("url", "words", "typed"),
+    [
+        ("https://localhost/a.png", 'requires "aiohttp"', True),
+        ("simplecache::http://localhost/a.png", 'requires "aiohttp"', True),
+        ("s3://bucket/a.png", "Install s3fs to access S3", False),
+    ],
+)
+def test_without_a_client_the_error_says_what_to_type(url, words, typed, monkeypatch):
+    core = pytest.importorskip("fsspec.core")
+
+    def lacking(*arguments, **options):
+        raise ImportError(words)
+
+    monkeypatch.setattr(core, "url_to_fs", lacking)
+    schemes = ("https", "http", "s3", "simplecache")
+    with pytest.raises(ImageError, match=words) as caught:
+        features(protocols=schemes).transform([url])
+    assert ("pip install 'skdeepfeat[remote]'" in str(caught.value)) == typed
+
+
 def test_a_pipe_is_not_waited_for(tmp_path, photo_files):
     os.mkfifo(tmp_path / "pipe.png")
     rows = [photo_files[0], tmp_path / "pipe.png"]
