@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import re
+import reprlib
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,8 +21,18 @@ TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
 
 
+def check_path(value, name: str = "path", also: str = "") -> None:
+    """Refuse what is neither a str nor a path as the value of a parameter."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(
+            f"The '{name}' parameter must be {also}a str or a path. Got "
+            f"{reprlib.repr(value)} instead."
+        )
+
+
 def local_path(path, what: str) -> Path:
     """A path with the home folder of its user; refuses what is on no disk."""
+    check_path(path)
     text = os.fspath(path)
     if URL.match(text):
         raise ValueError(
@@ -45,6 +56,13 @@ def expanded(path, what: str) -> Path:
         ) from None
 
 
+def place_to_write(path, what: str) -> Path:
+    """A local path where a file can be written; refuses others before any work."""
+    path = local_path(path, what)
+    _check_place(path)
+    return path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of another one once it is complete.
@@ -52,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A file that is replaced keeps its permissions, as with open(). What processes that
     were killed have left of it is removed.
     """
-    check_place(path)
+    _check_place(path)
     _remove_abandoned(path)
     token = secrets.token_hex(TOKEN_BYTES)
     partial = path.with_name(f"{path.name}.{token}{PARTIAL}")
@@ -94,7 +112,7 @@ def _lock_of(partial: Path) -> FileLock:
     return FileLock(partial.with_name(f"{partial.name}.lock"))
 
 
-def check_place(path: Path) -> None:
+def _check_place(path: Path) -> None:
     """Refuse a path where no file can be written."""
     if path.is_dir():
         raise IsADirectoryError(

@@ -1,6 +1,6 @@
 """Rank the layers of networks by how well they suit a target."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import attrgetter
 from typing import NamedTuple
@@ -115,6 +115,16 @@ def rank_layers(
             Whether the layer is the choice of ``layer="auto"`` for the best of the
             networks.
 
+    Raises
+    ------
+    TypeError
+        If `layer` is among the parameters: all layers are ranked.
+    ValueError
+        If there is no network, one of them takes texts, a list of `weights` has another
+        length, or `y` has missing values or fewer than two rows.
+    ImportError
+        If `as_frame` is set and pandas is not installed.
+
     See Also
     --------
     LayerDepthDisplay.from_ranking : Draw scores against the time to compute a layer.
@@ -151,20 +161,20 @@ def rank_layers(
         )
     backbones = _backbones_in(backbone)
     versions = _weights_in(weights, len(backbones))
+    as_table = _as_frame() if as_frame else _as_list
     make = partial(PretrainedCNNFeatures, layer="auto", verbose=verbose, **parameters)
-    ranked = [
-        list(_rank(name, make(network, weights=version), X, y))
-        for name, network, version in zip(
-            _names_of(backbones), backbones, versions, strict=True
-        )
-    ]
+    steps = [make(b, weights=w) for b, w in zip(backbones, versions, strict=True)]
+    names = _names_of(backbones)
+    for features in steps:  # refuse now what would fail after the networks before it
+        features._plan(fitting=True)
+    ranked = [list(_rank(*one, X, y)) for one in zip(names, steps, strict=True)]
     best = max(ranked, key=lambda rows: max(map(_quality, rows)))
     rows = [
         row._replace(chosen=row.chosen and some is best)
         for some in ranked
         for row in some
     ]
-    return _as_table(sorted(rows, key=_quality, reverse=True), as_frame)
+    return as_table(sorted(rows, key=_quality, reverse=True))
 
 
 def _backbones_in(backbone) -> list:
@@ -221,7 +231,7 @@ def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, 
     n_computed = features.stats_["n_computed"]
     n = min(SAMPLE, len(images) - n_computed)
     if n_computed < n:  # too few to tell: most were stored
-        features.set_params(cache=None, verbose=0).warm(images.head(n))
+        features.set_params(cache=None, verbose=0)._walk(images.head(n), fitting=True)
     stats = features.stats_
     seconds = {part: stats["shares"].get(part, 0) * stats["seconds"] for part in PARTS}
     each = 1000 / max(1, stats["n_computed"])
@@ -232,15 +242,22 @@ def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, 
     }
 
 
-def _as_table(rows: list[RankedLayer], as_frame: bool):
-    """A list that prints as a table, or a data frame, without empty columns."""
-    filled = [name for name in SHOWN if getattr(rows[0], name) is not None]
-    if not as_frame:
-        return Listing(rows, [SHOWN[name] for name in filled])
+def _filled(rows: list[RankedLayer]) -> list[str]:
+    """The names of the columns that are not empty."""
+    return [name for name in SHOWN if getattr(rows[0], name) is not None]
+
+
+def _as_list(rows: list[RankedLayer]) -> Listing:
+    """A list that prints as a table."""
+    return Listing(rows, [SHOWN[name] for name in _filled(rows)])
+
+
+def _as_frame() -> Callable:
+    """What makes a data frame of rows; refuses if pandas is missing."""
     try:
         import pandas as pd
     except ImportError as error:
         raise ImportError(
             "as_frame=True needs pandas. Type: pip install pandas"
         ) from error
-    return pd.DataFrame(rows)[filled]
+    return lambda rows: pd.DataFrame(rows)[_filled(rows)]

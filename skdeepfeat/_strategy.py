@@ -95,6 +95,18 @@ def recommend_strategy(
         explanation : str
             The measured accuracies and the recommendation, as text.
 
+    Raises
+    ------
+    TypeError
+        If one of the two estimators does not have a parameter in `shared`.
+    ValueError
+        If there are fewer than 2 classes, or fewer than 2 images of a class.
+
+    See Also
+    --------
+    rank_layers : Compare the layers of several networks.
+    FineTunedClassifier : Train a new head and the top of a network.
+
     References
     ----------
     .. [1] Yosinski, Clune, Bengio, Lipson, "How transferable are features in deep
@@ -113,6 +125,8 @@ def recommend_strategy(
     y = np.unique(check_labels(FineTunedClassifier(), y), return_inverse=True)[1]
     counts = _images_per_class(y)
     parameters = {"backbone": backbone, "weights": weights, **shared}
+    classifier = FineTunedClassifier(random_state=random_state, **parameters)
+    unfreeze = _numbers_to_unfreeze(classifier)
     scores = _score_every_depth(X, y, parameters)
     best = choose_layer(scores)
     gain = scores[best].hits - scores["penultimate"].hits  # of the same images
@@ -120,7 +134,10 @@ def recommend_strategy(
     similar = bool(gain.mean() <= error)
     large = bool(counts.mean() >= LARGE)
     name, why = STRATEGIES[large, similar]
-    estimator = _estimator(name, best, parameters, random_state)
+    if name in unfreeze:
+        estimator = classifier.set_params(unfreeze=unfreeze[name])
+    else:
+        estimator = _probe(PretrainedCNNFeatures(layer=best, **parameters))
     accuracy = _accuracies(scores)
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
@@ -185,18 +202,15 @@ def _score_every_depth(X, y, parameters) -> dict[str, LayerScore]:
     return PretrainedCNNFeatures(layer="auto", **parameters).score_layers(X, y)[1]
 
 
-def _estimator(name, best, parameters, random_state):
-    """An estimator that implements a strategy, not fitted."""
-    if name == "earlier layers":
-        return _probe(PretrainedCNNFeatures(layer=best, **parameters))
-    clf = FineTunedClassifier(random_state=random_state, **parameters)
-    n_blocks = clf.count_blocks()
-    unfreeze = {
+def _numbers_to_unfreeze(classifier: FineTunedClassifier) -> dict[str, int]:
+    """How many blocks each strategy tunes; refuses what the classifier cannot be."""
+    classifier._validate_params()
+    n_blocks = classifier.count_blocks()
+    return {
         "head only": 0,
         "fine-tune": min(2, n_blocks),
-        "fine-tune most layers": max(1, n_blocks - 1),
-    }[name]
-    return clf.set_params(unfreeze=unfreeze)
+        "fine-tune most layers": max(min(1, n_blocks), n_blocks - 1),
+    }
 
 
 def _explain(name, why, accuracy, best, gain, error, counts) -> str:

@@ -4,14 +4,17 @@ The only file that imports private names of scikit-learn, or names that its vers
 not share.
 """
 
+import copy
 import difflib
 import inspect
 import math
 import os
 import re
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
@@ -61,18 +64,27 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
+    "dtypes_of",
     "is_missing",
+    "is_number",
     "is_whole",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
+    "whole_dtype",
     "with_callbacks",
+    "with_parameters",
 ]
 
 
-def is_whole(value) -> bool:
+def is_whole(value) -> TypeGuard[int]:
     """Whether a value is an integer; booleans are not, though Python counts them."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a value is a real number; booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class WholeNumber(Interval):
@@ -122,6 +134,13 @@ class PackageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(complete_state(type(self), state))
+
+
+def with_parameters(estimator, **values):
+    """A copy with other values of parameters, some of which a subclass may not take."""
+    copied = copy.copy(estimator)
+    vars(copied).update(values)
+    return copied
 
 
 def complete_state(estimator_class, state: dict) -> dict:
@@ -203,7 +222,7 @@ def check_value_range(value_range) -> tuple[float, float] | None:
     """(low, high) as floats; refuses what is not a range of numbers."""
     if value_range is None:
         return None
-    numbers = all(isinstance(v, Real) and math.isfinite(v) for v in value_range)
+    numbers = all(is_number(v) and math.isfinite(v) for v in value_range)
     if len(value_range) != 2 or not numbers or not value_range[0] < value_range[1]:
         raise ValueError(
             "The 'value_range' parameter must be (low, high), the values of black and "
@@ -296,9 +315,23 @@ def check_labels(estimator, y) -> np.ndarray:
             "the target y is None."
         )
     _refuse_missing(_as_array(y))
-    y = _check_y(y, estimator=estimator)
-    check_classification_targets(y)
+    with config_context(array_api_dispatch=False):  # a tensor becomes an array
+        y = _check_y(y, estimator=estimator)
+        _refuse_unsortable(y)
+        check_classification_targets(y)
     return y
+
+
+def _refuse_unsortable(y: np.ndarray) -> None:
+    """Refuse labels of several types, which have no order."""
+    try:
+        np.unique(y)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise TypeError(
+            f"y must be labels of one type. Got {' and '.join(kinds)} instead; make "
+            "them the same, for instance with [str(label) for label in y]."
+        ) from error
 
 
 def check_target(estimator, y) -> np.ndarray:

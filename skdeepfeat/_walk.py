@@ -43,6 +43,11 @@ NOT_CHOSEN = (
     "or name a layer such as layer='penultimate'."
 )
 
+STORES_NOTHING = (
+    "warm stores features, and the 'cache' parameter of {}, {!r}, keeps none. Pass "
+    "cache='memory', the path of a folder, or a FeatureStore."
+)
+
 
 class PretrainedFeatures(
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, PackageEstimator
@@ -70,6 +75,14 @@ class PretrainedFeatures(
         -------
         self : estimator
             The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not valid; or with ``layer="auto"``, if there is no `y` or
+            it has missing values.
+        WeightsError
+            If the weights cannot be found.
         """
         self._note_weights()
         if chooses_layer(self):
@@ -94,6 +107,11 @@ class PretrainedFeatures(
         -------
         features : ndarray of shape (n_rows, n_features), float32
             As returned by `transform`.
+
+        Raises
+        ------
+        ImageError, TextError, ValueError, WeightsError
+            As `fit` and `transform` do.
         """
         self._note_weights()
         with FitTask(self, X, "batch") as task:
@@ -121,6 +139,8 @@ class PretrainedFeatures(
             If a row cannot be read and ``on_error="raise"``.
         NotFittedError
             If ``layer="auto"`` and `fit` has not chosen a layer.
+        OutputTooLarge
+            If the output of ``pooling="flatten"`` would exceed its limit.
         WeightsError
             If the weights cannot be found, do not fit the network, or have changed
             since `fit`.
@@ -164,8 +184,8 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
-        check_npy(path)
         path = local_path(path, "path of transform_to")
+        check_npy(path)
         with replacing(path) as incomplete:
 
             def make_output(*shape):
@@ -190,6 +210,13 @@ class PretrainedFeatures(
         self : estimator
             The estimator itself.
 
+        Raises
+        ------
+        ImageError, TextError
+            If a row cannot be read and ``on_error="raise"``.
+        ValueError
+            If `cache` is None, or a store of no bytes.
+
         Examples
         --------
         >>> from skdeepfeat import FeatureStore, PretrainedCNNFeatures, load_textures
@@ -198,6 +225,9 @@ class PretrainedFeatures(
         >>> features.warm(load_textures().data[:4]).cache.info()["misses"]
         4
         """
+        self._check_parameters()
+        if open_table(self.cache).max_bytes == 0:
+            raise ValueError(STORES_NOTHING.format(type(self).__name__, self.cache))
         self._walk(X, fitting=True, make_output=lambda n, width: None)
         return self
 

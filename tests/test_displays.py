@@ -1,11 +1,13 @@
 """Displays draw histories and searches."""
 
+import sys
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny_backbone
+from conftest import count_images, tiny_backbone
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
@@ -332,6 +334,19 @@ def test_what_cannot_be_drawn_is_refused():
         display.plot()
     with pytest.raises(ValueError, match=r"'maps'.*each of the 2 photos. Got 3"):
         ActivationMapDisplay(np.zeros((2, 4, 4, 3)), np.zeros((3, 2, 2))).plot()
+
+
+def test_what_cannot_be_drawn_is_refused_before_it_is_computed(monkeypatch):
+    model, X = fitted_to_squares(GaussianNB())
+    forwards, draw = count_images(monkeypatch), ActivationMapDisplay.from_estimator
+    with pytest.raises(ValueError, match="'n_columns'"):
+        draw(model, X[:2], n_columns=0)
+    with pytest.raises(ValueError, match="'axes'"):
+        draw(model, X[:2], axes=plt.subplots()[1])
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match="pip install"):
+        draw(model, X[:2])
+    assert forwards[0] == 0
 
 
 def test_an_unknown_metric_is_refused():

@@ -385,6 +385,19 @@ def patch_network(monkeypatch):
     monkeypatch.setattr("skdeepfeat._engines.torch.get_network", refuse)
 
 
+@pytest.mark.parametrize("cache", [None, 0, "folder"])
+def test_what_keeps_nothing_cannot_be_warmed(cache, files, tmp_path):
+    if cache is not None:
+        folder = tmp_path / cache if cache else None
+        cache = FeatureStore(folder, name="of no bytes", max_bytes=0)
+    features = PretrainedCNNFeatures(tiny_backbone(), cache=cache)
+    with pytest.raises(ValueError, match="warm stores features, and the 'cache' para"):
+        features.warm(files[0])
+    assert not (tmp_path / "folder").exists()
+    with pytest.raises(ValueError, match=r"'cache' parameter of Pretrained.* must be"):
+        features.set_params(cache=3).warm(files[0])
+
+
 def test_a_warm_store_needs_no_decoding_and_no_torch(files, tmp_path):
     paths, _ = files
     store = tmp_path / "store"

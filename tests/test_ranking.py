@@ -61,7 +61,7 @@ def test_the_network_of_the_best_layer_is_chosen(data, monkeypatch):
     monkeypatch.setattr(
         "skdeepfeat._ranking._milliseconds", lambda *_: {"a": 1.0, "b": 2.0}
     )
-    ranking = rank_layers(*data, backbone=["tiny", "smallcnn"])
+    ranking = rank_layers(*data, backbone=["tiny", "mini"])
     (chosen,) = [row for row in ranking if row.chosen]
     assert (chosen.backbone, chosen.layer) == ("tiny", "b")
 
@@ -145,8 +145,19 @@ def test_a_frame_needs_pandas(data, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_pandas)
+    forwards = count_images(monkeypatch)
     with pytest.raises(ImportError, match="pip install pandas"):
         rank_layers(*data, backbone="tiny", as_frame=True)
+    assert forwards[0] == 0
+
+
+def test_a_wrong_network_is_refused_before_others_are_computed(data, monkeypatch):
+    forwards = count_images(monkeypatch)
+    with pytest.raises(ValueError, match="Unknown backbone 'resnet81'"):
+        rank_layers(*data, backbone=["tiny", "resnet81"])
+    with pytest.raises(ValueError, match=r"No weights file at 'absent\.pth'"):
+        rank_layers(*data, backbone=["tiny", "mini"], weights=["default", "absent.pth"])
+    assert forwards[0] == 0
 
 
 def test_parameters_and_unreadable_images(data):

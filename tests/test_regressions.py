@@ -359,6 +359,7 @@ def test_networks_built_for_one_size(photos, tmp_path):
         {"value_range": (0, 0)},
         {"value_range": (0, float("inf"))},
         {"value_range": ("a", "b")},
+        {"value_range": (False, True)},
         {"image_shape": (3072,)},
         {"image_shape": (-1, -1)},
         {"image_shape": (0, 4)},
@@ -442,7 +443,7 @@ def test_inspecting_a_store_creates_no_folder(tmp_path):
     assert not (tmp_path / "mistyped").exists()
 
 
-@pytest.mark.parametrize("bound", ["1GB", -1, 1.5])
+@pytest.mark.parametrize("bound", ["1GB", "", -1, 1.5, True, False])
 def test_size_limits_of_stores_are_integers(bound):
     with pytest.raises(ValueError, match="'max_bytes' must be None or an int"):
         FeatureStore(max_bytes=bound)

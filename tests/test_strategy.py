@@ -2,12 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import count_images
 from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
+from torch import nn
 
 import skdeepfeat._strategy as strategy
-from skdeepfeat import FineTunedClassifier, ImageError, load_textures, rank_layers
+from skdeepfeat import (
+    Backbone,
+    FineTunedClassifier,
+    ImageError,
+    load_textures,
+    rank_layers,
+)
 from skdeepfeat import recommend_strategy as recommend
 from skdeepfeat._choice import LayerScore
 
@@ -133,9 +141,47 @@ def test_each_image_is_computed_once(textures, monkeypatch):
     assert forwards[0] == len(textures[0])
 
 
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.stem(x).mean((2, 3))
+        return self.fc(torch.stack(list(x)))  # which torch.fx cannot trace
+
+
+REFUSED = {
+    "no trace": ({"backbone": Untraceable}, "cannot be traced by torch.fx"),
+    "features alone": ({"precision": "float16"}, "'precision' parameter of FineTuned"),
+    "several devices": ({"device": ["cpu", "cpu"]}, "'device' parameter of FineTuned"),
+    "seed": ({"random_state": "a"}, "'random_state' parameter of FineTuned"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_tuned_is_refused_before_anything_is_computed(
+    case, textures, monkeypatch
+):
+    parameters, message = REFUSED[case]
+    if "backbone" in parameters:
+        net = parameters["backbone"]().eval()
+        parameters = {"backbone": Backbone.from_module(net, image_size=32)}
+    forwards = count_images(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        recommend(*textures, **{"image_size": 32, **parameters}, verbose=0)
+    assert forwards[0] == 0
+
+
 def test_the_error_is_that_of_pairs():
     earlier, last = np.arange(100) < 75, np.arange(100) < 70
     gain = earlier.astype(float) - last
     error = strategy._standard_error(gain)
     alone = strategy._standard_error(earlier)
     assert error == pytest.approx(gain.std(ddof=1) / 10) and error < alone
+
+
+def test_labels_of_several_types_are_refused():
+    labels = np.array(["a", 1, "a", 1], object)
+    with pytest.raises(TypeError, match=r"labels of one type\. Got int and str"):
+        recommend(np.zeros((4, 4, 4, 3), np.uint8), labels)

@@ -12,6 +12,7 @@ from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError, in_one_line
 from .._texts.specs import TokenSpec
 from .._texts.words import MOST_TOKENS, fast_tokenizer, known_tokens
+from .._validation import is_number
 from .builders import PACKAGE
 from .installed import optional
 from .records import Identity, Layer
@@ -90,7 +91,7 @@ class EncoderBackbone(TextRecord):
                 f"{str(path)!r} is not the configuration of a transformer encoder "
                 f"({error}). {remedy}"
             ) from error
-        _refuse_quantized(self.folder, found)
+        _refuse_quantised(self.folder, found)
         return found
 
     @property
@@ -284,8 +285,7 @@ def _check_number(config: dict[str, Any], names: tuple[str, ...], required=True)
 
 def _check_positive(name: str, found: Any) -> None:
     """Refuse an entry that is neither missing nor a positive number."""
-    number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    if found is not None and not (number and found >= 1):
+    if found is not None and not (is_number(found) and found >= 1):
         raise ValueError(f"its {name!r} is {found!r} instead of a positive number")
 
 
@@ -300,11 +300,11 @@ def _refuse_adapter(folder: Path) -> None:
         )
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     """Refuse weights whose values depend on the packages that compute with them."""
     if config.get("quantization_config") is not None:
         raise WeightsError(
-            f"The weights in {str(folder)!r} are quantized (see 'quantization_config' "
+            f"The weights in {str(folder)!r} are quantised (see 'quantization_config' "
             "in its config.json). Write them in float32, with "
             "model.dequantize().save_pretrained(other) of transformers."
         )

@@ -170,6 +170,8 @@ def register_backbone(name, backbone, *, overwrite=False):
 
     Raises
     ------
+    TypeError
+        If `backbone` is not a :class:`Backbone`.
     ValueError
         If the name is taken by another backbone and `overwrite` is False.
 

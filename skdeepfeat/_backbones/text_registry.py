@@ -82,8 +82,7 @@ def _is_of_texts(backbone) -> bool:
 
 def _encoder_at(folder: Path, name: str) -> EncoderBackbone:
     """The encoder in a folder, described again once a file has changed."""
-    paths = [p for p in (folder / "config.json",) if p.is_file()]
-    paths += tokenizer_files(folder)
+    paths = filter(Path.is_file, (folder / "config.json", *tokenizer_files(folder)))
     states = [f"{path.name} {state_of_file(path.stat())}" for path in paths]
     return _encoder_in(folder, name, tuple(states))
 

@@ -12,6 +12,7 @@ from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
 from .._files import expanded
 from .._images.recipe import InputSpec
+from .._validation import is_number, is_whole
 from .contents import OF_MODELS, listed
 from .records import Backbone
 from .timm_records import (
@@ -30,9 +31,7 @@ FILTERS = ["nearest", "bilinear", "bicubic"]
 
 def _are_numbers(value: Any, least: float) -> bool:
     """Whether these are three finite numbers, none below the least."""
-    numbers = isinstance(value, list) and all(
-        isinstance(v, (int, float)) for v in value
-    )
+    numbers = isinstance(value, list) and all(map(is_number, value))
     return numbers and len(value) == 3 and all(least <= v < math.inf for v in value)
 
 
@@ -40,7 +39,7 @@ def _are_numbers(value: Any, least: float) -> bool:
 SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "architecture": ("a name", lambda v: isinstance(v, str)),
     "pretrained_cfg": ("settings by name", lambda v: isinstance(v, dict)),
-    "num_classes": ("a number", lambda v: isinstance(v, int) and v >= 0),
+    "num_classes": ("a number", lambda v: is_whole(v) and v >= 0),
     "input_size": (
         "[3, height, width]",
         lambda v: _are_numbers(v, 1) and v[0] == 3 and set(map(type, v)) == {int},
@@ -49,7 +48,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("three positive numbers", lambda v: _are_numbers(v, 1e-9)),
     "crop_pct": (
         "a fraction",
-        lambda v: isinstance(v, (int, float)) and 0.01 < v < 100,
+        lambda v: is_number(v) and 0.01 < v < 100,
     ),
     "crop_mode": (f"one of {list(MODES)}", lambda v: v in list(MODES)),
     "interpolation": (f"one of {FILTERS}", lambda v: v in FILTERS),

@@ -75,8 +75,8 @@ class Version:
             size,
             math.floor(size / crop_pct),
             interpolation,
-            tuple(mean),
-            tuple(std),
+            mean,
+            std,
             MODES[mode],
             crop_pct,
         )
@@ -108,12 +108,13 @@ def _version_of_row(
 ) -> Version:
     """A version from the numbers that the file has of it."""
     sides = tuple(size) if isinstance(size, list) else (size, size)
+    *resizing, mean, std = table()["recipes"][recipe]
     name = f"{architecture}.{tag}"
     return Version(
         architecture,
         tag,
         sides,
-        tuple(table()["recipes"][recipe]),
+        (*resizing, tuple(mean), tuple(std)),
         classes,
         table()["licences"][licence],
         f"{HUB}timm/{name}" if url == HUB else url,
@@ -222,14 +223,12 @@ def timm_backbone(name: str) -> Backbone | None:
     An architecture means its default version.
     """
     version = find_version(name)
-    return None if version is None else _backbone_of_version(version.name)
+    return None if version is None else _backbone_of_version(version)
 
 
 @functools.lru_cache(maxsize=32)  # each keeps the structure of its network
-def _backbone_of_version(name: str) -> Backbone | None:
-    version = find_version(name)
-    if version is None:
-        return None
+def _backbone_of_version(version: Version) -> Backbone:
+    name = version.name
     return backbone_of(version, PREFIX + name, name, layers_of(version))
 
 

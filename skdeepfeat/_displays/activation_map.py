@@ -7,7 +7,7 @@ from PIL import Image
 
 from .._activation_maps.maps import Explanation
 from .._validation import is_whole
-from .base import new_axes
+from .base import new_axes, pyplot
 
 MOST_OPAQUE = 0.75  # of a map, where it is strongest
 
@@ -72,7 +72,11 @@ class ActivationMapDisplay:
 
         Parameters
         ----------
-        estimator, X, target, method : object
+        estimator, X : object
+            As in :func:`activation_maps`.
+        target : label, array-like of shape (n_images,) or None, default=None
+            As in :func:`activation_maps`.
+        method : {"auto", "places"}, default="auto"
             As in :func:`activation_maps`.
         class_names : sequence of str, default=None
             Names of the classes, in the order of `classes_`. None shows the labels.
@@ -87,9 +91,17 @@ class ActivationMapDisplay:
             The display, already drawn. Titles have the class that a map explains, and
             its probability if `estimator` has `predict_proba`; for a regressor, the
             predicted number; for a photo that cannot be read, that it could not be.
+
+        Raises
+        ------
+        ValueError
+            If `estimator`, `target` or `method` are refused by
+            :func:`activation_maps`; if `class_names` has another length than the
+            classes; or if there are fewer `axes` than photos.
         """
         explanation = Explanation(estimator, X, target, method)
         names = _class_names(estimator, class_names)
+        _check_axes(explanation.n_images, axes, n_columns)
         explained = explanation.explain()
         titles = _titles(explained, names)
         display = cls(explanation.photos(), explained.maps, titles=titles)
@@ -109,16 +121,17 @@ class ActivationMapDisplay:
         -------
         display : ActivationMapDisplay
             The display itself.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer `axes`, maps or titles than photos.
         """
         n = len(self.photos)
         titles = [""] * n if self.titles is None else self.titles
         _check_for_each(n, maps=self.maps, titles=titles)
+        _check_axes(n, axes, n_columns)
         axes = np.ravel(_grid_of_axes(n, n_columns) if axes is None else axes)
-        if len(axes) < n:
-            raise ValueError(
-                f"The 'axes' parameter must have one for each of the {n} photos. Got "
-                f"{len(axes)} instead; axes=None creates them."
-            )
         self.axes_, self.figure_ = axes[:n], axes[0].figure
         for ax, *one in zip(self.axes_, self.photos, self.maps, titles, strict=True):
             _draw_map(ax, *one)
@@ -137,13 +150,24 @@ def _check_for_each(n, **given):
             )
 
 
-def _grid_of_axes(n, n_columns):
-    """New axes for n photos."""
+def _check_axes(n, axes, n_columns):
+    """Refuse too few axes for n photos, and what no figure can be made with."""
+    if axes is not None and np.size(axes) < n:
+        raise ValueError(
+            f"The 'axes' parameter must have one for each of the {n} photos. Got "
+            f"{np.size(axes)} instead; axes=None creates them."
+        )
     if not is_whole(n_columns) or n_columns < 1:
         raise ValueError(
             "The 'n_columns' parameter must be an integer of at least 1. Got "
             f"{n_columns!r} instead."
         )
+    if axes is None:
+        pyplot()
+
+
+def _grid_of_axes(n, n_columns):
+    """New axes for n photos."""
     n_columns = min(n, n_columns)
     n_rows = -(-n // n_columns)
     return new_axes(n_rows, n_columns, figsize=(2.2 * n_columns, 2.4 * n_rows))

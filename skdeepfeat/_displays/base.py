@@ -18,6 +18,11 @@ class Display(ABC):
         -------
         display : Display
             The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib, of the extra ``[plot]``, is not installed.
         """
         self.ax_ = new_axes() if ax is None else ax
         self.figure_ = self.ax_.figure
@@ -30,12 +35,17 @@ class Display(ABC):
         """Draw on `ax_`, and store the lines in `lines_`."""
 
 
-def new_axes(n_rows=1, n_columns=1, **options):
-    """The axes of a new figure, in an array if there are several."""
+def pyplot():
+    """The module of matplotlib that makes figures; says how to install it."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             "Displays need matplotlib. Type: pip install 'skdeepfeat[plot]'"
         ) from error
-    return plt.subplots(n_rows, n_columns, layout="constrained", **options)[1]
+    return plt
+
+
+def new_axes(n_rows=1, n_columns=1, **options):
+    """The axes of a new figure, in an array if there are several."""
+    return pyplot().subplots(n_rows, n_columns, layout="constrained", **options)[1]

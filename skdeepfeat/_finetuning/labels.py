@@ -51,7 +51,8 @@ class Labels:
         """
         encoder = LabelEncoder().fit(_all_classes(y, classes, earlier))
         _check_classes(encoder.classes_, y, earlier is not None)
-        return cls(encoder.classes_, encoder.transform(y), sample_weight, class_weight)
+        targets = encoder.transform(y)
+        return cls(encoder.classes_, targets, _at_most_1(sample_weight), class_weight)
 
     @cached_property
     def weights(self) -> np.ndarray:
@@ -64,7 +65,7 @@ class Labels:
             return self.sample_weight / np.where(sums > 0, sums, 1)[self.targets]
         classes = self.classes
         of_class = compute_class_weight(self.class_weight, classes=classes, y=classes)
-        weights = of_class[self.targets] * self.sample_weight
+        weights = _at_most_1(of_class)[self.targets] * self.sample_weight
         if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.any()):
             raise ValueError(
                 "The 'class_weight' parameter of FineTunedClassifier must give weights "
@@ -89,6 +90,14 @@ class Labels:
         sample_weight = self.sample_weight.copy()
         sample_weight[rows] = 0
         return replace(self, sample_weight=sample_weight)
+
+
+def _at_most_1(weights: np.ndarray) -> np.ndarray:
+    """Weights divided by a power of two, so that no sum or product of them overflows.
+
+    Only ratios of weights count, and these do not change by a bit.
+    """
+    return np.ldexp(weights, -np.frexp(weights.max())[1])
 
 
 def _all_classes(y, classes, earlier):

@@ -7,12 +7,12 @@ images of more bits keep their precision: PIL resizes each channel as floats.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from .._validation import is_whole
 from .decoding import Pixels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -81,8 +81,7 @@ class InputSpec:
 
 def _side(image_size) -> int:
     """A side in pixels as a plain int: products of small numpy integers overflow."""
-    whole = isinstance(image_size, Integral) and not isinstance(image_size, bool)
-    if not whole or image_size < 1:
+    if not is_whole(image_size) or image_size < 1:
         raise ValueError(
             "The 'image_size' parameter must be an int of at least 1. Got "
             f"{image_size!r} instead."
@@ -92,7 +91,7 @@ def _side(image_size) -> int:
 
 def _of_channels(name: str, values, above: float) -> tuple[float, ...]:
     """Three numbers on the scale of channels from 0 to 1, as a tuple of floats."""
-    numbers = tuple(map(float, values)) if isinstance(values, Iterable) else ()
+    numbers = tuple(map(_as_float, values)) if isinstance(values, Iterable) else ()
     if len(numbers) != 3 or not all(above < number <= 1 for number in numbers):
         least = "above 0 and at most 1" if above == 0 else "of at most 1"
         raise ValueError(
@@ -101,6 +100,14 @@ def _of_channels(name: str, values, above: float) -> tuple[float, ...]:
             "values for the scale 0 to 255 by 255."
         )
     return numbers
+
+
+def _as_float(value) -> float:
+    """A number, also one in an array or a tensor; nan for all other values."""
+    is_none = isinstance(value, (bool, np.bool_, str)) or not hasattr(
+        value, "__float__"
+    )
+    return math.nan if is_none else float(value)
 
 
 # Before the proper resize, "fast" may shrink an image cheaply to no less than twice the

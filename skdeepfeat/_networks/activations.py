@@ -51,8 +51,7 @@ def _check_head(bound, absent: frozenset, source: WeightsSource) -> None:
         raise WeightsError(
             f"Backbone {source.backbone.name!r} has the weights of some layers only: "
             f"{', '.join(str(x.alias) for x in aliased_layers(source.backbone))}. Use "
-            "one of these, or set the layer on the original, fit it, and call "
-            "embed_weights again."
+            f"one of these. {source.backbone.remedy}"
         )
     raise WeightsError(
         f"The weights in {source.name!r} have no classes that fit backbone "

@@ -14,6 +14,11 @@ from .places import shape_at
 from .sharing import get_network
 from .structure import Structure, bind, structure_of
 
+CUT = (
+    "embed_weights cut this copy after {!r}, which its layers needed. Set the layer on "
+    "the original, fit it, and call embed_weights again."
+)
+
 
 @fork_safe
 def with_arrays(source: WeightsSource, nodes, dtype) -> Backbone:
@@ -26,12 +31,15 @@ def with_arrays(source: WeightsSource, nodes, dtype) -> Backbone:
     structure = structure_of(backbone, size)
     tensors = named_tensors(module)
     names = _kept(structure, module, nodes) & tensors.keys()
+    layers = tuple(_readable(source, structure, module, names, nodes))
+    is_cut = layers and names < tensors.keys()
     return replace(
         backbone,
         input=source.input,
         weights=(),
         embedded=backbone.arrays is None or backbone.embedded,
-        layers=tuple(_readable(source, structure, module, names, nodes)),
+        remedy=CUT.format(layers[-1].alias) if is_cut else backbone.remedy,
+        layers=layers,
         arrays={name: _rounded(tensors[name].numpy(), dtype) for name in sorted(names)},
     )
 

@@ -4,6 +4,7 @@ torch is needed only for what is not in the registry: nodes without an alias, an
 networks of the user's own.
 """
 
+import re
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -16,6 +17,8 @@ from .._exceptions import closest
 from .._images.recipe import InputSpec
 from .._listing import Field, Listing
 from .pooling import pooled_width
+
+ALIAS = re.compile(r"stem|block\d+|penultimate|logits")
 
 
 def aliased_layers(backbone: Backbone) -> tuple[Layer, ...]:
@@ -72,10 +75,21 @@ def list_layers(backbone="mini", *, nodes=False, kind="image"):
     Returns
     -------
     layers : list of Layer, or list of str if `nodes`
-        The list of layers prints as a table, also in a notebook.
         Aliased layers in order of depth, with the fields ``alias``, ``node``,
         ``index``, ``layout``, ``shape``, ``features`` (number of channels),
-        ``stride`` (in pixels) and ``share`` (of the computation up to there).
+        ``stride`` (in pixels) and ``share`` (of the computation up to there). The list
+        of layers prints as a table, also in a notebook.
+
+    Raises
+    ------
+    ValueError
+        If the network is unknown, or takes another kind of input; or if `kind` is not
+        one of these.
+
+    See Also
+    --------
+    list_backbones : List the names of the networks.
+    rank_layers : Compare the layers by how well they predict a target.
 
     Examples
     --------
@@ -110,7 +124,7 @@ def resolve_layer(backbone: Backbone, layer, image_size: int) -> Layer:
         raise ValueError(
             f"Unknown layer {layer} of backbone {backbone.name!r}, which has "
             f"{len(aliased)}: 0 ({aliased[0].alias!r}) to {len(aliased) - 1} "
-            f"({aliased[-1].alias!r}).{_cut(backbone)}"
+            f"({aliased[-1].alias!r}).{_remedy(backbone, layer)}"
         )
     return aliased[layer]
 
@@ -157,7 +171,7 @@ def _resolve_node(backbone: Backbone, node: str, image_size: int) -> Layer:
             f"{closest(node, [*aliases, *structure.nodes])} Its aliases are "
             f"{', '.join(map(repr, aliases))}; list_layers({named}, nodes=True) names "
             f"all nodes{'' if structure.traceable else why}."
-            f"{_cut(backbone) or _unclear(node)}"
+            f"{_remedy(backbone, node) or _unclear(node)}"
         )
     found = find_node(backbone, full, image_size)
     known = {layer.node: layer for layer in aliased_layers(backbone)}
@@ -174,18 +188,14 @@ def _unclear(node: str) -> str:
     )
 
 
-def _cut(backbone: Backbone) -> str:
-    """What to do about a copy that holds the weights of some layers only."""
-    # Other networks that come with arrays do not state their layers.
-    if backbone.arrays is None or not backbone.layers:
-        return ""
-    deepest = backbone.layers[-1].alias
-    if deepest == "logits":
-        return ""
-    return (
-        f" embed_weights cut this copy after {deepest!r}, which its layers needed. "
-        "Set the layer on the original, fit it, and call embed_weights again."
-    )
+def _remedy(backbone: Backbone, layer) -> str:
+    """What to do about a layer of which a network has no weights; else nothing."""
+    known = backbone.layers or ()
+    if known and known[-1].alias == "penultimate":  # only the classes may be lacking
+        is_lacking = layer in ("logits", len(known))
+    else:
+        is_lacking = not isinstance(layer, str) or bool(ALIAS.fullmatch(layer))
+    return f" {backbone.remedy}" if backbone.remedy and is_lacking else ""
 
 
 def width_of(backbone: Backbone, spec: InputSpec, layer: Layer, pooling: str) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .._backbones.layouts import LAYOUTS
 from .._backbones.records import Layer
+from .._validation import is_whole
 from .hooks import INPUT_OF
 
 MOST_BLOCKS = 12  # which have an alias; of more, every second or third has one
@@ -85,7 +86,7 @@ def other_tokens(net: nn.Module) -> int | None:
 
 def _stated_by(module: nn.Module) -> int | None:
     stated = getattr(module, "num_prefix_tokens", None)
-    return stated if isinstance(stated, int) else None
+    return int(stated) if is_whole(stated) else None
 
 
 def _has_class_token(module: nn.Module) -> bool:

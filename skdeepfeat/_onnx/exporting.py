@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from .._composites import Composite, GivenRows, best_of, divide
-from .._files import check_place, local_path, replacing
+from .._files import place_to_write, replacing
 from .extra import require_extra
 
 PRODUCER = "skdeepfeat"
@@ -64,6 +64,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         to use instead. Also if `value_range` is not that of 8-bit images, if a
         classifier was fitted with a single class or predicts several labels, or if
         `resize` is set and an estimator has ``decode="fast"``.
+    OSError
+        If the folder of `path` does not exist, or cannot be written.
 
     See Also
     --------
@@ -99,9 +101,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     ['label', 'scores']
     """
     require_extra()
-    if path is not None:  # before the network is converted
-        path = local_path(path, "path of to_onnx")
-        check_place(path)
+    if path is not None:
+        path = place_to_write(path, "path of to_onnx")  # an export takes a while
     import onnx
 
     from .checking import expected_outputs

@@ -101,7 +101,7 @@ class DiskTable:
                 return evict(db, self.max_bytes)
 
         is_full = self._database.attempt(work, lambda: self.release(call))
-        return bool(is_full) and self._database.is_new("full")
+        return bool(is_full) and self._database.is_new(f"full at {self.max_bytes}")
 
     def add(self, columns: Sequence[ColumnRows]) -> bool:
         """Store rows of another table; see :class:`Table`."""
@@ -194,7 +194,7 @@ class DiskTable:
     # Counters and files -------------------------------------------------------------
 
     def count_hits(self, n: int, fingerprints) -> None:
-        """Record that so many rows of these columns were found."""
+        """Record that n rows of these columns were found."""
 
         def work(db):
             with writing(db):

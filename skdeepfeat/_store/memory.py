@@ -24,10 +24,12 @@ class MemoryTable:
     ----------
     max_bytes : int
         Bound of the memory that the rows take; 0 keeps nothing.
+    name : str
+        The name of the store.
     """
 
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, name: str = ""):
+        self.max_bytes, self.name = max_bytes, name
         # (fingerprint, key) → (row, whether in range), least recently used first
         self._requested: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
         self._spare: OrderedDict[tuple[bytes, bytes], tuple] = OrderedDict()
@@ -35,6 +37,7 @@ class MemoryTable:
         self._claims: dict[tuple[bytes, bytes], bytes] = {}  # → the call
         self._bytes = self._hits = self._misses = 0
         self._n_dropped = 0
+        self._reported_bound = -1  # that was too small, as a caller was told
         self._changed = Condition()
 
     def read(self, fingerprint: bytes, keys: Sequence[bytes], out, places) -> Found:
@@ -78,14 +81,16 @@ class MemoryTable:
         columns: Sequence[ColumnRows],
     ) -> bool:
         """Store computed rows; see :class:`Table`."""
-        before = self._n_dropped
-        self.add(columns)
+        is_full = self.add(columns)
         with self._changed:
             self._misses += len(keys)
             for key in keys:
                 self._claims.pop((scope, key), None)
             self._changed.notify_all()
-        return self._n_dropped > before == 0
+            is_new = is_full and self._reported_bound != self.max_bytes
+            if is_new:
+                self._reported_bound = self.max_bytes
+        return is_new
 
     def add(self, columns: Sequence[ColumnRows]) -> bool:
         """Store rows of another table; see :class:`Table`."""
@@ -120,7 +125,7 @@ class MemoryTable:
     def larger(self, n_bytes: int) -> str:
         """What to type for a table with this bound."""
         return (
-            f"cache=FeatureStore(name='features', max_bytes={n_bytes}), or "
+            f"cache=FeatureStore(name={self.name!r}, max_bytes={n_bytes}), or "
             "cache='features.store' for a folder"
         )
 
@@ -171,7 +176,7 @@ class MemoryTable:
         return contextlib.nullcontext()
 
     def count_hits(self, n: int, fingerprints) -> None:
-        """Record that so many rows were found."""
+        """Record that n rows were found."""
         with self._changed:
             self._hits += n
 
@@ -218,7 +223,7 @@ class MemoryTable:
             self._spare.clear()
             self._labels.clear()
             self._bytes = self._hits = self._misses = 0
-            self._n_dropped = 0
+            self._reported_bound = -1
 
     forget = clear  # nothing else is held
 

@@ -4,16 +4,16 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from .._exceptions import StoreWarning, warn_user
-from .._files import local_path
+from .._files import check_path, local_path
 from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
+from .._validation import is_whole
 from .base import Table
-from .database import FILE
+from .database import FILE, of_other_versions
 from .disk import DiskTable
 from .memory import MemoryTable
 from .transfer import export, merge
@@ -24,14 +24,11 @@ NOT_LASTING = (
     "folder, name the network with from_module(net, ..., version='1'), and "
     "change the version whenever you change its code."
 )
-NO_STORE = (
-    "There is no feature store in {!r}: the file {!r} is missing. Check the path."
-)
+NO_STORE = "There is no feature store in {!r}: it has no file {!r}. Check the path."
 OTHER_VERSION = (
     "The store {!r} was written by another version of skdeepfeat, whose rows this one "
     "does not read. Use that version, or compute the features again."
 )
-PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
@@ -75,10 +72,16 @@ class FeatureStore:
     max_bytes : int or None, default=None
         Maximum size in bytes, at least 0. A full store removes the least recently used
         rows if it is in memory, and rows of the least recently used layers if it is in
-        a folder. None means 1 GiB in memory and 20 GiB in a folder. The first use of a
-        store in a process sets its size. A folder takes about 90,000 bytes without any
-        row, and its file does not shrink when rows are removed: their space is reused.
-        `clear` shrinks the file.
+        a folder. None means 1 GiB in memory and 20 GiB in a folder, unless this
+        process has used the store with another size: the last one given holds. A folder
+        takes about 90,000 bytes without any row, and its file does not shrink when rows
+        are removed: their space is reused. `clear` shrinks the file.
+
+    Raises
+    ------
+    ValueError
+        If `path` is empty, a URL, or in the home folder of an unknown user; or if
+        `name` or `max_bytes` are not as above.
 
     See Also
     --------
@@ -101,11 +104,11 @@ class FeatureStore:
         if self.path == "":
             raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            path = _as_path(self.path, "path", "path of a FeatureStore")
+            path = local_path(self.path, "path of a FeatureStore")
             object.__setattr__(self, "path", os.path.abspath(path))
-        bound = self.max_bytes or 0
-        is_whole = isinstance(bound, Integral)
-        if not isinstance(self.name, str) or not is_whole or bound < 0:
+        bound = self.max_bytes
+        is_bound = bound is None or (is_whole(bound) and bound >= 0)
+        if not isinstance(self.name, str) or not is_bound:
             raise ValueError(
                 "The 'name' of a FeatureStore must be a str, and its 'max_bytes' must "
                 f"be None or an int of at least 0. Got name={self.name!r} and "
@@ -131,16 +134,11 @@ class FeatureStore:
             )
         with _tables_lock:
             if place not in _tables:
-                _tables[place] = self._make_table(place)
-            return _tables[place]
-
-    def _make_table(self, place) -> Table:
-        """A table with the limit of this store."""
-        in_memory = self.path is None
-        bound = self.max_bytes
-        if bound is None:
-            bound = MEMORY_BYTES if in_memory else DISK_BYTES
-        return MemoryTable(bound) if in_memory else DiskTable(place, bound)
+                _tables[place] = _make_table(place)
+            table = _tables[place]
+            if self.max_bytes is not None:
+                table.max_bytes = int(self.max_bytes)
+            return table
 
     def info(self) -> dict[str, Any]:
         """Report what is stored.
@@ -242,15 +240,15 @@ class FeatureStore:
         4
         """
         self._check_exists()
-        return export(self.open(), _as_path(path, "path", "path of an export"), layer)
+        return export(self.open(), local_path(path, "path of an export"), layer)
 
     def _check_exists(self) -> None:
         """Refuse a folder in which there is no store."""
-        if self.path is None or (Path(self.path) / FILE).exists():
+        if self.path is None or (Path(self.path) / FILE).is_file():
             return
-        others = sorted(Path(self.path).glob("features.v*.sqlite"))
+        others = of_other_versions(Path(self.path))
         missing = NO_STORE.format(str(self.path), FILE)
-        raise ValueError(OTHER_VERSION.format(others[0].name) if others else missing)
+        raise ValueError(OTHER_VERSION.format(others[0]) if others else missing)
 
     def _repr_html_(self) -> str:
         return facts_as_html(repr(self), self.info())
@@ -266,17 +264,17 @@ class FeatureStore:
         self.open().clear()
 
 
+def _make_table(place: str | Path) -> Table:
+    """A table in memory or in a folder, with the limit that it has by default."""
+    if isinstance(place, str):
+        return MemoryTable(MEMORY_BYTES, place)
+    return DiskTable(place, DISK_BYTES)
+
+
 def _store_in(folder) -> FeatureStore:
     """The store of a folder that exists."""
-    where = "path of a FeatureStore"
-    return FeatureStore(_as_path(folder, "other", where, "a FeatureStore, "))
-
-
-def _as_path(value, name: str, what: str, also: str = "") -> Path:
-    """The path that a parameter names."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(PATH_ONLY.format(name, also, value))
-    return local_path(value, what)
+    check_path(folder, "other", "a FeatureStore, ")
+    return FeatureStore(folder)
 
 
 def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:

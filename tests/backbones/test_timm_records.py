@@ -122,6 +122,16 @@ def test_an_architecture_means_its_default_version():
         features("a1_in1k").fit([np.zeros((8, 8, 3), np.uint8)])
 
 
+def test_the_version_of_a_name_is_looked_up_once(monkeypatch):
+    names = []
+    look_up = timm_records.find_version
+    monkeypatch.setattr(
+        timm_records, "find_version", lambda name: names.append(name) or look_up(name)
+    )
+    timm_records._backbone_of_version.cache_clear()
+    assert resolve_backbone(NAME).name == f"{NAME}.{TAG}" and len(names) == 1
+
+
 def test_a_tag_may_also_be_named_as_weights():
     backbone = resolve_backbone("timm/resnet18")
     names = [version.name for version in backbone.weights]
@@ -400,6 +410,7 @@ WRONG = {  # content of a configuration → words of the sentence about it
     '{"architecture": ["a"]}': r"architecture=\['a'\] instead of a name",
     '{"architecture": "resnet018"}': "timm does not have. Did you mean 'resnet18'",
     json.dumps({**SAVED, "num_classes": "7"}): "num_classes='7' instead of a number",
+    json.dumps({**SAVED, "num_classes": True}): "num_classes=True instead of a number",
     json.dumps({**SAVED, "pretrained_cfg": []}): "instead of settings by name",
     **{
         json.dumps({**SAVED, "pretrained_cfg": {name: value}}): f"has {name}="
@@ -409,9 +420,11 @@ WRONG = {  # content of a configuration → words of the sentence about it
             ("input_size", [3, 0.5, 96]),
             ("mean", 0.5),
             ("mean", [0.5, "a", 0.5]),
+            ("mean", [0.5, True, 0.5]),
             ("std", [0.5, 0.0, 0.5]),
             ("crop_pct", 0),
             ("crop_pct", math.nan),
+            ("crop_pct", True),
             ("crop_mode", "middle"),
             ("interpolation", ["bicubic"]),
             ("license", {"name": "mit"}),

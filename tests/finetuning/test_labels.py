@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.utils.class_weight import compute_sample_weight
 from small_fits import classifier, coloured_images
@@ -136,6 +138,27 @@ def test_balanced_classes_count_alike(images):
     np.testing.assert_allclose(plain / plain[0], expected / expected[0])
 
 
+@pytest.mark.parametrize("by_class", [None, "balanced", 1e308, 1e-308])
+@pytest.mark.parametrize("scale", [2.0**1022, 2.0**-1000])
+def test_only_the_ratio_of_weights_counts(by_class, scale):
+    y = np.array(["ant", "ant", "bee", "bee", "cat", "cat", "cat"])
+    ratios = np.array([1, 2, 0.5, 0, 1, 3, 0.25])
+    if isinstance(by_class, float):
+        by_class = {"ant": by_class, "bee": by_class / 2, "cat": by_class}
+    expected = Labels.encode(y, ratios, by_class, None, None).weights
+    found = Labels.encode(y, ratios * scale, by_class, None, None).weights
+    np.testing.assert_array_equal(found, expected)
+    assert np.isfinite(found.sum()) and found.mean() > 0
+
+
+def test_huge_weights_train_as_ones_do(images):
+    X, y = images
+    weights = np.where(y == "ant", 1.0, 0.5)
+    huge = classifier(unfreeze=0).fit(X, y, sample_weight=weights * 2.0**1023)
+    same = classifier(unfreeze=0).fit(X, y, sample_weight=weights)
+    np.testing.assert_array_equal(huge.predict_proba(X), same.predict_proba(X))
+
+
 def test_class_weights_by_dict(images):
     X, y = images
     clf = classifier(class_weight={"ant": 2.0, "dog": 1.0})
@@ -147,3 +170,16 @@ def test_class_weights_by_dict(images):
     zero = clf.set_params(class_weight={"ant": 0.0}).fit(X, y)
     without = classifier().fit(X, y, sample_weight=(y != "ant").astype(float))
     np.testing.assert_array_equal(zero.predict_proba(X), without.predict_proba(X))
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_labels_in_a_tensor(images, dispatch):
+    X, y = images
+    codes = (y == "ant") * 1
+    weights = np.where(codes, 3.0, 1.0)
+    expected = classifier().fit(X, codes, weights).predict_proba(X)
+    with config_context(array_api_dispatch=dispatch):
+        clf = classifier().fit(X, torch.tensor(codes), torch.tensor(weights))
+        part = classifier().partial_fit(X, torch.tensor(codes), torch.tensor([0, 1]))
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)
+    assert clf.classes_.tolist() == part.classes_.tolist() == [0, 1]

@@ -40,6 +40,7 @@ NOT_OF_CHANNELS = {
     "mean": [(123.0, 117.0, 104.0), 0.5, (0.5, 0.5), (np.nan, 0, 0), (2, 0, 0), None],
     "std": [(58.4, 57.1, 57.4), (0, 1, 1), (-1, 1, 1), (255,) * 3, 1.0],
 }
+NOT_OF_CHANNELS["mean"] += [(value, 0, 0) for value in (True, np.True_, "0", None)]
 WRONG = [(name, values) for name, found in NOT_OF_CHANNELS.items() for values in found]
 
 

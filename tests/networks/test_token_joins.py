@@ -154,7 +154,7 @@ def early_mix(own, x):
     return x + x.mean(1, keepdim=True)
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, np.int64(3)])
 def test_a_network_may_state_their_number(n, X):
     net = Tokens("cls", n, early_mix, traceable=False)
     net.num_prefix_tokens = n

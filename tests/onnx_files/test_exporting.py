@@ -1,13 +1,16 @@
 """ONNX files predict as the estimators that they come from."""
 
+import errno
 import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import count_images
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
@@ -47,7 +50,6 @@ from skdeepfeat import (
     load_textures,
     to_onnx,
 )
-from skdeepfeat._onnx import exporting
 
 onnxruntime = pytest.importorskip("onnxruntime")
 for name in ("onnx", "onnxscript", "skl2onnx"):
@@ -150,6 +152,19 @@ def test_autocast_around_an_export_changes_nothing(pooling):
     np.testing.assert_allclose(rows, features.transform(X), rtol=1e-4, atol=1e-5)
 
 
+def test_the_place_of_a_file_is_checked_first(tmp_path, monkeypatch):
+    features = PretrainedCNNFeatures(**RECIPE).fit(X)
+    forwards = count_images(monkeypatch)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*absent.* Create"):
+        to_onnx(features, tmp_path / "absent" / "model.onnx")
+    with pytest.raises(ValueError, match="path of to_onnx must be on a disk"):
+        to_onnx(features, "s3://bucket/model.onnx")
+    assert forwards[0] == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    to_onnx(features, "~/model.onnx")
+    assert [file.name for file in tmp_path.glob("*")] == ["model.onnx"]
+
+
 def test_any_number_of_images_in_a_file(tmp_path):
     model = fitted(LogisticRegression())
     to_onnx(model, tmp_path / "model.onnx", X=X[:10])
@@ -160,32 +175,56 @@ def test_any_number_of_images_in_a_file(tmp_path):
         assert likely.shape == (n, 8)
 
 
-def test_the_file_may_be_in_the_home_and_appears_once_it_is_complete(
-    tmp_path, monkeypatch
-):
+def test_labels_that_are_times_are_refused():
+    days = np.array(["2020-01-01", "2021-01-01"], "M8[D]")[TWO * 1]
+    model = fitted(LogisticRegression(max_iter=1000), days)
+    with pytest.raises(ValueError, match=r"LogisticRegression are datetime64\[D\]"):
+        to_onnx(model)
+
+
+def test_layers_and_sizes_may_be_integers_of_numpy():
+    recipe = {"layer": (np.int64(1), "block2"), "image_size": np.int64(64)}
+    model = to_onnx(fitted(LogisticRegression(max_iter=1000), **recipe))
+    about = {one.key: one.value for one in model.metadata_props}
+    assert json.loads(about["layer"]) == [1, "block2"]
+
+
+def test_a_file_in_the_home_is_replaced_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    graph = to_onnx(fitted(LogisticRegression()), "~/model.onnx")
-    assert os.listdir(tmp_path) == ["model.onnx"]
-    assert (tmp_path / "model.onnx").read_bytes() == graph.SerializeToString()
+    model = fitted(LogisticRegression(max_iter=1000))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space"),
+    ):
+        patch.setattr(Path, "write_bytes", full_disk)
+        to_onnx(model, "~/model.onnx")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.onnx"]
+    to_onnx(model, "~/model.onnx")
+    onnxruntime.InferenceSession(path)
+
+
+def full_disk(path, data):
+    with path.open("wb") as file:
+        file.write(data[:9])
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    "path, said",
     [
-        (
-            "missing/model.onnx",
-            "There is no folder .*missing' for the file 'model.onnx'",
-        ),
-        ("", "There is a folder at"),
+        ("missing/model.onnx", "There is no folder 'missing'"),
+        (".", "There is a folder at"),
+        ("s3://bucket/model.onnx", "path of to_onnx .*Got the URL"),
+        (TEXTURES.data, "'path' parameter must be a str or a path"),
     ],
 )
-def test_a_place_without_room_for_a_file_is_refused_at_once(
-    path, words, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(exporting, "_of_photos", None)  # nothing is computed
-    with pytest.raises(OSError, match=words):
-        to_onnx(fitted(LogisticRegression()), tmp_path / path)
+def test_where_no_file_can_be_written_nothing_is_exported(path, said, monkeypatch):
+    model = fitted(LogisticRegression(max_iter=1000))
+    monkeypatch.setattr("skdeepfeat._onnx.exporting._of_photos", None)
+    with pytest.raises((ValueError, OSError), match=said):
+        to_onnx(model, path)
 
 
 def test_numbers_features_outliers_and_clusters():

@@ -4,6 +4,7 @@ import base64
 import http.server
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import traceback
 import warnings
 import weakref
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -217,6 +219,22 @@ def test_open_files_on_disk(photos, photo_files):
         pytest.raises(ImageError, match="mode 'rb'"),
     ):
         features().transform([text])
+
+
+def test_members_of_an_archive(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for row, photo in enumerate(photos):
+            archive.writestr(f"ä/{row}.png", encoded(photo))
+    with zipfile.ZipFile(tmp_path / "photos.zip") as archive:
+        folder = zipfile.Path(archive, "ä/")
+        members = [folder / f"{row}.png" for row in range(len(photos))]
+        for X in (members, pd.Series(members), np.array(members, object)):
+            out = features(cache=None).transform(X)
+            np.testing.assert_array_equal(out, features().transform(photos))
+        with pytest.raises(ImageError, match=r"row 1 .*photos.zip/ä/9.png.*no such"):
+            features().transform([members[0], folder / "9.png"])
+        with pytest.raises(ImageError, match=r"row 0 .*photos.zip/ä/.*is a folder"):
+            features().transform([folder])
 
 
 def column(array):
@@ -1054,6 +1072,49 @@ def test_a_full_store_says_once_what_it_would_need(photos, tmp_path):
     enough = FeatureStore(name="enough", max_bytes=needed)
     features(cache=enough, prefetch_layers="all").transform(rows)
     assert enough.info()["bytes"] <= needed
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_each_store_says_that_it_is_full_and_again_at_another_limit(
+    in_folder, tmp_path
+):
+    rows = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    names = [f"{tmp_path}/{name}" for name in "ab"]
+    full = [{"path": name if in_folder else None, "name": name} for name in names]
+    floor = 70_000 * in_folder  # less than a folder takes without rows
+    with warnings.catch_warnings(record=True, action="default") as caught:
+        for limit in (5_000, 5_001):
+            for _ in range(2):
+                for place in full:
+                    store = FeatureStore(**place, max_bytes=limit + floor)
+                    features(cache=store, prefetch_layers="all").transform(rows)
+    assert len(caught) == 4
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_the_store_that_a_full_one_advises_is_large_enough(in_folder, tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    path = str(tmp_path / "store") if in_folder else None
+    store = FeatureStore(path, f"{tmp_path}", max_bytes=5_000 + 70_000 * in_folder)
+    with pytest.warns(StoreWarning, match="max_bytes=") as caught:
+        features(cache=store, prefetch_layers="all").transform(rows)
+    typed = re.search(r"FeatureStore\(.*?\)", str(caught[0].message))[0]
+    enough = eval(typed, {"FeatureStore": FeatureStore})
+    for _ in range(2):
+        again = features(cache=enough, prefetch_layers="all")
+        again.transform(rows)
+    assert enough.open() is store.open() and again.stats_["n_computed"] == 0
+
+
+def test_a_merge_into_a_full_store_does_not_hide_that_calls_find_it_full(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    other = FeatureStore(name=f"other {tmp_path}")
+    features(cache=other).transform(rows)
+    full = FeatureStore(name=f"full {tmp_path}", max_bytes=5_000)
+    with pytest.warns(StoreWarning, match="keeps only"):
+        full.merge(other)
+    with pytest.warns(StoreWarning, match="rows are removed and computed again"):
+        features(cache=full).transform(rows)
 
 
 def test_what_was_only_prefetched_leaves_first(photos):

@@ -137,7 +137,7 @@ def test_what_cannot_be_written_is_an_error_and_no_warning(
 def test_a_damaged_store_is_set_aside_and_then_cleared(make, photo_files):
     store, _ = make("store", photo_files[:1])
     store.open().close()
-    (Path(store.path) / FILE).write_bytes(b"\xff" * 10_000)
+    (Path(store.path) / FILE).write_bytes(bytes(10_000))
     with pytest.raises(OSError, match=r"set aside as 'damaged-.*; try again"):
         store.clear()
     store.clear()
@@ -163,6 +163,13 @@ def test_the_proposed_bound_is_enough_and_not_far_more(
     large = FeatureStore(tmp_path / "large" if place else None, "large", enough)
     large.merge(source)
     assert large.info()["rows"] == source.info()["rows"]
+
+
+def test_a_pipe_named_as_a_store_is_none(make, photo_files, tmp_path):
+    first, _ = make("first", photo_files[:1])
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(ValueError, match=r"no feature store in .*no file 'features"):
+        first.merge(tmp_path)
 
 
 def test_stores_that_cannot_be_merged_are_refused(make, photo_files, tmp_path):
@@ -427,9 +434,18 @@ def test_what_is_no_path_is_refused(make, photo_files, path):
     store, _ = make("store", photo_files[:1])
     with pytest.raises(ValueError, match="'path' parameter must be a str or a path"):
         store.export(path)
+    with pytest.raises(ValueError, match="'path' parameter must be a str or a path"):
+        PretrainedCNNFeatures("tiny").transform_to(path, photo_files)
     if path is not None:
         with pytest.raises(ValueError, match="'path' parameter must be a str or a"):
             FeatureStore(path)
+
+
+def test_a_long_value_that_is_no_path_is_cut(photo_files):
+    features = PretrainedCNNFeatures("tiny")
+    with pytest.raises(ValueError, match="must be a str or a path") as refused:
+        features.transform_to(photo_files * 100, "rows.npy")  # the wrong way round
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize(
