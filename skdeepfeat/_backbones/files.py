@@ -1,9 +1,11 @@
 """Weights files: download them, verify their checksums, and read them safely."""
 
+import atexit
 import contextlib
 import functools
 import re
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,6 +23,8 @@ from .notes import STAND_INS
 from .records import Weights
 
 _reading = Lock()
+_copies = contextlib.ExitStack()  # of files that are in archives
+atexit.register(_copies.close)
 
 # Licences that rule out commercial use, as their texts say.
 NON_COMMERCIAL = {"apple-amlr", "cc-by-nc-4.0", "fair-noncommercial-research-license"}
@@ -118,13 +122,15 @@ def _entries_of(content) -> str:
 
 def packaged(weights: Weights) -> Path:
     """The path of a file that ships with the package; verifies its checksum."""
-    path = Path(__file__).parent / "shipped" / weights.filename
-    if not path.is_file() or sha256_file(path) != weights.sha256:
-        raise WeightsError(
-            f"{str(path)!r} is not the file that ships with skdeepfeat: it is missing "
-            "or changed. Reinstall the package."
-        )
-    return path
+    file = resources.files(__package__) / "shipped" / weights.filename
+    if file.is_file():  # maybe in a zip archive, as Spark sends packages
+        path = _copies.enter_context(resources.as_file(file))
+        if sha256_file(path) == weights.sha256:
+            return path
+    raise WeightsError(
+        f"{str(file)!r} is not the file that ships with skdeepfeat: it is missing or "
+        "changed. Reinstall the package."
+    )
 
 
 def download(weights: Weights) -> Path:

@@ -1,9 +1,11 @@
 """The backbone and the images that ship with the package."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +57,30 @@ def test_changed_weights_are_refused(monkeypatch, tmp_path, photos):
     damaged = bytearray((FOLDER / "mini.safetensors").read_bytes())
     damaged[-1] ^= 1
     (tmp_path / "shipped" / "mini.safetensors").write_bytes(damaged)
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    monkeypatch.setattr(files.resources, "files", lambda package: tmp_path)
     with pytest.raises(WeightsError, match="missing or changed"):
         PretrainedCNNFeatures().transform(photos)
+
+
+def test_the_package_may_be_in_a_zip_archive(tmp_path):
+    archive = shutil.make_archive(
+        tmp_path / "package", "zip", FOLDER.parents[2], "skdeepfeat"
+    )
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import skdeepfeat
+        assert skdeepfeat.__file__.startswith(sys.argv[1])
+        textures = skdeepfeat.load_textures().data[:2]
+        features = skdeepfeat.PretrainedCNNFeatures(engine="torch", cache=None)
+        print(features.transform(textures).sum())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), archive]
+    done = subprocess.run(
+        command, cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    rows = PretrainedCNNFeatures(engine="torch").transform(load_textures().data[:2])
+    assert float(done.stdout) == pytest.approx(float(rows.sum()), rel=1e-5)
 
 
 def test_depth_matters_on_textures():
