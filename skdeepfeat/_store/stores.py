@@ -24,9 +24,7 @@ NOT_LASTING = (
     "folder, name the network with from_module(net, ..., version='1'), and "
     "change the version whenever you change its code."
 )
-NO_STORE = (
-    "There is no feature store in {!r}: it has no file {!r}. Check the path."
-)
+NO_STORE = "There is no feature store in {!r}: it has no file {!r}. Check the path."
 OTHER_VERSION = (
     "The store {!r} was written by another version of skdeepfeat, whose rows this one "
     "does not read. Use that version, or compute the features again."
@@ -124,7 +122,8 @@ class FeatureStore:
             The table; the same object in the whole process.
         """
         place = self.name if self.path is None else Path(self.path)
-        if self.path is not None and os.path.isfile(self.path):
+        is_taken = self.path is not None and os.path.exists(self.path)
+        if is_taken and not os.path.isdir(self.path):
             raise ValueError(
                 f"The 'cache' parameter must name a folder. Got the file "
                 f"{str(self.path)!r} instead; choose another name."

@@ -454,6 +454,17 @@ def test_a_pipe_is_not_waited_for(tmp_path, photo_files):
         model.fit(rows, [0, 1])
 
 
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs files of Linux")
+def test_files_that_the_system_makes_are_not_read(photo_files):
+    """Some, such as /proc/kmsg, block whoever reads them; none states its size."""
+    rows = ["/proc/version", photo_files[0], "file:///proc/version"]
+    found = features(on_error="nan")
+    with pytest.warns(ImageWarning, match="2 of 3 images"):
+        out = found.transform(rows)
+    assert np.isnan(out).all(1).tolist() == [True, False, True]
+    assert [reason for *_, reason in found.errors_] == ["the file is empty"] * 2
+
+
 @pytest.mark.parametrize("on_error", ["raise", "nan"])
 def test_names_that_are_no_utf_8_work_with_a_store_on_disk(photos, tmp_path, on_error):
     name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")

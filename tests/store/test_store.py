@@ -299,8 +299,10 @@ def test_the_last_size_that_is_given_holds(folder, tmp_path):
 
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="must name a folder"):
-        FeatureStore(tmp_path / "photo.jpg").open()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("photo.jpg", "pipe"):
+        with pytest.raises(ValueError, match="must name a folder"):
+            FeatureStore(tmp_path / name).open()
 
 
 # On disk ----------------------------------------------------------------------------
@@ -391,7 +393,7 @@ def test_a_file_that_is_no_database_is_left_alone(disk, content):
         file.write_bytes(content)
     rows = np.ones((1, 3), "f4")
     for use in (lambda: put(disk, b"a", [1], rows), disk.clear, disk.info):
-        with pytest.raises(ValueError, match="which is not a feature store.* remove"):
+        with pytest.raises(ValueError, match=r"which is not a feature store.* remove"):
             use()
     assert content is None or file.read_bytes() == content
     assert not list(disk.folder.glob("damaged*"))
