@@ -122,8 +122,8 @@ class FeatureStore:
             The table; the same object in the whole process.
         """
         place = self.name if self.path is None else Path(self.path)
-        is_taken = self.path is not None and os.path.exists(self.path)
-        if is_taken and not os.path.isdir(self.path):
+        folder = self.path
+        if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(
                 f"The 'cache' parameter must name a folder. Got the file "
                 f"{str(self.path)!r} instead; choose another name."
