@@ -68,6 +68,7 @@ html_sidebars = {
     "changelog": [],
     "contributing": [],
     "architecture": [],
+    "glossary": [],
 }
 toc_object_entries_show_parents = "hide"
 html_theme_options = {

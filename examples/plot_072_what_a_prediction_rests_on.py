@@ -81,4 +81,5 @@ for row, (name, head) in zip(axes, HEADS.items(), strict=True):
         model, four, target=NAMES, axes=row
     )
     row[0].set_title(f"{name}\n{row[0].get_title()}", fontsize="medium")
-figure.savefig("what_a_prediction_rests_on.png")
+figure.savefig("what_a_prediction_rests_on.png", dpi=150)
+plt.show()

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ._exceptions import ImageWarning, warn_user
+from ._files import check_path
 from ._images.formats import is_image_name
 from ._store.database import entries_of_store
 
@@ -72,6 +73,7 @@ def load_image_folder(root):
     >>> photos.target_names, photos.target
     (['ant', 'bee'], array([0, 1]))
     """
+    check_path(root, "root")
     root = os.path.expanduser(Path(root))
     if not os.path.isdir(root):
         raise FileNotFoundError(

@@ -13,6 +13,7 @@ from ._composites import feature_steps
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
 from ._plan import requested_layers
+from ._validation import with_parameters
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -42,6 +43,13 @@ def embed_weights(estimator, *, dtype="float32"):
         A fitted copy. Its feature steps have a :class:`Backbone` with arrays as
         `backbone`, and ``weights="default"``. `weights_digest_` or `frozen_digest_`
         identifies these arrays, so that changed ones are refused.
+
+    Raises
+    ------
+    ValueError
+        If `dtype` is not one of these, or no step of `estimator` reads images.
+    NotFittedError
+        If a classifier or a composite is not fitted.
 
     See Also
     --------
@@ -89,12 +97,12 @@ def _embedded_features(features: PretrainedCNNFeatures, dtype) -> PretrainedCNNF
     layers = requested_layers(features, features._network(), features._layer())
     nodes = tuple(column.layer.node for column in plan.columns.requested)
     backbone = with_arrays(source, (*nodes, *(x.node for x in layers)), dtype)
-    copied = copy.copy(features).set_params(backbone=backbone, weights="default")
+    values = {"backbone": backbone, "weights": "default"}
     if not isinstance(features.prefetch_layers, str):  # which may be cut off
-        copied.set_params(prefetch_layers=())
+        values["prefetch_layers"] = ()
     if not isinstance(features.layer, str):  # numbers would count the layers kept
-        names = tuple(layer.alias or layer.node for layer in layers)
-        copied.set_params(layer=names)
+        values["layer"] = tuple(layer.alias or layer.node for layer in layers)
+    copied = with_parameters(features, **values)
     copied.weights_digest_ = saved_digest(copied._network().source)
     return copied
 
@@ -105,7 +113,7 @@ def _embedded_classifier(classifier: FineTunedClassifier, dtype) -> FineTunedCla
 
     source, _ = classifier._frozen_source()
     backbone = with_arrays(source, None, dtype)
-    copied = copy.copy(classifier).set_params(backbone=backbone, weights="default")
+    copied = with_parameters(classifier, backbone=backbone, weights="default")
     frozen, _ = copied._source(copied.seed_)
     copied.frozen_digest_ = saved_digest(frozen, by_values=True)
     return copied

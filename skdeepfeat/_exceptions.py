@@ -18,7 +18,7 @@
         ├── EngineWarning     features are computed in a slower way than planned
         ├── ImageWarning      rows filled with nan, pixel values outside their range
         ├── LayerWarning      no layer predicts y, so "auto" reads the deepest one
-        ├── MapWarning        maps of activations that are flat
+        ├── MapWarning        maps of activations that are flat or have nan
         ├── RecipeWarning     a weights file is read with a guessed preprocessing
         ├── StoreWarning      a store is damaged, full, or not writable
         └── TextWarning       rows filled with nan, texts cut, another pooling
@@ -164,7 +164,8 @@ class LayerWarning(FeatureWarning):
 
 
 class MapWarning(FeatureWarning):
-    """A map of activations is flat: no place that is left out changes the score."""
+    """A map of activations is flat, because nothing that is left out changes the score;
+    or it has nan, because the score is not finite."""
 
 
 class RecipeWarning(FeatureWarning):

@@ -12,6 +12,7 @@ from ._store.stores import FeatureStore, clear_tables
 from ._validation import (
     HasBackbone,
     HasMethods,
+    HasPath,
     StrOptions,
     WholeNumber,
     check_image_shape,
@@ -203,7 +204,7 @@ class PretrainedCNNFeatures(PretrainedFeatures):
 
     _parameter_constraints: dict = {
         "backbone": [str, Backbone, HasBackbone()],
-        "weights": [str, HasMethods("__fspath__"), tuple, None],
+        "weights": [str, HasPath(), tuple, None],
         "layer": [str, WholeNumber(), tuple, list],
         "pooling": [StrOptions(set(POOLINGS))],
         "image_shape": [tuple, list, None],

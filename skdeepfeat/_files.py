@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import stat
@@ -21,8 +22,18 @@ TOKEN = "[0-9a-f]" * (2 * TOKEN_BYTES)
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # longer than the letter of a drive
 
 
+def check_path(value, name: str = "path", also: str = "") -> None:
+    """Refuse what is neither a str nor a path as the value of a parameter."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(
+            f"The '{name}' parameter must be {also}a str or a path. Got "
+            f"{reprlib.repr(value)} instead."
+        )
+
+
 def local_path(path, what: str) -> Path:
     """A path with the home folder of its user; refuses what is on no disk."""
+    check_path(path)
     text = os.fspath(path)
     if URL.match(text):
         raise ValueError(
@@ -31,6 +42,12 @@ def local_path(path, what: str) -> Path:
         )
     if "\0" in text:
         raise ValueError(f"The {what} must not have a zero byte. Got {text!r} instead.")
+    return expanded(text, what)
+
+
+def expanded(path, what: str) -> Path:
+    """A path with the home folder of its user, or a value that may be none."""
+    text = os.fspath(path)
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -51,6 +68,13 @@ def has_content(path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size > 0
+
+
+def place_to_write(path, what: str) -> Path:
+    """A local path where a file can be written; refuses others before any work."""
+    path = local_path(path, what)
+    _check_place(path)
+    return path
 
 
 @contextmanager

@@ -450,6 +450,12 @@ def wait_until(is_done: Callable[[], Any], say: Callable[[float], None]) -> None
         say(time.monotonic() - started)
 
 
+def threads_of_openmp() -> int | None:
+    """Threads that OMP_NUM_THREADS allows a process; None if it names no number."""
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    return int(first) if first.isdigit() else None
+
+
 def resolve_threads(n_jobs) -> int:
     """Number of decoding threads; None means one for each core that joblib allows."""
     # A worker that may not start processes may still start threads.

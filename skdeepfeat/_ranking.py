@@ -115,6 +115,16 @@ def rank_layers(
             Whether the layer is the choice of ``layer="auto"`` for the best of the
             networks.
 
+    Raises
+    ------
+    TypeError
+        If `layer` is among the parameters: all layers are ranked.
+    ValueError
+        If there is no network, one of them takes texts, a list of `weights` has another
+        length, or `y` has missing values or fewer than two rows.
+    ImportError
+        If `as_frame` is set and pandas is not installed.
+
     See Also
     --------
     LayerDepthDisplay.from_ranking : Draw scores against the time to compute a layer.

@@ -95,6 +95,18 @@ def recommend_strategy(
         explanation : str
             The measured accuracies and the recommendation, as text.
 
+    Raises
+    ------
+    TypeError
+        If one of the two estimators does not have a parameter in `shared`.
+    ValueError
+        If there are fewer than 2 classes, or fewer than 2 images of a class.
+
+    See Also
+    --------
+    rank_layers : Compare the layers of several networks.
+    FineTunedClassifier : Train a new head and the top of a network.
+
     References
     ----------
     .. [1] Yosinski, Clune, Bengio, Lipson, "How transferable are features in deep

@@ -4,6 +4,7 @@ The only file that imports private names of scikit-learn, or names that its vers
 not share.
 """
 
+import copy
 import difflib
 import inspect
 import math
@@ -13,6 +14,7 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils import _safe_indexing, check_array
 from sklearn.utils._missing import is_pandas_na
@@ -45,6 +47,7 @@ __all__ = [
     "CallbackSupportMixin",
     "HasBackbone",
     "HasMethods",
+    "HasPath",
     "Interval",
     "PackageEstimator",
     "StrOptions",
@@ -61,13 +64,16 @@ __all__ = [
     "check_value_range",
     "check_weights",
     "complete_state",
+    "dtypes_of",
     "is_missing",
     "is_number",
     "is_whole",
     "only_column",
     "take_rows",
     "validate_parameter_constraints",
+    "whole_dtype",
     "with_callbacks",
+    "with_parameters",
 ]
 
 
@@ -106,6 +112,17 @@ class HasBackbone(HasMethods):
         return f"{super().__str__()} ({how})"
 
 
+class HasPath(HasMethods):
+    """Constraint: a path; its text explains torchvision's names of weights."""
+
+    def __init__(self):
+        super().__init__("__fspath__")
+
+    def __str__(self):
+        how = "for torchvision's ResNet18_Weights.DEFAULT, pass its .name"
+        return f"{super().__str__()} ({how})"
+
+
 class PackageEstimator(CallbackSupportMixin, BaseEstimator):
     """Base of our estimators: links to their pages, and pickles of earlier versions."""
 
@@ -117,6 +134,13 @@ class PackageEstimator(CallbackSupportMixin, BaseEstimator):
 
     def __setstate__(self, state):
         super().__setstate__(complete_state(type(self), state))
+
+
+def with_parameters(estimator, **values):
+    """A copy with other values of parameters, some of which a subclass may not take."""
+    copied = copy.copy(estimator)
+    vars(copied).update(values)
+    return copied
 
 
 def complete_state(estimator_class, state: dict) -> dict:
@@ -299,9 +323,23 @@ def check_labels(estimator, y) -> np.ndarray:
             "the target y is None."
         )
     _refuse_missing(_as_array(y))
-    y = _check_y(y, estimator=estimator)
-    check_classification_targets(y)
+    with config_context(array_api_dispatch=False):  # a tensor becomes an array
+        y = _check_y(y, estimator=estimator)
+        _refuse_unsortable(y)
+        check_classification_targets(y)
     return y
+
+
+def _refuse_unsortable(y: np.ndarray) -> None:
+    """Refuse labels of several types, which have no order."""
+    try:
+        np.unique(y)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in y.flat})
+        raise TypeError(
+            f"y must be labels of one type. Got {' and '.join(kinds)} instead; make "
+            "them the same, for instance with [str(label) for label in y]."
+        ) from error
 
 
 def check_target(estimator, y) -> np.ndarray:

@@ -75,6 +75,14 @@ class PretrainedFeatures(
         -------
         self : estimator
             The estimator itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not valid; or with ``layer="auto"``, if there is no `y` or
+            it has missing values.
+        WeightsError
+            If the weights cannot be found.
         """
         self._note_weights()
         if chooses_layer(self):
@@ -99,6 +107,11 @@ class PretrainedFeatures(
         -------
         features : ndarray of shape (n_rows, n_features), float32
             As returned by `transform`.
+
+        Raises
+        ------
+        ImageError, TextError, ValueError, WeightsError
+            As `fit` and `transform` do.
         """
         self._note_weights()
         with FitTask(self, X, "batch") as task:
@@ -126,6 +139,8 @@ class PretrainedFeatures(
             If a row cannot be read and ``on_error="raise"``.
         NotFittedError
             If ``layer="auto"`` and `fit` has not chosen a layer.
+        OutputTooLarge
+            If the output of ``pooling="flatten"`` would exceed its limit.
         WeightsError
             If the weights cannot be found, do not fit the network, or have changed
             since `fit`.
@@ -169,8 +184,8 @@ class PretrainedFeatures(
         >>> rows.shape
         (4, 1280)
         """
-        check_npy(path)
         path = local_path(path, "path of transform_to")
+        check_npy(path)
         with replacing(path) as incomplete:
 
             def make_output(*shape):

@@ -207,6 +207,12 @@ def test_other_files_of_a_folder_without_classes_are_counted(tmp_path):
         assert load_image_folder(tmp_path).n_ignored == 1
 
 
+@pytest.mark.parametrize("root", [None, 3, b"photos", ["photos"]])
+def test_what_is_no_path_is_refused(root):
+    with pytest.raises(ValueError, match="'root' parameter must be a str or a path"):
+        load_image_folder(root)
+
+
 def test_a_folder_without_photos_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         load_image_folder(tmp_path / "nowhere")

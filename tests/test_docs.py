@@ -28,13 +28,31 @@ def test_docstrings(module):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages(page, tmp_path, monkeypatch):
-    """The Python blocks of a page run one after the other in one namespace."""
+    """The Python blocks of a page run one after the other in one namespace.
+
+    What they print is what the comment behind says, if that is a number or a shape.
+    """
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     _make_photos(tmp_path / "photos")
-    namespace = {"__name__": "__main__"}
+    printed = {}
+
+    def keep(*values, **options):
+        line = sys._getframe(1).f_lineno
+        printed[line] = " ".join(map(str, values))
+
+    namespace = {"__name__": "__main__", "print": keep}
     for block in blocks:
+        printed.clear()
         exec(compile(block, page.name, "exec"), namespace)
+        for number, line in enumerate(block.splitlines(), start=1):
+            if stated := PRINTED.search(line):
+                expected = eval(stated[1].replace("number of photos", "20"))
+                assert printed[number].startswith(str(expected)), line
+
+
+# A number or a shape behind a call of print.
+PRINTED = re.compile(r"print\(.*\)  # (\(.*\)|\d+)")
 
 
 def _make_photos(root):

@@ -17,6 +17,7 @@ from skdeepfeat import (
     FineTunedClassifier,
     PretrainedCNNFeatures,
     WeightsError,
+    activation_maps,
     clear_caches,
     embed_weights,
     list_layers,
@@ -112,6 +113,32 @@ def test_a_composite_keeps_its_other_steps():
     np.testing.assert_array_equal(embedded.predict_proba(X), expected)
     inner = embedded.calibrated_classifiers_[0].estimator[0]
     assert inner.backbone.embedded and inner.weights == "default"
+
+
+class EarlyFeatures(PretrainedCNNFeatures):
+    """A subclass with few of the parameters."""
+
+    def __init__(self, layer="block2"):
+        super().__init__(layer=layer)
+
+
+class QuickClassifier(FineTunedClassifier):
+    """A subclass with few of the parameters."""
+
+    def __init__(self, unfreeze=1):
+        super().__init__(unfreeze=unfreeze, epochs=1, random_state=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [make_pipeline(EarlyFeatures(), LogisticRegression()), QuickClassifier()],
+    ids=["features", "classifier"],
+)
+def test_subclasses_with_other_parameters(model):
+    expected = model.fit(X, y).predict_proba(X)
+    embedded = pickle.loads(pickle.dumps(embed_weights(model)))
+    np.testing.assert_array_equal(embedded.predict_proba(X), expected)
+    assert len(activation_maps(model, X)) == len(X)
 
 
 @pytest.mark.parametrize("name, weights", [("tiny", "default"), ("smallcnn", None)])

@@ -25,7 +25,7 @@ from skdeepfeat._store.waiting import new_call
 
 HERE = Path(__file__).parent
 PACKAGE = Path(skdeepfeat.__file__).parent
-SECONDS = 30  # that anything here may take
+SECONDS = 90  # that anything here may take
 
 START = """
 import os, signal, sys, threading, time, warnings
@@ -425,25 +425,26 @@ def test_an_interrupt_ends_a_computation_in_a_child():
         many = np.concatenate([X] * 400)
         def later():
             threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-            return time.monotonic()
         def child():
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            started = later()
+            later()
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
                 clf.set_params(epochs=10_000).fit(X, y)
             messages = [str(w.message) for w in seen]
-            started = later()
+            later()
+            n_calls = 0
             try:
                 while True:
+                    n_calls += 1
                     features.transform(many)
             except KeyboardInterrupt:
-                took = time.monotonic() - started
+                pass
             rows = features.transform(X)
-            return "interrupted" in messages[0], took < 6, len(rows) == len(X)
+            return "interrupted" in messages[0], n_calls, len(rows) == len(X)
         print(in_child(child))
     """)
-        == "(True, True, True)"
+        == "(True, 1, True)"
     )
 
 
@@ -498,7 +499,7 @@ def test_children_of_a_killed_process_hold_nothing(fork, disk):
         disk.wait(b"s", [b"k"])
         with disk.use_gpus(lambda: ["gpu-0"]):
             pass
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10  # the child sleeps for 20 seconds
         assert disk.claim(new_call(), b"s", [b"k"], [b"a"]) == [0]
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -179,3 +179,9 @@ def test_the_error_is_that_of_pairs():
     error = strategy._standard_error(gain)
     alone = strategy._standard_error(earlier)
     assert error == pytest.approx(gain.std(ddof=1) / 10) and error < alone
+
+
+def test_labels_of_several_types_are_refused():
+    labels = np.array(["a", 1, "a", 1], object)
+    with pytest.raises(TypeError, match=r"labels of one type\. Got int and str"):
+        recommend(np.zeros((4, 4, 4, 3), np.uint8), labels)

@@ -1,6 +1,5 @@
 """A feature step before pooling: photos → features with each of the masks."""
 
-import copy
 import math
 import warnings
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from .._images.preparing import Preparation, read_row
 from .._images.windows import Images
 from .._networks.layers import aliased_layers
 from .._store.columns import Column
-from .._validation import check_value_range
+from .._validation import check_value_range, with_parameters
 from .masks import Masks
 from .pooling import POOLINGS, averages
 
@@ -80,7 +79,8 @@ class UnpooledFeatures:
         self.spec = source.input
         self.maps = [_maps_of(column, source) for column in columns]
         self.errors: list[tuple] = []
-        self.features = copy.copy(features).set_params(
+        self.features = with_parameters(
+            features,
             layer=tuple(maps.layer.node for maps in self.maps),
             pooling="flatten",
             cache=None,

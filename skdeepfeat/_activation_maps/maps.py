@@ -81,7 +81,8 @@ def activation_maps(estimator, X, *, target=None, method="auto"):
     Warns
     -----
     MapWarning
-        If a map is flat, because the score never changes.
+        If a map is flat, because the score never changes; or if it has nan, because
+        the score is not finite.
 
     See Also
     --------
@@ -133,16 +134,14 @@ class Explained:
     values : ndarray of shape (n_images,)
         The probability of this class or the predicted number; nan for classifiers
         without probabilities.
+    readable : ndarray of shape (n_images,), bool
+        Which photos could be read.
     """
 
     maps: np.ndarray
     labels: np.ndarray
     values: np.ndarray
-
-    @property
-    def readable(self) -> np.ndarray:
-        """Which photos (n_images,) could be read."""
-        return ~np.isnan(self.maps).all((1, 2))
+    readable: np.ndarray
 
 
 class Explanation:
@@ -198,6 +197,7 @@ class Explanation:
         found = Explained(*(np.concatenate(some) for some in zip(*parts, strict=True)))
         _warn_of_errors(self.steps[0].errors, self.n_images)
         _warn_of_flat(found.maps)
+        _warn_of_no_score(found)
         return found
 
     def _chunks(self) -> Iterator[slice]:
@@ -208,7 +208,7 @@ class Explanation:
             yield slice(start, min(start + n, self.n_images))
 
     def _some(self, rows: slice) -> tuple[np.ndarray, ...]:
-        """Maps, labels and values of some photos."""
+        """Maps, labels, values and readability of some photos."""
         features = self._features(rows)
         readable = np.isfinite(features).all((1, 2))
         features[~readable] = 0
@@ -221,7 +221,7 @@ class Explanation:
         falls[~readable] = np.nan
         columns = self._targets.columns(labels)
         values = numbers[np.arange(n), columns] if numbers.size else np.full(n, np.nan)
-        return self._masks.maps(falls), labels, values
+        return self._masks.maps(falls), labels, values, readable
 
     def _features(self, rows: slice) -> np.ndarray:
         """Features (n, 1 + n_masks, width) of all steps, side by side."""
@@ -284,11 +284,28 @@ def _warn_of_flat(maps: np.ndarray) -> None:
     """Warn of maps without any differences."""
     flat = np.flatnonzero(np.ptp(maps, (1, 2)) == 0)
     if len(flat):
-        shown = ", ".join(map(str, flat[:6])) + (", ..." if len(flat) > 6 else "")
         warn_user(
-            f"The maps of {len(flat)} of {len(maps)} photos are flat (rows {shown}): "
+            f"The maps of {len(flat)} of {len(maps)} photos are flat ({_named(flat)}): "
             "leaving places out does not change the score of the head. Use a head with "
             "a smoother score, such as LogisticRegression, SVC or more trees, or "
             "method='auto'.",
             MapWarning,
         )
+
+
+def _warn_of_no_score(found: Explained) -> None:
+    """Warn of photos that the head gives no finite score."""
+    undefined = ~np.isfinite(found.maps).all((1, 2))
+    rows = np.flatnonzero(undefined & found.readable)
+    if len(rows):
+        warn_user(
+            f"The maps of {len(rows)} of {len(found.maps)} photos have nan "
+            f"({_named(rows)}): the head gives these photos, or some of their parts, a "
+            "score that is nan or infinite. Scale the features, or use another head.",
+            MapWarning,
+        )
+
+
+def _named(rows: np.ndarray) -> str:
+    """The first of some rows."""
+    return f"rows {', '.join(map(str, rows[:6]))}" + (", ..." if len(rows) > 6 else "")

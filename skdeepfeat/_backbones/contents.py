@@ -21,6 +21,7 @@ OF_MODELS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bi
 ARCHIVE = b"PK"
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")
 PICKLE = b"\x80"
+GIT_LFS = b"version https://git-lfs"
 INDEX = ".index.json"  # of a network that is saved in several files
 
 SAVE = "torch.save(net.state_dict(), path) or as .safetensors"
@@ -62,21 +63,29 @@ def _what_it_is(start: bytes, path: Path) -> str:
         )
     if start.startswith(COMPRESSED):
         return ": it is compressed. Unpack it, and pass the path of the file inside."
+    if start.startswith(GIT_LFS):
+        return (
+            ", but names one that Git has not fetched. In the folder of the copy, "
+            "type: git lfs pull"
+        )
     seen = start.decode("latin-1")
     why = f": it begins with {seen!r}." if seen else ": it is empty."
     return f"{why} Download it again, or save the weights with {SAVE}."
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a zip archive that is not one of torch's, in which there is a pickle."""
+    """Refuse a zip archive that is not one of torch's, in which there is a pickle, and
+    one that is damaged, which torch itself does not notice."""
     with ZipFile(path) as archive:
         names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
+        damaged = archive.testzip()
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{str(path)!r} contains a network compiled by TorchScript, whose code is "
             f"not loaded. Save its weights with {SAVE}."
         )
     if any(name.endswith("data.pkl") for name in names):
+        _refuse_damaged(path, damaged)
         return
     weights = [name for name in names if name.endswith(SUFFIXES)]
     if weights:
@@ -87,6 +96,17 @@ def _check_archive(path: Path) -> None:
     raise WeightsError(
         f"{str(path)!r} is not a weights file: it is a zip archive that contains "
         f"{listed(names) or 'nothing'}. Save the weights with {SAVE}."
+    )
+
+
+def _refuse_damaged(path: Path, entry: str | None) -> None:
+    """Refuse a file of torch in which an entry does not have its checksum."""
+    if entry is None:
+        return
+    raise WeightsError(
+        f"{str(path)!r} is damaged: {entry!r} in it does not have the checksum that the "
+        f"file states. Download it again, or save the weights with {SAVE}, where "
+        "torch.serialization.set_crc32_options is True."
     )
 
 

@@ -66,7 +66,7 @@ def copy_of(net):
         raise TypeError(
             "Backbone.from_module copies the network, and something in this "
             f"{type(net).__name__} cannot be copied: {error}. Keep it outside of the "
-            f"network, for instance as a global of its module.{_hint(net, error)}"
+            f"network, for instance as a global of its module.{_hint(net)}"
         ) from error
     try:
         return evaluating(_as_written(copied))
@@ -85,7 +85,7 @@ def _copies_of_results(net) -> dict:
     return {id(tensor): tensor.detach().clone() for tensor in computed}
 
 
-def _hint(net, error: Exception) -> str:
+def _hint(net) -> str:
     """What else to do about an error of a copy, or ""."""
     own = [type(m).__name__ for m in net.modules() if hasattr(type(m), "__deepcopy__")]
     return OWN_COPY.format(own[0]) if own else ""

@@ -91,7 +91,7 @@ class EncoderBackbone(TextRecord):
                 f"{str(path)!r} is not the configuration of a transformer encoder "
                 f"({error}). {remedy}"
             ) from error
-        _refuse_quantized(self.folder, found)
+        _refuse_quantised(self.folder, found)
         return found
 
     @property
@@ -300,11 +300,11 @@ def _refuse_adapter(folder: Path) -> None:
         )
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     """Refuse weights whose values depend on the packages that compute with them."""
     if config.get("quantization_config") is not None:
         raise WeightsError(
-            f"The weights in {str(folder)!r} are quantized (see 'quantization_config' "
+            f"The weights in {str(folder)!r} are quantised (see 'quantization_config' "
             "in its config.json). Write them in float32, with "
             "model.dequantize().save_pretrained(other) of transformers."
         )

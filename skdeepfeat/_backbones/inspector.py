@@ -23,7 +23,7 @@ class Inspector(Protocol):
     def check_node(self, backbone, node: str) -> None:
         """Refuse a name that is not a node of the network."""
 
-    def find_text_layers(self, net, padding: int, max_length, head) -> tuple:
+    def find_text_layers(self, net, max_length, head) -> tuple:
         """The layers of a network of texts."""
 
     def count_tokens(self, net) -> int:

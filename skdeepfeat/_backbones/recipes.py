@@ -2,16 +2,19 @@
 
 import functools
 from dataclasses import fields, replace
+from os import PathLike
 from pathlib import Path
 
 from .._digests import sha256_file
 from .._exceptions import RecipeWarning, WeightsError, closest, warn_user
-from .._files import has_content
+from .._files import has_content, local_path
 from .._images.recipe import InputSpec
 from .contents import listed
 from .records import Backbone, Weights
 from .timm_folders import recipe_beside
 from .timm_records import weights_of_architecture
+
+FILE = "weights file"  # in messages
 
 
 def published(backbone: Backbone, name: str) -> Weights:
@@ -39,14 +42,15 @@ def published(backbone: Backbone, name: str) -> Weights:
 
 def named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
     """The recipe of a published version, and the path of the file."""
-    if len(weights) != 2:
+    kinds = [str, (str, PathLike)]
+    if len(weights) != 2 or not all(map(isinstance, weights, kinds)):
         raise ValueError(
             "A tuple as 'weights' must be (name of a published version, path). Got "
             f"{weights!r} instead."
         )
     name, path = weights
     backbone = replace(backbone, weights=_versions(backbone))
-    return published(backbone, name).input, Path(path).expanduser()
+    return published(backbone, name).input, local_path(path, FILE)
 
 
 def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> InputSpec:

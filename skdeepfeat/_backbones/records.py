@@ -420,9 +420,11 @@ class Backbone:
         image_size : int
             Side of the network's input in pixels. Images are resized to a square of
             this side, without crop and without keeping their aspect ratio.
-        mean, std : tuple of 3 float, default=mean and std of ImageNet
-            Mean and standard deviation that standardise the channels, which are scaled
-            to [0, 1] first; at most 1.
+        mean : tuple of 3 float, default=(0.485, 0.456, 0.406)
+            Mean of the channels, which are scaled to [0, 1] first; at most 1. The
+            default is that of ImageNet.
+        std : tuple of 3 float, default=(0.229, 0.224, 0.225)
+            Their standard deviation; above 0 and at most 1.
         name : str or None, default=None
             Name of the backbone in messages. None means the name of the class of `net`.
         head : str or None, default=None

@@ -20,6 +20,7 @@ from .._listing import Field, Listing
 from .._processes import Lock
 from . import timm_folders, timm_records
 from .builders import PACKAGE
+from .contents import SUFFIXES
 from .records import Backbone, Weights, layers_of_rows
 
 
@@ -169,6 +170,8 @@ def register_backbone(name, backbone, *, overwrite=False):
 
     Raises
     ------
+    TypeError
+        If `backbone` is not a :class:`Backbone`.
     ValueError
         If the name is taken by another backbone and `overwrite` is False.
 
@@ -238,6 +241,8 @@ def _tuned(classifier) -> Backbone:
 
 def _meant(wrong: str) -> str:
     """A sentence with the name that may have been meant, or nothing."""
+    if wrong.endswith(SUFFIXES):
+        return " Pass the name of the network, and the path of the file as weights=..."
     if timm_records.is_of_timm(f"{wrong}/"):
         return timm_records.meant(wrong)
     return closest(wrong, [*list_image_backbones(), *timm_records.all_names()])

@@ -243,7 +243,7 @@ class TextBackbone:
         arrays = {key: as_array(value) for key, value in named_tensors(copied).items()}
         n_tokens = inspector().count_tokens(copied)
         _check_tokens(tokenize, padding, n_tokens)
-        layers = inspector().find_text_layers(copied, padding, max_length, head)
+        layers = inspector().find_text_layers(copied, max_length, head)
         known_by, obstacle = _identify(copied, version, name)
         tokenizer = tokenizer_of(tokenize, version)
         record = ModuleRecord(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .._digests import state_of_file
 from .._exceptions import WeightsError, closest, in_one_line
-from .._files import has_content
+from .._files import expanded, has_content
 from .._listing import Field, Listing
 from .encoders import READ, EncoderBackbone, tokenizer_files
 from .installed import optional
@@ -40,7 +40,7 @@ def resolve_text_backbone(backbone) -> TextRecord:
     name = str(backbone)
     if name in NAMED:
         return NAMED[name]
-    path = Path(name).expanduser()
+    path = expanded(name, "backbone")
     if path.is_dir():
         return _encoder_at(path.resolve(), path.name)
     if has_content(path):
@@ -76,8 +76,8 @@ def _is_of_texts(backbone) -> bool:
         return isinstance(backbone, TextBackbone)
     if str(backbone) in NAMED:
         return True
-    path = Path(backbone).expanduser()
     try:
+        path = expanded(backbone, "backbone")
         if path.is_file():
             return path.name.endswith(SUFFIXES)
         return '"vocab_size"' in (path / "config.json").read_text("utf-8")
@@ -87,8 +87,7 @@ def _is_of_texts(backbone) -> bool:
 
 def _encoder_at(folder: Path, name: str) -> EncoderBackbone:
     """The encoder in a folder, described again once a file has changed."""
-    paths = [p for p in (folder / "config.json",) if p.is_file()]
-    paths += tokenizer_files(folder)
+    paths = filter(Path.is_file, (folder / "config.json", *tokenizer_files(folder)))
     states = [f"{path.name} {state_of_file(path.stat())}" for path in paths]
     return _encoder_in(folder, name, tuple(states))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .._digests import digest_fields
 from .._exceptions import WeightsError, closest
+from .._files import expanded
 from .._images.recipe import InputSpec
 from .._validation import is_number, is_whole
 from .contents import OF_MODELS, listed
@@ -57,12 +58,12 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def is_folder(path: str) -> bool:
     """Whether this is a folder that timm has saved a network to."""
-    return (Path(path).expanduser() / CONFIGURATION).is_file()
+    return (expanded(path, "backbone") / CONFIGURATION).is_file()
 
 
 def folder_backbone(path: str) -> Backbone:
     """The backbone of a folder with the configuration and the weights of a network."""
-    folder = Path(path).expanduser().resolve()
+    folder = expanded(path, "backbone").resolve()
     content = (folder / CONFIGURATION).read_bytes()
     version = _version_in(folder, content)
     if not _is_architecture(version.architecture):

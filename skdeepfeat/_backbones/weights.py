@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError
-from .._files import has_content
+from .._files import has_content, local_path
 from .._images.recipe import InputSpec
 from .inspector import inspector
-from .recipes import named_recipe, published, recipe_of_file
+from .recipes import FILE, named_recipe, published, recipe_of_file
 from .records import Backbone, Identity, Weights
 from .registry import names_version, resolve_backbone
 
@@ -187,7 +187,7 @@ def resolve_weights(
     if weights == "default" and own:
         return OwnWeights(backbone, backbone.input)
     if _is_path(weights):
-        path = Path(weights).expanduser()
+        path = local_path(weights, FILE)
         recipe = recipe_of_file(backbone, path, version_is_named)
         return FileWeights(backbone, recipe, path)
     found = published(backbone, weights)

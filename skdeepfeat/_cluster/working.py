@@ -1,6 +1,5 @@
 """What a worker of a cluster does: chunks of rows → their features."""
 
-import os
 import secrets
 import socket
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from .._images.cells import Cell
 from .._images.unread import SentImages
 from .._images.windows import Window
 from .._plan import Plan, computation_here
+from .._processes import threads_of_openmp
 from .._store.base import Computed
 from .._store.columns import Columns
 
@@ -141,9 +141,8 @@ def _versions() -> dict[str, str]:
 
 
 def _n_threads() -> int:
-    """Threads that a worker may use: clusters set this variable for each of them."""
-    threads, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
-    return int(threads) if threads.isdigit() else cpu_count()
+    """Threads that a worker may use: clusters set OMP_NUM_THREADS for each worker."""
+    return threads_of_openmp() or cpu_count()
 
 
 @dataclass(frozen=True)

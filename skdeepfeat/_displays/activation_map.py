@@ -72,7 +72,11 @@ class ActivationMapDisplay:
 
         Parameters
         ----------
-        estimator, X, target, method : object
+        estimator, X : object
+            As in :func:`activation_maps`.
+        target : label, array-like of shape (n_images,) or None, default=None
+            As in :func:`activation_maps`.
+        method : {"auto", "places"}, default="auto"
             As in :func:`activation_maps`.
         class_names : sequence of str, default=None
             Names of the classes, in the order of `classes_`. None shows the labels.
@@ -87,6 +91,13 @@ class ActivationMapDisplay:
             The display, already drawn. Titles have the class that a map explains, and
             its probability if `estimator` has `predict_proba`; for a regressor, the
             predicted number; for a photo that cannot be read, that it could not be.
+
+        Raises
+        ------
+        ValueError
+            If `estimator`, `target` or `method` are refused by
+            :func:`activation_maps`; if `class_names` has another length than the
+            classes; or if there are fewer `axes` than photos.
         """
         explanation = Explanation(estimator, X, target, method)
         names = _class_names(estimator, class_names)
@@ -110,6 +121,11 @@ class ActivationMapDisplay:
         -------
         display : ActivationMapDisplay
             The display itself.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer `axes`, maps or titles than photos.
         """
         n = len(self.photos)
         titles = [""] * n if self.titles is None else self.titles

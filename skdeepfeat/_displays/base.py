@@ -18,6 +18,11 @@ class Display(ABC):
         -------
         display : Display
             The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib, of the extra ``[plot]``, is not installed.
         """
         self.ax_ = new_axes() if ax is None else ax
         self.figure_ = self.ax_.figure

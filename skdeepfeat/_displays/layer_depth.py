@@ -85,6 +85,15 @@ class LayerDepthDisplay(Display):
         -------
         display : LayerDepthDisplay
             The display, already drawn.
+
+        Raises
+        ------
+        TypeError
+            If `search` is not a search.
+        NotFittedError
+            If it is not fitted.
+        ValueError
+            If it does not vary exactly one layer, or has no such metric.
         """
         _check_is_search(search)
         scores = _final_scores(search.cv_results_, metric)

@@ -59,6 +59,15 @@ class TrainingHistoryDisplay(Display):
         -------
         display : TrainingHistoryDisplay
             The display, already drawn.
+
+        Raises
+        ------
+        TypeError
+            If `estimator` is not a :class:`FineTunedClassifier`.
+        NotFittedError
+            If it is not fitted.
+        ValueError
+            If `metric` is not one of these.
         """
         if not isinstance(estimator, FineTunedClassifier):
             raise TypeError(

@@ -228,4 +228,4 @@ def resolve_batch_size(batch_size, engine: str, kind: str, spec) -> int:
     if batch_size == "auto":
         batch_size = int(ability.batch_size * smaller)
     most = min(int(ability.largest * smaller), ability.most_images)
-    return max(1, min(batch_size, most))
+    return max(1, min(int(batch_size), most))  # OpenVINO refuses integers of numpy

@@ -4,7 +4,6 @@ A network with its preprocessing and pooling is converted once and kept on disk 
 what torch computes for two images.
 """
 
-import os
 import warnings
 from importlib.metadata import version
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from .._digests import digest_fields
 from .._exceptions import ConversionError, in_one_line
+from .._processes import threads_of_openmp
 from .base import PooledLayers
 from .openvino_cache import keep_converted, read_converted
 from .openvino_import import openvino
@@ -110,11 +110,10 @@ def translate(network, example):
 
 def compile_for_cpu(model, precision: str, hint="LATENCY"):
     """A network that runs, on as many threads as torch would use."""
-    threads, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
     options = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "PERFORMANCE_HINT": hint,  # "LATENCY" puts all cores at one batch
-        "INFERENCE_NUM_THREADS": int(threads) if threads.isdigit() else 0,  # 0: all
+        "INFERENCE_NUM_THREADS": threads_of_openmp() or 0,  # 0: all
         "ENABLE_CPU_PINNING": False,  # else all workers would share the first cores
     }
     return openvino.Core().compile_model(model, "CPU", options)

@@ -287,6 +287,8 @@ class FineTunedClassifier(TunedNetwork):
             If the decoded images do not fit in the folder for temporary files.
         ValueError
             If `y` has one class only, or `unfreeze` is deeper than the network.
+        WeightsError
+            If the initial weights cannot be found or do not fit the network.
         """
         continues = self.warm_start and hasattr(self, "weights_")
         with FitTask(self, X, "epoch") as task:
@@ -313,6 +315,12 @@ class FineTunedClassifier(TunedNetwork):
         -------
         self : FineTunedClassifier
             The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If the first call has no `classes`, another call has other ones, or
+            ``class_weight="balanced"``; also as in `fit`.
         """
         continues = hasattr(self, "weights_")
         if self.class_weight == "balanced":

@@ -40,7 +40,7 @@ class FitImages:
     rows : ndarray of int, shape (m,)
         Their rows in X.
     sources : list of str
-        What a person calls each of them.
+        The name of each of them in messages.
     in_range : ndarray of bool, shape (m,)
         Whether all pixel values of an image were within their stated range.
     errors : list of ImageError

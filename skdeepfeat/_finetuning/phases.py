@@ -98,17 +98,17 @@ def head_phase(
         validate = _validation(parts.head, inputs, parts.classify, unseen.data)
     rate = regime.learning_rate * (HEAD_RATE if parts.tuned.inner is None else 1)
     return Phase(
-        "head",
-        epochs,
-        parts.head,
-        parts.groups(rate, 1.0, regime.weight_decay, head_only=True),
-        frozen.data,
-        frozen.take_rows(parts.device),
-        parts.classify,
-        validate,
-        (),
-        parts.draws,
-        is_trained,
+        name="head",
+        epochs=epochs,
+        learner=parts.head,
+        groups=parts.groups(rate, 1.0, regime.weight_decay, head_only=True),
+        data=frozen.data,
+        inputs=frozen.take_rows(parts.device),
+        scores=parts.classify,
+        validate=validate,
+        fixed=(),
+        draws=parts.draws,
+        is_trained=is_trained,
     )
 
 
@@ -127,20 +127,19 @@ def joint_phase(
     if unseen is not None:
         plain = _augmented(parts, unseen.data, "none")
         validate = _validation(learner, plain, parts.whole, unseen.data)
-    groups = parts.groups(regime.learning_rate, regime.layer_decay, regime.weight_decay)
-    fixed = parts.norms() if parts.pretrained else ()
+    rates = regime.learning_rate, regime.layer_decay, regime.weight_decay
     return Phase(
-        "joint",
-        epochs,
-        learner,
-        groups,
-        frozen.data,
-        inputs,
-        scores,
-        validate,
-        fixed,
-        parts.draws,
-        is_trained,
+        name="joint",
+        epochs=epochs,
+        learner=learner,
+        groups=parts.groups(*rates),
+        data=frozen.data,
+        inputs=inputs,
+        scores=scores,
+        validate=validate,
+        fixed=parts.norms() if parts.pretrained else (),
+        draws=parts.draws,
+        is_trained=is_trained,
     )
 
 

@@ -1,7 +1,6 @@
 """What a fitted classifier does: its predictions, and the network that it has tuned."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,7 +15,7 @@ from .._backbones.weights import WeightsSource, resolve_source
 from .._caches import Companions
 from .._exceptions import FeatureWarning, ImageError, warn_user
 from .._features import PretrainedCNNFeatures
-from .._files import replacing
+from .._files import local_path, replacing
 from .._images.input import read_input
 from .._report import hand_over, last_report
 from .._validation import PackageEstimator
@@ -61,6 +60,8 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         ------
         ImageError
             If an image cannot be read, whatever `on_error` is.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         try:
             scores = self._scores(X, on_error="raise")
@@ -80,6 +81,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         -------
         probabilities : ndarray of shape (n_images, n_classes), float32
             In the order of `classes_`.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read and ``on_error="raise"``.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         return softmax(self._scores(X), axis=1)
 
@@ -95,6 +103,13 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         -------
         scores : ndarray of shape (n_images, n_classes) or (n_images,), float32
             For two classes, the score of the second minus that of the first.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read and ``on_error="raise"``.
+        WeightsError
+            If the weights that training started from have changed since `fit`.
         """
         return decision(self._scores(X))
 
@@ -141,13 +156,21 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
         ----------
         path : str or path
             Must end in .safetensors, the format of the file.
+
+        Raises
+        ------
+        ValueError
+            If `path` does not end in .safetensors, or is a URL.
+        OSError
+            If its folder does not exist, or cannot be written.
         """
-        if not str(path).endswith(".safetensors"):
+        path = local_path(path, "path of save_weights")
+        if path.suffix != ".safetensors":
             raise ValueError(
                 "The 'path' parameter of save_weights must end in '.safetensors', the "
                 f"format of the file. Got {str(path)!r} instead."
             )
-        with replacing(Path(path).expanduser()) as partial:
+        with replacing(path) as partial:
             save_file(dict(self.to_backbone().arrays), partial)
 
     def count_blocks(self):
@@ -199,7 +222,7 @@ class TunedNetwork(ClassifierMixin, PackageEstimator):
 
         end, inner = head_input(source)
         features = self._tuned_features(layer=end.node, on_error=on_error)
-        rows = features.transform(images)
+        rows = features._walk(images)  # an array, whatever set_config says
         hand_over(features, self)
         return head_scores(end, inner, self.weights_["head"], rows)
 

@@ -70,7 +70,7 @@ class Elsewhere(Protocol):
     """Where images are prepared if not by the threads of this process."""
 
     def note(self, n_rows: int) -> None:
-        """Learn that so many rows will be prepared."""
+        """Learn that this many rows will be prepared."""
 
     def prepare(self, rows: Sequence[int], clock: Clock) -> dict[int, Prepared]:
         """Those of these rows that could be prepared; threads prepare the others."""
@@ -176,7 +176,7 @@ class _Making:
         return min(MOST_AT_ONCE, max(fewest, share))
 
     def _note(self, n_rows: int) -> None:
-        """Announce that so many rows will be prepared."""
+        """Announce that this many rows will be prepared."""
         if self.elsewhere:
             self.elsewhere.note(n_rows)
 
@@ -269,7 +269,7 @@ class ImageReading:
         return resolve_threads(self.n_jobs)
 
     def in_worker(self, n_threads: int) -> "ImageReading":
-        """The same in a process that may use so many threads."""
+        """The same in a process that may use this many threads."""
         return replace(self, n_jobs=self.n_jobs or n_threads, beside_gpu=False)
 
     @property

@@ -21,7 +21,7 @@ class Budget:
 
     @contextlib.contextmanager
     def share(self, needed: int) -> Iterator[None]:
-        """A context that begins once so much is left, and reserves it."""
+        """A context that begins once this much is left, and reserves it."""
         taken = min(needed, self.whole)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= taken)

@@ -133,7 +133,7 @@ class Decoder:
             raise Unsendable from error
 
     def leave(self) -> None:
-        """Need it no more, so that it ends."""
+        """Stop using it, so that it ends."""
         self._messages.close()
 
     def kill(self) -> None:
@@ -193,7 +193,7 @@ class Crew:
         self._all: weakref.WeakSet[Decoder] = weakref.WeakSet()  # also those at work
         self._n = self._n_seen = 0  # processes; images since some were started
         self._trouble: list[str] = []  # if there is any, no more are started
-        self._n_told = 0
+        self._n_reported = 0
 
     def note(self, n_images: int, n_wanted: int) -> None:
         """Count images to prepare; once there are many, start processes."""
@@ -204,7 +204,7 @@ class Crew:
                 self.start(n_wanted - self._n)
 
     def start(self, n: int) -> None:
-        """Start so many processes, unless the system refuses it."""
+        """Start n processes, unless the system refuses."""
         try:
             for _ in range(n):
                 decoder = Decoder()
@@ -268,7 +268,8 @@ class Crew:
     def new_trouble(self) -> str:
         """What has gone wrong for the first time; empty if nothing has."""
         with self._lock:
-            new, self._n_told = self._trouble[self._n_told : 1], len(self._trouble)
+            new = self._trouble[self._n_reported : 1]
+            self._n_reported = len(self._trouble)
         return "".join(new)
 
     def end(self) -> None:

@@ -21,7 +21,7 @@ CHANNELS = (1, 3, 4)
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 EIGHT_BIT, SIXTEEN_BIT, UNIT = (0, 255), (0, 65535), (0, 1)
 
-STEPS = {2: 85, 4: 17}  # between grey values of so many bits, in 8 bits
+STEPS = {2: 85, 4: 17}  # bits → distance of grey values, in 8 bits
 
 MISREAD = "is from a TIFF that Pillow does not read as its header says; pass the path"
 CLOSED = (

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,14 @@ CELL_KINDS = (
         digest=lambda c: digest_array(as_array(c)),
         open=lambda c, *arguments: open_array(as_array(c), *arguments),
         send=as_array,
+    ),
+    CellKind(
+        "member of an archive",
+        matches=lambda c: isinstance(c, Traversable),
+        describe=lambda c: shortened(str(c)),
+        take=lambda c, protocols: c.read_bytes(),
+        digest=digest_bytes,
+        open=open_bytes,
     ),
     CellKind(  # what workers are sent for a PIL image of more than 8 bits
         "samples",

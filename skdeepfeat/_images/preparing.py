@@ -82,7 +82,7 @@ class Shares(Protocol):
     """What limits how many pixels are decoded at once."""
 
     def share(self, needed: int) -> AbstractContextManager[None]:
-        """A context in which so many pixels may be decoded."""
+        """A context in which this many pixels may be decoded."""
 
 
 class Readable(Protocol):

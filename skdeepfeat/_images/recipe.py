@@ -115,8 +115,10 @@ def _as_float(value) -> float:
 REDUCING_GAP = {"exact": None, "fast": 2.0}
 
 # Above this number of pixels only the crop is computed, because a narrow image of few
-# bytes could need gigabytes. Its pixels may differ slightly from the published recipe.
+# bytes could need gigabytes. Its pixels may differ from the published recipe by one grey
+# level, because places are rounded in another way.
 LARGEST_RESIZED = 2**24
+WIDEST_FILTER = 2  # input pixels on either side that bicubic reads
 
 
 def prepare(pixels: Pixels, spec: InputSpec, decode="exact") -> np.ndarray:
@@ -172,9 +174,32 @@ def _part_of_resized(image, spec: InputSpec, resized, part, gap) -> Image.Image:
     filter_ = Image.Resampling[spec.interpolation.upper()]
     if math.prod(resized) <= LARGEST_RESIZED:
         return image.resize(resized, filter_, reducing_gap=gap).crop(part)
-    w, h = (own / other for own, other in zip(image.size, resized, strict=True))
-    box = (part[0] * w, part[1] * h, part[2] * w, part[3] * h)
-    return image.resize((part[2] - part[0], part[3] - part[1]), filter_, box=box)
+    return _resized_part(image, filter_, resized, part)
+
+
+def _resized_part(image: Image.Image, filter_, resized, part) -> Image.Image:
+    """A part of the image at a size, without computing the rest of it.
+
+    Columns come first and are rounded to whole grey levels, as when Pillow resizes the
+    whole image. Of the part alone, recent versions may resize the rows first.
+    """
+    spans = zip(image.size, resized, part[:2], part[2:], strict=True)
+    (left, right, *columns), (top, bottom, *rows) = (_read(*span) for span in spans)
+    image = image.crop((left, top, right, bottom))
+    w, h = part[2] - part[0], part[3] - part[1]
+    box = (columns[0], 0, columns[1], image.height)
+    image = image.resize((w, image.height), filter_, box=box)
+    return image.resize((w, h), filter_, box=(0, rows[0], w, rows[1]))
+
+
+def _read(length: int, resized: int, start: int, end: int) -> tuple:
+    """What a part of a resized side is computed from: the first and the last pixel that
+    the filter reads, and the places of the part, counted from the first."""
+    scale = length / resized
+    reach = WIDEST_FILTER * max(scale, 1) + 1
+    first = max(0, math.floor(start * scale - reach))
+    last = min(length, math.ceil(end * scale + reach))
+    return first, last, start * scale - first, end * scale - first
 
 
 def resized_size(size: tuple[int, int], spec: InputSpec) -> tuple[int, int]:

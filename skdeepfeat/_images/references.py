@@ -18,6 +18,7 @@ from .._digests import digest, may_change_unseen, state_of_file
 from .formats import EMPTY
 
 SCHEMES = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]+)(?=://|::)")
+OF_EXTRA = {"http", "https"}  # schemes whose client comes with the extra "remote"
 
 # What file systems call the tag, the checksum or the time of a file's last change. An
 # entity tag that begins with "W/" only promises a similar content.
@@ -119,7 +120,12 @@ class Remote:
                 "URLs are opened by fsspec, which is not installed. Type: pip install "
                 "'skdeepfeat[remote]'"
             ) from None
-        return url_to_fs(self._url, use_listings_cache=False)
+        try:
+            return url_to_fs(self._url, use_listings_cache=False)
+        except ImportError as error:  # which names the package of this scheme
+            of_web = OF_EXTRA.intersection(SCHEMES.findall(self._url))
+            how = ". Type: pip install 'skdeepfeat[remote]'" if of_web else ""
+            raise ValueError(f"{error}{how}") from error
 
     def state(self) -> str | None:
         """Text that changes with its content; None if the server reports no version."""

@@ -148,11 +148,10 @@ def _with_seed(seed: int, build):
 def seeded_values(source: RandomWeights) -> bytes:
     """Digest of the values that a seed gives a network."""
     backbone, size, seed = source.backbone, source.input.image_size, source.seed
-    found = backbone.memo.get(
+    return backbone.memo.get(
         ("seeded", size if backbone.size_option else None, seed),
         lambda: _values(_seeded(backbone, size, seed), seed),
     )
-    return found
 
 
 def values_as_before(backbone, image_size: int, seed, network: nn.Module) -> bytes:

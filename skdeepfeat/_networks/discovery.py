@@ -170,7 +170,7 @@ def _parts_around(structure: Structure, head: str | None) -> list[str]:
 def _before_end(structure: Structure, names: list[str], end: End, head) -> list[str]:
     """These parts without those that are the classifier or may be one, or follow it."""
     if head:
-        return _before_head(structure, names, head)
+        return _before_head(names, head)
     first = next((name for name in names if structure.has_weights(name)), None)
     around = {n for n in names for h in end.heads if f"{h}.".startswith(f"{n}.")}
     names = [name for name in names if name == first or name not in around]
@@ -179,7 +179,7 @@ def _before_end(structure: Structure, names: list[str], end: End, head) -> list[
     return _steps_up_to(structure, names, structure.step(full)) if full else names
 
 
-def _before_head(structure: Structure, names: list[str], head: str) -> list[str]:
+def _before_head(names: list[str], head: str) -> list[str]:
     """The parts before the one that is or contains the classifier."""
     around = [n for n in names if f"{head}.".startswith(f"{n}.")]
     if not around:

@@ -59,7 +59,7 @@ def _describe_graph(structure: Structure) -> dict:
     if structure.fault:
         raise Undescribable(structure.fault)
     place = {node: i for i, node in enumerate(structure.graph.nodes)}
-    steps = [_describe_step(structure, node, place) for node in structure.graph.nodes]
+    steps = [_describe_step(node, place) for node in structure.graph.nodes]
     used = [n for n in structure.graph.nodes if n.op in ("call_module", "get_attr")]
     parts = {
         target: _describe_part(structure.skeleton, target)
@@ -68,7 +68,7 @@ def _describe_graph(structure: Structure) -> dict:
     return {"steps": steps, "parts": parts, "names": list(structure.nodes)}
 
 
-def _describe_step(structure: Structure, node: fx.Node, place: dict) -> list:
+def _describe_step(node: fx.Node, place: dict) -> list:
     """What a step does, and to which values."""
     target = node.target
     if node.op == "call_function":

@@ -75,10 +75,21 @@ def list_layers(backbone="mini", *, nodes=False, kind="image"):
     Returns
     -------
     layers : list of Layer, or list of str if `nodes`
-        The list of layers prints as a table, also in a notebook.
         Aliased layers in order of depth, with the fields ``alias``, ``node``,
         ``index``, ``layout``, ``shape``, ``features`` (number of channels),
-        ``stride`` (in pixels) and ``share`` (of the computation up to there).
+        ``stride`` (in pixels) and ``share`` (of the computation up to there). The list
+        of layers prints as a table, also in a notebook.
+
+    Raises
+    ------
+    ValueError
+        If the network is unknown, or takes another kind of input; or if `kind` is not
+        one of these.
+
+    See Also
+    --------
+    list_backbones : List the names of the networks.
+    rank_layers : Compare the layers by how well they predict a target.
 
     Examples
     --------

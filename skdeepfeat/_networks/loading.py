@@ -217,7 +217,8 @@ FOREIGN = "Is it a file of another network?"
 def _misfit(source: WeightsSource, what: str, entries: list[str], advice=FOREIGN):
     """A message about entries that do not fit, which names at most six of them."""
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    counted = f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}"
     return (
         f"The weights in {source.name!r} do not fit backbone "
-        f"{source.backbone.name!r}: {len(entries)} entries {what} ({shown}). {advice}"
+        f"{source.backbone.name!r}: {counted} {what} ({shown}). {advice}"
     )

@@ -1,4 +1,4 @@
-"""Tells which axis of rows (a, b) is that of the places: tokens or 1-D maps.
+"""Finds the axis of rows (a, b) that is that of the places: tokens or 1-D maps.
 
 Networks lay out rows as (tokens, channels), as transformers do, or as (channels,
 places), as what flattens maps or convolves in one dimension does.

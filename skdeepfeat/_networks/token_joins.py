@@ -1,4 +1,4 @@
-"""Tells the tokens of places in an image from others, such as a class token.
+"""Distinguishes tokens of places in an image from others, such as a class token.
 
 A graph shows where the others are joined to those of places.
 """

@@ -83,7 +83,7 @@ def count_tokens(net: nn.Module) -> int:
 
 @fork_safe
 def find_text_layers(
-    net: nn.Module, padding: int, max_length: int | None, head: str | None
+    net: nn.Module, max_length: int | None, head: str | None
 ) -> tuple[Layer, ...]:
     """The layers of a network, in order of depth; refuses what gives no rows."""
     net = copy.deepcopy(net)  # which is hooked

@@ -1,10 +1,9 @@
 """to_onnx: a fitted estimator as one graph, compared with it, described and saved."""
 
-from contextlib import nullcontext
 from importlib.metadata import version
 
 from .._composites import Composite, GivenRows, best_of, divide
-from .._files import local_path, replacing
+from .._files import place_to_write, replacing
 from .extra import require_extra
 
 PRODUCER = "skdeepfeat"
@@ -65,6 +64,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
         to use instead. Also if `value_range` is not that of 8-bit images, if a
         classifier was fitted with a single class or predicts several labels, or if
         `resize` is set and an estimator has ``decode="fast"``.
+    OSError
+        If the folder of `path` does not exist, or cannot be written.
 
     See Also
     --------
@@ -100,16 +101,8 @@ def to_onnx(estimator, path=None, *, X=None, resize=False):
     ['label', 'scores']
     """
     require_extra()
-    file = None if path is None else local_path(path, "path of to_onnx")
-    with nullcontext() if file is None else replacing(file) as partial:
-        model = _export(estimator, X, resize)
-        if partial is not None:
-            partial.write_bytes(model.SerializeToString())
-    return model
-
-
-def _export(estimator, X, resize: bool):
-    """The graph of a fitted estimator, compared with it and described."""
+    if path is not None:
+        path = place_to_write(path, "path of to_onnx")  # an export takes a while
     import onnx
 
     from .checking import expected_outputs
@@ -131,6 +124,9 @@ def _export(estimator, X, resize: bool):
     onnx.helper.set_model_props(model, about)
     model.producer_name, model.producer_version = PRODUCER, version(PRODUCER)
     onnx.checker.check_model(model)
+    if path is not None:
+        with replacing(path) as partial:
+            partial.write_bytes(model.SerializeToString())
     return model
 
 

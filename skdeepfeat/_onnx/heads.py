@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, compose, helper
@@ -71,25 +72,33 @@ def convert_head(composite: Composite, expected: dict[str, np.ndarray]):
 
 
 def refuse_known(head) -> None:
-    """Refuse steps that skl2onnx converts into something else, and single classes."""
-    _refuse_one_class(head)
+    """Refuse steps that skl2onnx converts into something else, and single classes and
+    labels that no graph returns."""
+    _refuse_labels(head)
     for place, step in enumerate(head if isinstance(head, Pipeline) else [head]):
         for part in parts_of(step):
             if reason := REFUSED.get(type(part).__name__):
                 raise _not_converted(head, place, reason)
 
 
-def _refuse_one_class(head) -> None:
+def _refuse_labels(head) -> None:
     """Refuse a part that was fitted with one class, for which onnxruntime may end the
-    process."""
+    process, and one whose classes are times."""
     for part in parts_of(head):
         if isinstance(part, BaseEstimator) and is_classifier(part):
-            classes = list(getattr(part, "classes_", ()))
+            classes: Any = getattr(part, "classes_", ())
+            kind = type(last_step(part))
             if len(classes) == 1:
-                kind = type(last_step(part)).__name__
                 raise ValueError(
-                    f"to_onnx needs two classes or more. This {kind} was fitted with "
-                    f"one, {str(classes[0])!r}; fit it again with all classes."
+                    f"to_onnx needs two classes or more. This {kind.__name__} was "
+                    f"fitted with one, {str(classes[0])!r}; fit it again with all "
+                    "classes."
+                )
+            if getattr(classes, "dtype", np.dtype(int)).kind in "mM":
+                raise ValueError(
+                    "to_onnx returns labels that are numbers or strings. The classes "
+                    f"of this {kind.__name__} are {classes.dtype}; fit it again with "
+                    "y.astype(str)."
                 )
 
 

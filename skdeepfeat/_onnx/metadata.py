@@ -53,7 +53,7 @@ def _describe_step(step) -> dict[str, str]:
     source = plan.pooled.source
     return {
         "backbone": source.backbone.name,
-        "layer": json.dumps(step._layer()),
+        "layer": json.dumps(step._layer(), default=int),  # of numpy
         "pooling": step.pooling,
         "weights": source.name,
         "weights_digest": saved_digest(source),

@@ -80,7 +80,7 @@ class Computed:
     in_range : list of bool
         Of each row, whether its input was within its stated range.
     sources : list of str
-        What a person calls each row.
+        The name of each row in messages.
     files : list of tuple (str, str, bytes)
         Name, state and digest of files that have been hashed elsewhere.
     """
@@ -205,7 +205,7 @@ class Table(Protocol):
         """A context in which no other process uses the GPUs of these names."""
 
     def count_hits(self, n: int, fingerprints: Sequence[bytes]) -> None:
-        """Record that so many rows of these columns were found."""
+        """Record that n rows of these columns were found."""
 
     def read_files(self, names: Sequence[str]) -> list[tuple[str, str, bytes]]:
         """(name, state, digest) of files hashed before, new to this process."""

@@ -194,7 +194,7 @@ class DiskTable:
     # Counters and files -------------------------------------------------------------
 
     def count_hits(self, n: int, fingerprints) -> None:
-        """Record that so many rows of these columns were found."""
+        """Record that n rows of these columns were found."""
 
         def work(db):
             with writing(db):

@@ -176,7 +176,7 @@ class MemoryTable:
         return contextlib.nullcontext()
 
     def count_hits(self, n: int, fingerprints) -> None:
-        """Record that so many rows were found."""
+        """Record that n rows were found."""
         with self._changed:
             self._hits += n
 

@@ -61,7 +61,7 @@ class Reading(Protocol):
     spreads: bool
 
     def in_worker(self, n_threads: int) -> "Reading":
-        """The same in a process that may use so many threads."""
+        """The same in a process that may use this many threads."""
 
     @property
     def about(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._exceptions import StoreWarning, warn_user
-from .._files import local_path
+from .._files import check_path, local_path
 from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
 from .._validation import is_whole
@@ -29,7 +29,6 @@ OTHER_VERSION = (
     "The store {!r} was written by another version of skdeepfeat, whose rows this one "
     "does not read. Use that version, or compute the features again."
 )
-PATH_ONLY = "The '{}' parameter must be {}a str or a path. Got {!r} instead."
 MEMORY_BYTES = 2**30
 DISK_BYTES = 20 * 2**30
 
@@ -78,6 +77,12 @@ class FeatureStore:
         takes about 90,000 bytes without any row, and its file does not shrink when rows
         are removed: their space is reused. `clear` shrinks the file.
 
+    Raises
+    ------
+    ValueError
+        If `path` is empty, a URL, or in the home folder of an unknown user; or if
+        `name` or `max_bytes` are not as above.
+
     See Also
     --------
     clear_caches : Remove all networks and features from memory.
@@ -99,7 +104,7 @@ class FeatureStore:
         if self.path == "":
             raise ValueError("The path of a FeatureStore must not be empty.")
         if self.path is not None:
-            path = _as_path(self.path, "path", "path of a FeatureStore")
+            path = local_path(self.path, "path of a FeatureStore")
             object.__setattr__(self, "path", os.path.abspath(path))
         bound = self.max_bytes
         is_bound = bound is None or (is_whole(bound) and bound >= 0)
@@ -236,7 +241,7 @@ class FeatureStore:
         4
         """
         self._check_exists()
-        return export(self.open(), _as_path(path, "path", "path of an export"), layer)
+        return export(self.open(), local_path(path, "path of an export"), layer)
 
     def _check_exists(self) -> None:
         """Refuse a folder in which there is no store."""
@@ -269,15 +274,8 @@ def _make_table(place: str | Path) -> Table:
 
 def _store_in(folder) -> FeatureStore:
     """The store of a folder that exists."""
-    where = "path of a FeatureStore"
-    return FeatureStore(_as_path(folder, "other", where, "a FeatureStore, "))
-
-
-def _as_path(value, name: str, what: str, also: str = "") -> Path:
-    """The path that a parameter names."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise ValueError(PATH_ONLY.format(name, also, value))
-    return local_path(value, what)
+    check_path(folder, "other", "a FeatureStore, ")
+    return FeatureStore(folder)
 
 
 def _is_same_folder(one: FeatureStore, other: FeatureStore) -> bool:

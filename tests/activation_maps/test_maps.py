@@ -25,10 +25,12 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from skdeepfeat import (
+    ActivationMapDisplay,
     FineTunedClassifier,
     ImageError,
     ImageWarning,
@@ -367,6 +369,24 @@ def test_flat_maps_warn(spots):
     with pytest.warns(MapWarning, match=r"2 of 2 photos are flat \(rows 0, 1\)"):
         maps = activation_maps(model, X[:2], target=False)
     assert not maps.any()
+
+
+def test_scores_that_are_not_finite_warn(spots):
+    """A kernel that reaches no training photo divides 0 by 0."""
+    X, y, _ = spots
+    labels = np.unique(y, return_inverse=True)[1]
+    head = LabelSpreading(gamma=1e9)
+    model = make_pipeline(features(on_error="nan"), head).fit(X[:40], labels[:40])
+    cells = [Image.fromarray(X[40]), b"no photo", Image.fromarray(X[41])]
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.warns(MapWarning, match=r"2 of 3 photos have nan \(rows 0, 2\)"),
+        pytest.warns(ImageWarning, match=r"1 of 3 photos could not be read"),
+    ):
+        display = ActivationMapDisplay.from_estimator(model, cells)
+    assert np.isnan(display.maps).all()
+    said = [title == "could not be read" for title in display.titles]
+    assert said == [False, True, False]
 
 
 def test_photos_that_cannot_be_read(spots, tmp_path, monkeypatch):

@@ -76,6 +76,10 @@ NO_WEIGHTS = {
         lambda path: write_zip(path, "__MACOSX/._a.pth", "a/a.pth"),
         r"contains 'a/a\.pth'\. Unpack it, and pass the path of the file inside",
     ),
+    "pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "names one that Git has not fetched.* type: git lfs pull",
+    ),
     "compiled": (write_compiled, "compiled by TorchScript"),
     "folder": (lambda path: path.mkdir(), r"is a folder\. Pass the path of the"),
 }
@@ -109,6 +113,19 @@ def test_the_length_of_a_header_may_begin_like_another_format(start, state, tmp_
             break
     assert path.read_bytes().startswith(start[:1])
     assert read_weights_file(path).keys() == state.keys()
+
+
+def test_a_changed_byte_of_a_torch_file_is_refused(state, tmp_path):
+    """Torch reads such a file without a word."""
+    path = tmp_path / "net.pth"
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    some = state["features.0.weight"].numpy().tobytes()[:16]
+    content[content.index(some) + 3] ^= 0x40  # an exponent
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(WeightsError, match=r"net\.pth' is damaged: 'net/data/0' in it"):
+        read_weights_file(path)
 
 
 def test_a_list_of_parts_says_how_to_join_them(tmp_path):
@@ -314,7 +331,7 @@ def test_entries_missing_under_a_prefix_are_named(state, photos, features):
     wrapped = under("model.", state) | {"criterion.weight": torch.ones(10)}
     first = next(iter(state))
     del wrapped[f"model.{first}"]
-    with pytest.raises(WeightsError, match=rf"1 entries missing .*\({first}\)"):
+    with pytest.raises(WeightsError, match=rf"1 entry missing .*\({first}\)"):
         features(wrapped, photos)
 
 

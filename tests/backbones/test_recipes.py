@@ -10,6 +10,7 @@ import pytest
 from skdeepfeat import PretrainedCNNFeatures, RecipeWarning
 from skdeepfeat._backbones import recipes, timm_records
 from skdeepfeat._backbones.registry import resolve_backbone
+from skdeepfeat._backbones.text_registry import resolve_text_backbone as resolve_text
 from skdeepfeat._backbones.weights import resolve_source, resolve_weights
 
 # An architecture whose versions have images of 224 and 160 pixels, and their fractions.
@@ -158,3 +159,49 @@ def test_the_estimator_prepares_images_as_the_file_needs(file, photos):
         for n, w in [(NAME, path), (f"{NAME}.a3_in1k", ("a3_in1k", path))]
     ]
     assert (rows[0] == rows[1]).all()
+
+
+# What is no path on this machine → what the error says.
+NO_PATHS = {
+    "~nouser/net.pth": "weights file begins with the name of a user who is not known",
+    "https://host/net.pth": r"disk of this machine.*Got the URL 'https://host/net\.pth'",
+    "s3://bucket/net.pth": r"disk of this machine.*Got the URL 's3://bucket/net\.pth'",
+}
+
+
+@pytest.mark.parametrize("path", NO_PATHS)
+@pytest.mark.parametrize("weights", [str, lambda path: ("IMAGENET1K_V1", path)])
+def test_what_is_no_path_on_this_machine_is_refused(path, weights):
+    with pytest.raises(ValueError, match=NO_PATHS[path]):
+        resolve_source("resnet18", weights(path), 0, None)
+
+
+@pytest.mark.parametrize("weights", [("IMAGENET1K_V1", 3), (None, "net.pth"), ("a",)])
+def test_a_tuple_of_other_things_is_refused(weights):
+    with pytest.raises(ValueError, match=r"must be \(name of a published version, pa"):
+        resolve_source("resnet18", weights, 0, None)
+
+
+def test_members_of_torchvisions_enumerations_say_what_to_pass(photos):
+    from torchvision.models import ResNet18_Weights
+
+    default = ResNet18_Weights.DEFAULT
+    with pytest.raises(ValueError, match=r"for torchvision's .* pass its \.name"):
+        PretrainedCNNFeatures("resnet18", weights=default).fit(photos)
+    assert (
+        resolve_source("resnet18", default.name, 0, None).version.name == default.name
+    )
+
+
+@pytest.mark.parametrize("name", ["folder/net.pth", "net.safetensors"])
+def test_a_file_as_backbone_says_where_to_pass_it(name):
+    with pytest.raises(ValueError, match=r"path of the file as weights=\.\.\."):
+        resolve_source(name, "default", 0, None)
+
+
+def test_a_folder_of_an_unknown_user_is_refused():
+    for resolve in (resolve_backbone, resolve_text):
+        with pytest.raises(
+            ValueError, match=r"backbone begins with the name of a user"
+        ):
+            resolve("~nouser/net")

@@ -111,11 +111,38 @@ def mutated(whole: list[bytes], rng) -> bytes:
     return bytes(data)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def tiny_features() -> PretrainedCNNFeatures:
+    """Features of a network that takes no time beside the decoding."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+    backbone = Backbone.from_module(net, image_size=32)
+    return PretrainedCNNFeatures(backbone, cache=None, on_error="nan")
+
+
+def mixed(whole: list[bytes], rng) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+    """Mutated images with whole ones among them: their places, and which they are."""
+    rows = [mutated(whole, rng) for _ in range(AT_ONCE - WHOLE)]
+    chosen = rng.integers(len(whole), size=WHOLE)
+    places = np.sort(rng.choice(AT_ONCE, WHOLE, replace=False))
+    for place, which in zip(places, chosen, strict=True):
+        rows.insert(place, whole[which])
+    return rows, places, chosen
+
+
+def try_some(features, whole: list[bytes], expected: np.ndarray, rng) -> list[str]:
+    """The reasons why images of one call were refused; checks all other rows."""
+    rows, places, chosen = mixed(whole, rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = features.transform(rows)
+    np.testing.assert_array_equal(out[places], expected[chosen])
+    failed = {row: reason for row, _, reason in features.errors_}
+    assert set(np.flatnonzero(np.isnan(out).any(1))) == set(failed)
+    return [reason[:70] for reason in failed.values()]
+
+
+def load_readers() -> None:
+    """Register all readers of Pillow, and that of HEIF if it is installed."""
     try:
         import pillow_heif
 
@@ -123,36 +150,29 @@ def main():
     except ImportError:
         print("pillow-heif is not installed")
     Image.init()
-    rng = np.random.default_rng(options.seed)
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
-    features = PretrainedCNNFeatures(
-        Backbone.from_module(net, image_size=32), cache=None, on_error="nan"
-    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    load_readers()
+    rng, features = np.random.default_rng(options.seed), tiny_features()
     whole = whole_images(rng)
     expected = features.transform(whole)
     assert np.isfinite(expected).all()
     reasons: collections.Counter[str] = collections.Counter()
-    started, n_done, n_read = time.perf_counter(), 0, 0
+    started, n_done = time.perf_counter(), 0
     while n_done < options.images:
-        rows = [mutated(whole, rng) for _ in range(AT_ONCE - WHOLE)]
-        chosen = rng.integers(len(whole), size=WHOLE)
-        places = np.sort(rng.choice(AT_ONCE, WHOLE, replace=False))
-        for place, which in zip(places, chosen, strict=True):
-            rows.insert(place, whole[which])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            out = features.transform(rows)
-        np.testing.assert_array_equal(out[places], expected[chosen])
-        failed = {row: reason for row, _, reason in features.errors_}
-        assert set(np.flatnonzero(np.isnan(out).any(1))) == set(failed)
-        reasons.update(reason[:70] for reason in failed.values())
-        n_done, n_read = n_done + len(rows) - WHOLE, n_read + len(rows) - len(failed)
-        n_read -= WHOLE
-    seconds = time.perf_counter() - started
+        reasons.update(try_some(features, whole, expected, rng))
+        n_done += AT_ONCE - WHOLE
+    seconds, n_refused = time.perf_counter() - started, reasons.total()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"{n_done} mutated images of {len(whole)} kinds in {seconds:.0f} s")
-    print(f"{n_read} were read, {n_done - n_read} refused; peak memory {peak} MiB")
+    print(
+        f"{n_done - n_refused} were read, {n_refused} refused; peak memory {peak} MiB"
+    )
     for reason, count in reasons.most_common(25):
         print(f"{count:>7}  {reason}")
 

@@ -76,11 +76,12 @@ def test_features_are_those_of_torch(backbone, layer, photos):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_size_of_numpy_is_converted(photos):
-    est = features(image_size=np.int64(48))
-    assert np.array_equal(
-        est.transform(photos), features(image_size=48).transform(photos)
-    )
+@pytest.mark.parametrize("name", ["image_size", "batch_size"])
+def test_a_size_of_numpy_is_converted(name, photos):
+    expected = features(**{name: 48}).transform(photos)
+    clear_caches()
+    est = features(**{name: np.int64(48)})
+    assert np.array_equal(est.transform(photos), expected)
     assert est.stats_["engine"] == "openvino"
 
 

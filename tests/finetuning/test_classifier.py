@@ -14,6 +14,7 @@ import pytest
 import skops.io
 import torch
 from safetensors.numpy import load_file
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
@@ -126,6 +127,16 @@ def test_so_does_an_embedded_one(images):
     features = embed_weights(classifier(unfreeze=0).fit(*images)).as_features("logits")
     with pytest.raises(ValueError, match="whose decision_function returns their scor"):
         features.transform(images[0])
+
+
+@pytest.mark.parametrize("output", ["pandas", "polars"])
+def test_output_of_transformers_does_not_matter(output, images):
+    """Which the user sets for all transformers, and so for those inside."""
+    clf = classifier().fit(*images)
+    expected = clf.predict_proba(images[0])
+    with config_context(transform_output=output):
+        np.testing.assert_array_equal(clf.predict_proba(images[0]), expected)
+        assert clf.score(*images) == np.mean(clf.predict(images[0]) == images[1])
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1])
@@ -301,10 +312,26 @@ def test_weights_are_saved_as_what_they_are(name, images, tmp_path):
         clf.save_weights(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        (None, "'path' parameter must be a str or a path. Got None"),
+        ("s3://bucket/tuned.safetensors", "path of save_weights .*Got the URL"),
+        ("~nobody of this name/tuned.safetensors", "user who is not known"),
+    ],
+)
+def test_weights_are_only_saved_on_a_disk(path, said, images):
+    clf = classifier().fit(*images)
+    with pytest.raises(ValueError, match=said):
+        clf.save_weights(path)
+
+
 def test_weights_are_only_saved_where_there_is_a_folder(images, tmp_path):
     clf = classifier().fit(*images)
     with pytest.raises(FileNotFoundError, match=r"There is no folder .* Create it"):
         clf.save_weights(tmp_path / "missing" / "tuned.safetensors")
+    with pytest.raises(ValueError, match="path of save_weights must be on a disk"):
+        clf.save_weights("s3://models/tuned.safetensors")
 
 
 def test_the_folder_of_saved_weights_may_be_in_the_home(images, tmp_path, monkeypatch):

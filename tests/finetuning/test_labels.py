@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.utils.class_weight import compute_sample_weight
 from small_fits import classifier, coloured_images
@@ -168,3 +170,16 @@ def test_class_weights_by_dict(images):
     zero = clf.set_params(class_weight={"ant": 0.0}).fit(X, y)
     without = classifier().fit(X, y, sample_weight=(y != "ant").astype(float))
     np.testing.assert_array_equal(zero.predict_proba(X), without.predict_proba(X))
+
+
+@pytest.mark.parametrize("dispatch", [False, True])
+def test_labels_in_a_tensor(images, dispatch):
+    X, y = images
+    codes = (y == "ant") * 1
+    weights = np.where(codes, 3.0, 1.0)
+    expected = classifier().fit(X, codes, weights).predict_proba(X)
+    with config_context(array_api_dispatch=dispatch):
+        clf = classifier().fit(X, torch.tensor(codes), torch.tensor(weights))
+        part = classifier().partial_fit(X, torch.tensor(codes), torch.tensor([0, 1]))
+    np.testing.assert_array_equal(clf.predict_proba(X), expected)
+    assert clf.classes_.tolist() == part.classes_.tolist() == [0, 1]

@@ -303,17 +303,30 @@ def test_a_narrow_image_takes_no_more_memory_than_a_photo():
     assert int(found.stdout) < 250  # MB
 
 
-def test_the_middle_of_a_narrow_image_is_that_of_the_whole(monkeypatch):
+@pytest.mark.parametrize("size", [(20_000, 60), (60, 20_000), (9_000, 400), (7, 1501)])
+@pytest.mark.parametrize("spec", [InputSpec(224, 256), InputSpec(96, 110, "bicubic")])
+def test_the_middle_of_a_narrow_image_is_that_of_the_whole(size, spec, monkeypatch):
     rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 900, 3), np.uint8))
-    image = coarse.resize((20_000, 60), Image.Resampling.BICUBIC)
-    for spec in (InputSpec(224, 256), InputSpec(96, 110, "bicubic")):
-        for pixels in (image, np.asarray(image, np.float32) / 255):
-            monkeypatch.setattr(recipe, "LARGEST_RESIZED", 2**40)
-            whole = prepare(Pixels(pixels), spec).astype(float)
-            monkeypatch.setattr(recipe, "LARGEST_RESIZED", 2**20)
-            middle = prepare(Pixels(pixels), spec).astype(float)
-            assert np.abs(middle - whole).max() <= 6
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
+    for pixels in (image, np.asarray(image, np.float32) / 255):
+        monkeypatch.setattr(recipe, "LARGEST_RESIZED", 2**40)
+        whole = prepare(Pixels(pixels), spec).astype(float)
+        monkeypatch.setattr(recipe, "LARGEST_RESIZED", 0)
+        middle = prepare(Pixels(pixels), spec).astype(float)
+        assert np.abs(middle - whole).max() <= 1
+        assert (np.abs(middle - whole) > 0.01).mean() < 1e-2
+
+
+@pytest.mark.parametrize("size", [(2**25, 1), (1, 2**25)])
+def test_the_middle_of_an_extremely_narrow_image_is_in_its_place(size, capsys):
+    """Places of so many pixels cannot be told apart in single precision."""
+    values = np.zeros(2**25, np.uint8)
+    values[2**24 :] = 255
+    image = Image.fromarray(np.repeat(values.reshape(size[::-1])[..., None], 3, -1))
+    found = prepare(Pixels(image), InputSpec(8, 8))
+    along = (found if size[1] == 1 else found.swapaxes(0, 1))[0, :, 0]
+    expected = 255 * (np.arange(8) + 0.5) / 8  # between the two pixels in the middle
+    assert np.abs(along - expected).max() <= 1
 
 
 def test_threads_share_a_budget_of_pixels(photos, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 from skdeepfeat._networks.pooling import POOLINGS, pool, pooled_width
 
 MAPS = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-POSITIVE = MAPS.clamp(min=0)
 FORMULAS = {
     "avg": lambda m: m.mean((2, 3)),
     "max": lambda m: m.max((2, 3)),

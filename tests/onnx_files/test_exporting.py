@@ -1,8 +1,11 @@
 """ONNX files predict as the estimators that they come from."""
 
+import errno
 import json
+import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +173,58 @@ def test_any_number_of_images_in_a_file(tmp_path):
         label, likely = session.run(None, {"images": network_input(X[:n])})
         assert label.tolist() == model.predict(X[:n]).tolist()
         assert likely.shape == (n, 8)
+
+
+def test_labels_that_are_times_are_refused():
+    days = np.array(["2020-01-01", "2021-01-01"], "M8[D]")[TWO * 1]
+    model = fitted(LogisticRegression(max_iter=1000), days)
+    with pytest.raises(ValueError, match=r"LogisticRegression are datetime64\[D\]"):
+        to_onnx(model)
+
+
+def test_layers_and_sizes_may_be_integers_of_numpy():
+    recipe = {"layer": (np.int64(1), "block2"), "image_size": np.int64(64)}
+    model = to_onnx(fitted(LogisticRegression(max_iter=1000), **recipe))
+    about = {one.key: one.value for one in model.metadata_props}
+    assert json.loads(about["layer"]) == [1, "block2"]
+
+
+def test_a_file_in_the_home_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = fitted(LogisticRegression(max_iter=1000))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="No space"),
+    ):
+        patch.setattr(Path, "write_bytes", full_disk)
+        to_onnx(model, "~/model.onnx")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.onnx"]
+    to_onnx(model, "~/model.onnx")
+    onnxruntime.InferenceSession(path)
+
+
+def full_disk(path, data):
+    with path.open("wb") as file:
+        file.write(data[:9])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("missing/model.onnx", "There is no folder 'missing'"),
+        (".", "There is a folder at"),
+        ("s3://bucket/model.onnx", "path of to_onnx .*Got the URL"),
+        (TEXTURES.data, "'path' parameter must be a str or a path"),
+    ],
+)
+def test_where_no_file_can_be_written_nothing_is_exported(path, said, monkeypatch):
+    model = fitted(LogisticRegression(max_iter=1000))
+    monkeypatch.setattr("skdeepfeat._onnx.exporting._of_photos", None)
+    with pytest.raises((ValueError, OSError), match=said):
+        to_onnx(model, path)
 
 
 def test_numbers_features_outliers_and_clusters():

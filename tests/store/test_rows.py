@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 import weakref
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -218,6 +219,22 @@ def test_open_files_on_disk(photos, photo_files):
         pytest.raises(ImageError, match="mode 'rb'"),
     ):
         features().transform([text])
+
+
+def test_members_of_an_archive(photos, tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for row, photo in enumerate(photos):
+            archive.writestr(f"ä/{row}.png", encoded(photo))
+    with zipfile.ZipFile(tmp_path / "photos.zip") as archive:
+        folder = zipfile.Path(archive, "ä/")
+        members = [folder / f"{row}.png" for row in range(len(photos))]
+        for X in (members, pd.Series(members), np.array(members, object)):
+            out = features(cache=None).transform(X)
+            np.testing.assert_array_equal(out, features().transform(photos))
+        with pytest.raises(ImageError, match=r"row 1 .*photos.zip/ä/9.png.*no such"):
+            features().transform([members[0], folder / "9.png"])
+        with pytest.raises(ImageError, match=r"row 0 .*photos.zip/ä/.*is a folder"):
+            features().transform([folder])
 
 
 def column(array):
@@ -442,6 +459,27 @@ def test_texts_that_are_no_images_are_named_shortly(text, reason):
     with pytest.raises(ImageError, match=reason) as caught:
         features().transform([text])
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("url", "words", "typed"),
+    [
+        ("https://localhost/a.png", 'requires "aiohttp"', True),
+        ("simplecache::http://localhost/a.png", 'requires "aiohttp"', True),
+        ("s3://bucket/a.png", "Install s3fs to access S3", False),
+    ],
+)
+def test_without_a_client_the_error_says_what_to_type(url, words, typed, monkeypatch):
+    core = pytest.importorskip("fsspec.core")
+
+    def lacking(*arguments, **options):
+        raise ImportError(words)
+
+    monkeypatch.setattr(core, "url_to_fs", lacking)
+    schemes = ("https", "http", "s3", "simplecache")
+    with pytest.raises(ImageError, match=words) as caught:
+        features(protocols=schemes).transform([url])
+    assert ("pip install 'skdeepfeat[remote]'" in str(caught.value)) == typed
 
 
 def test_a_pipe_is_not_waited_for(tmp_path, photo_files):

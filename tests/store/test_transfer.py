@@ -434,9 +434,18 @@ def test_what_is_no_path_is_refused(make, photo_files, path):
     store, _ = make("store", photo_files[:1])
     with pytest.raises(ValueError, match="'path' parameter must be a str or a path"):
         store.export(path)
+    with pytest.raises(ValueError, match="'path' parameter must be a str or a path"):
+        PretrainedCNNFeatures("tiny").transform_to(path, photo_files)
     if path is not None:
         with pytest.raises(ValueError, match="'path' parameter must be a str or a"):
             FeatureStore(path)
+
+
+def test_a_long_value_that_is_no_path_is_cut(photo_files):
+    features = PretrainedCNNFeatures("tiny")
+    with pytest.raises(ValueError, match="must be a str or a path") as refused:
+        features.transform_to(photo_files * 100, "rows.npy")  # the wrong way round
+    assert len(str(refused.value)) < 500
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,12 @@ def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
 
 NOT_PLAIN = {
     "adapter_config.json": ({"peft_type": "LORA"}, r"adapter.*merge_and_unload\(\)"),
-    "config.json": ({"quantization_config": {}}, r"quantized.*dequantize\(\)"),
+    "config.json": ({"quantization_config": {}}, r"quantised.*dequantize\(\)"),
 }
 
 
 @pytest.mark.parametrize("file", NOT_PLAIN)
-def test_adapters_and_quantized_weights_are_refused(file, tmp_path):
+def test_adapters_and_quantised_weights_are_refused(file, tmp_path):
     """What they compute depends on which packages are installed."""
     folder = save_encoder(tmp_path / "bert")
     path, (entries, message) = folder / file, NOT_PLAIN[file]

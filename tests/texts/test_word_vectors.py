@@ -330,20 +330,20 @@ def test_a_file_of_a_million_words_is_opened_but_not_read(tmp_path, monkeypatch)
     del rows
     PretrainedTextFeatures(path).transform(["w1"])
     code = f"""
-import json, resource, time
+import json
 from skdeepfeat import PretrainedTextFeatures
 features = PretrainedTextFeatures({str(path)!r}, cache=None)
 def memory():
     line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
     return int(line.split()[1]) / 1024
 PretrainedTextFeatures().transform(["first"])
-before, start = memory(), time.perf_counter()
+before = memory()
 row = features.transform(["w7 w9"])
-print(json.dumps([time.perf_counter() - start, memory() - before, float(row[0, 0])]))
+print(json.dumps([memory() - before, float(row[0, 0])]))
 """
     out = subprocess.check_output([sys.executable, "-c", code], text=True)
-    seconds, megabytes, value = json.loads(out)
-    assert value == 8 and megabytes < 20 and seconds < 2
+    megabytes, value = json.loads(out)
+    assert value == 8 and megabytes < 20
 
 
 def test_rows_of_wordllama_are_those_of_its_own_package():
