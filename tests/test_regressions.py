@@ -442,7 +442,7 @@ def test_inspecting_a_store_creates_no_folder(tmp_path):
     assert not (tmp_path / "mistyped").exists()
 
 
-@pytest.mark.parametrize("bound", ["1GB", -1, 1.5])
+@pytest.mark.parametrize("bound", ["1GB", -1, 1.5, True, ""])
 def test_size_limits_of_stores_are_integers(bound):
     with pytest.raises(ValueError, match="'max_bytes' must be None or an int"):
         FeatureStore(max_bytes=bound)

@@ -145,7 +145,7 @@ def _check_outputs(labels, given, n_outputs: int) -> None:
     elif given is None:
         raise ValueError(f"The 'target' parameter must {named}. Got None instead.")
     for label in labels.tolist():
-        if label not in range(n_outputs):
+        if label not in range(n_outputs) or isinstance(label, bool):
             raise ValueError(
                 f"The 'target' parameter must {named}. Got {label!r} instead."
             )

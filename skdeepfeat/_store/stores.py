@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from .._exceptions import StoreWarning, warn_user
 from .._files import check_path, local_path
 from .._listing import facts_as_html
 from .._processes import Lock, after_fork, during_fork
+from .._validation import is_whole
 from .base import Table
 from .database import FILE
 from .disk import DiskTable
@@ -102,9 +102,8 @@ class FeatureStore:
         if self.path is not None:
             path = local_path(self.path, "path of a FeatureStore")
             object.__setattr__(self, "path", os.path.abspath(path))
-        bound = self.max_bytes or 0
-        is_whole = isinstance(bound, Integral)
-        if not isinstance(self.name, str) or not is_whole or bound < 0:
+        bound = 0 if self.max_bytes is None else self.max_bytes
+        if not isinstance(self.name, str) or not is_whole(bound) or bound < 0:
             raise ValueError(
                 "The 'name' of a FeatureStore must be a str, and its 'max_bytes' must "
                 f"be None or an int of at least 0. Got name={self.name!r} and "
