@@ -111,16 +111,16 @@ class WeightsError(ValueError):
 
     @classmethod
     def missing(cls, path):
-        """The error of a path where there is no file."""
+        """The error of a path where there is no file with content."""
         if os.path.isdir(path):
             return cls(
                 f"{str(path)!r} is a folder. Pass the path of the weights file in it, "
                 "such as model.safetensors."
             )
-        return cls(
-            f"No weights file at {str(path)!r}. Check the path, or pass the name of a "
-            "published version."
-        )
+        found = f"No weights file at {str(path)!r}"
+        if os.path.exists(path):
+            found = f"{str(path)!r} is empty, a pipe or a device"
+        return cls(f"{found}. Check the path, or pass the name of a published version.")
 
     @classmethod
     def retired(cls, what: str, last: str):

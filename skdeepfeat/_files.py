@@ -7,6 +7,7 @@ import re
 import reprlib
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,19 @@ def expanded(path, what: str) -> Path:
             f"The {what} begins with the name of a user who is not known here. Got "
             f"{text!r} instead; for a folder of this name, pass './{text}'."
         ) from None
+
+
+def has_content(path) -> bool:
+    """Whether there is a file with content at a path.
+
+    Pipes and devices have none, and neither have files that the system makes when they
+    are read, such as /proc/kmsg: all of these may block whoever opens them.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def place_to_write(path, what: str) -> Path:

@@ -473,7 +473,7 @@ def test_two_columns_of_photos(photo_files, frame, scalar):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("series", [pd.Series, pl.Series], ids=["pandas", "polars"])
-def test_the_name_of_a_series_is_remembered(photo_files, series):
+def test_the_name_of_a_series_is_remembered_and_compared(photo_files, series):
     column = series(photo_files)
     est = features().fit(column)
     assert not hasattr(est, "feature_names_in_")
@@ -481,9 +481,18 @@ def test_the_name_of_a_series_is_remembered(photo_files, series):
     est.fit(column.rename("front"))
     assert list(est.feature_names_in_) == ["front"] and est.n_features_in_ == 1
     assert est.get_feature_names_out()[9] == "front_pretrainedcnnfeatures9"
-    for X in (column, photo_files, np.array(photo_files), column.rename("back")):
+    front, back = column.rename("front"), column.rename("back")
+    for X in (column, photo_files, np.array(photo_files), front, front.to_frame()):
         assert est.transform(X).shape == (6, 10)
+    for X in (back, back.to_frame()):
+        with pytest.raises(ValueError, match="feature names should match") as error:
+            est.transform(X)
+        assert ("X.to_list()" in str(error.value)) is (X is back)
+    est.fit(front.to_frame())
+    with pytest.raises(ValueError, match=r"unseen at fit time:\n- back"):
+        est.transform(back)
     est.fit(photo_files)
+    assert est.transform(back).shape == (6, 10)
     assert not hasattr(est, "feature_names_in_") and not hasattr(est, "n_features_in_")
 
 
@@ -585,6 +594,8 @@ def test_a_bad_row_is_named_with_its_cause(bad_files):
         features().transform([bad_files[0], bad_files[2]])
     assert e.value.row == 1 and e.value.__cause__ is not None
     with pytest.raises(ImageError, match=r"row 2 .*no such file"):
+        features().transform([bad_files[0], bad_files[2], "missing.jpg"])
+    with pytest.raises(ImageError, match=r"row 1 .*file is empty"):
         features().transform([bad_files[0], bad_files[1], "missing.jpg"])
 
 

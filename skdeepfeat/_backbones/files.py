@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from .._digests import sha256_file
 from .._exceptions import FeatureWarning, WeightsError, in_one_line, warn_user
+from .._files import has_content
 from .._processes import Lock
 from .contents import OF_MODELS, SAVE, format_of, is_plain, listed, weights_among
 from .installed import installed
@@ -59,7 +60,7 @@ def read_weights_file(path: Path) -> dict[str, torch.Tensor]:
 
     From a training checkpoint, the averaged weights are preferred.
     """
-    if not path.is_file():
+    if not has_content(path):
         raise WeightsError.missing(path)
     content = _content_of(path)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .._digests import sha256_file
 from .._exceptions import RecipeWarning, WeightsError, closest, warn_user
-from .._files import local_path
+from .._files import has_content, local_path
 from .._images.recipe import InputSpec
 from .contents import listed
 from .records import Backbone, Weights
@@ -63,7 +63,7 @@ def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> In
         return stated
     if found := _named_in(path, versions):
         return found.input
-    if len({version.input for version in versions}) <= 1 or not path.is_file():
+    if len({version.input for version in versions}) <= 1 or not has_content(path):
         return backbone.input
     checksum = sha256_file(path)
     for version in versions:

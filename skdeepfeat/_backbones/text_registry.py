@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .._digests import state_of_file
 from .._exceptions import WeightsError, closest, in_one_line
-from .._files import expanded
+from .._files import expanded, has_content
 from .._listing import Field, Listing
 from .encoders import READ, EncoderBackbone, tokenizer_files
 from .installed import optional
@@ -43,8 +43,13 @@ def resolve_text_backbone(backbone) -> TextRecord:
     path = expanded(name, "backbone")
     if path.is_dir():
         return _encoder_at(path.resolve(), path.name)
-    if path.is_file():
+    if has_content(path):
         return _file_at(path.resolve())
+    if path.exists():
+        raise WeightsError(
+            f"{str(path)!r} is not a file of word vectors: it is empty, a pipe or a "
+            "device. Check the path."
+        )
     if ON_HUB.fullmatch(name) and not name.endswith(SUFFIXES):
         return _encoder_at(_on_hub(name), name)
     raise ValueError(

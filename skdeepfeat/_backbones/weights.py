@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .._digests import digest_fields, digest_file
 from .._exceptions import WeightsError
-from .._files import local_path
+from .._files import has_content, local_path
 from .._images.recipe import InputSpec
 from .inspector import inspector
 from .recipes import FILE, named_recipe, published, recipe_of_file
@@ -122,7 +122,7 @@ class FileWeights(WeightsSource):
 
     def known_by(self, by_values: bool = False) -> dict:
         """Digest of the content of the file."""
-        if not self.path.is_file():
+        if not has_content(self.path):
             raise WeightsError.missing(self.path)
         return {"file": digest_file(self.path)}
 

@@ -29,6 +29,7 @@ FORMATS = {
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 DAMAGED = "looks like {}, but is damaged or of a kind that Pillow does not read"
+EMPTY = "the file is empty"
 FOREIGN = "is not an image in a supported format ({})"
 BASE64 = "base64 text; pass base64.b64decode(text)"
 LONGEST_PATH = 4096
@@ -100,7 +101,7 @@ def is_image_name(path) -> bool:
 def open_image(data) -> Image.Image | None:
     """A PIL image of encoded bytes, not yet decoded; None if Pillow cannot open it."""
     if len(data) == 0:
-        raise ValueError("the file is empty")
+        raise ValueError(EMPTY)
     for load_readers in (Image.preinit, Image.init):  # the common ones, then all
         load_readers()
         with contextlib.suppress(UnidentifiedImageError):

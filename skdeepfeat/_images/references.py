@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from .._digests import digest, may_change_unseen, state_of_file
+from .formats import EMPTY
 
 SCHEMES = re.compile(r"(?:^|::)([A-Za-z][A-Za-z0-9+.-]+)(?=://|::)")
 OF_EXTRA = {"http", "https"}  # schemes whose client comes with the extra "remote"
@@ -75,11 +76,14 @@ class File:
     def state(self) -> str | None:
         """Text that changes with its content, None if its times cannot tell yet.
 
-        Refuses pipes, which may block.
+        Refuses pipes and files without content, which may block.
         """
         found = os.stat(self._path)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        is_file = stat.S_ISREG(found.st_mode)
+        if not is_file and not stat.S_ISDIR(found.st_mode):
             raise ValueError("is a pipe, a socket or a device, not a file")
+        if is_file and found.st_size == 0:  # also that of /proc/kmsg, for instance
+            raise ValueError(EMPTY)
         return None if may_change_unseen(found) else state_of_file(found)
 
     def read(self) -> bytes:

@@ -127,7 +127,8 @@ class FeatureStore:
             The table; the same object in the whole process.
         """
         place = self.name if self.path is None else Path(self.path)
-        if self.path is not None and os.path.isfile(self.path):
+        folder = self.path
+        if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
             raise ValueError(
                 f"The 'cache' parameter must name a folder. Got the file "
                 f"{str(self.path)!r} instead; choose another name."

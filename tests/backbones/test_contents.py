@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from skdeepfeat import PretrainedCNNFeatures, WeightsError
+from skdeepfeat import PretrainedCNNFeatures, PretrainedTextFeatures, WeightsError
 from skdeepfeat._backbones.contents import strip_wrapper
 from skdeepfeat._backbones.files import read_weights_file
 
@@ -133,6 +133,32 @@ def test_a_list_of_parts_says_how_to_join_them(tmp_path):
     path.write_text('{"metadata": {}, "weight_map": {"a": "model-1-of-2.safetensors"}}')
     with pytest.raises(WeightsError, match=r"lists the parts of one\. Join them"):
         read_weights_file(path)
+
+
+@pytest.fixture(params=["empty", "pipe", "/dev/zero", "/proc/version"])
+def without_content(request, tmp_path):
+    """The path of something that must not be read, as that may never end."""
+    path = tmp_path / request.param  # the parameter itself if that is absolute
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "empty":
+        path.touch()
+    elif not path.exists():
+        pytest.skip("needs files of Linux")
+    return str(path)
+
+
+@pytest.mark.parametrize("backbone", ["mini", "resnet50"])
+def test_what_has_no_content_is_not_read(backbone, without_content, photos):
+    """The versions of resnet50 differ in preprocessing, so its file is hashed first."""
+    features = PretrainedCNNFeatures(backbone, weights=without_content)
+    with pytest.raises(WeightsError, match="is empty, a pipe or a device"):
+        features.transform(photos)
+
+
+def test_word_vectors_without_content_are_not_read(without_content):
+    with pytest.raises(WeightsError, match="it is empty, a pipe or a device"):
+        PretrainedTextFeatures(without_content).transform(["some words"])
 
 
 @pytest.mark.parametrize("name", ["net.zip", "last.pth.tar", "net.pth", "net.h5"])

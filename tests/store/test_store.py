@@ -299,8 +299,10 @@ def test_the_last_size_that_is_given_holds(folder, tmp_path):
 
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="must name a folder"):
-        FeatureStore(tmp_path / "photo.jpg").open()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("photo.jpg", "pipe"):
+        with pytest.raises(ValueError, match="must name a folder"):
+            FeatureStore(tmp_path / name).open()
 
 
 # On disk ----------------------------------------------------------------------------
