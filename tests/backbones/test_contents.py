@@ -66,7 +66,7 @@ def write_compiled(path):
 NO_WEIGHTS = {
     "text": (lambda path: path.write_text("hello"), "it begins with 'hello'"),
     "page": (lambda path: path.write_text("<html>\n"), r"it begins with '<html>\\n'"),
-    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty, a pipe or a device"),
     "packed": (lambda path: path.write_bytes(gzip.compress(b"x")), "is compressed"),
     "pickle": (lambda path: path.write_bytes(b"\x80\x02garbage"), "state_dict"),
     "array": (partial(write_arrays, np.save), "it begins with"),
