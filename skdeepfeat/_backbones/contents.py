@@ -68,9 +68,10 @@ def _what_it_is(start: bytes, path: Path) -> str:
             ", but names one that Git has not fetched. In the folder of the copy, "
             "type: git lfs pull"
         )
-    seen = start.decode("latin-1")
-    why = f": it begins with {seen!r}." if seen else ": it is empty."
-    return f"{why} Download it again, or save the weights with {SAVE}."
+    return (
+        f": it begins with {start.decode('latin-1')!r}. Download it again, or save the "
+        f"weights with {SAVE}."
+    )
 
 
 def _check_archive(path: Path) -> None:
