@@ -28,8 +28,10 @@ from skdeepfeat import PretrainedCNNFeatures, load_image_folder
 
 size = int(os.environ.get("SKDEEPFEAT_EXAMPLE_SIZE", 400))
 if sys.argv[1:]:
-    paths = load_image_folder(sys.argv[1]).data[:size]
-    photos = [Image.open(path).convert("RGB") for path in paths]
+    faces = load_image_folder(sys.argv[1])
+    if set(np.unique(faces.target, return_counts=True)[1]) != {10}:
+        sys.exit("FOLDER must have ten photos in each subfolder.")
+    photos = [Image.open(p).convert("RGB") for p in faces.data[:size]]
 else:
     rng, coins = np.random.default_rng(0), Image.fromarray(data.coins())
     smooth = filters.gaussian(data.coins(), 12)
@@ -43,8 +45,7 @@ y = np.arange(len(photos)) // 10
 
 # %%
 # Five photos of each person are known, but none of every fourth person:
-# these are the strangers. The network was trained on objects, and for
-# faces a layer before its last one is better.
+# these are the strangers. A layer before the last one suits faces.
 X = PretrainedCNNFeatures(layer="block6").fit_transform(photos)
 first = np.arange(len(photos)).reshape(-1, 10)[:, :5]
 known, queries = first[y[::10] % 4 < 3].ravel(), first.ravel() + 5
@@ -94,6 +95,5 @@ plt.show()
 
 # %%
 # Use this for an album of your own or a tray of coins, not to identify
-# people or to control access. The network learned objects, and its
-# errors may differ between groups of people. A network trained on faces
-# is something else, and also requires consent and a legal basis.
+# people or to control access. The network learned objects, and errors
+# may differ between groups. One for faces also needs a legal basis.

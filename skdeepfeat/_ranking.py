@@ -14,7 +14,8 @@ from ._images.windows import Images
 from ._listing import Field, Listing
 from ._networks.layers import list_layers
 
-PARTS = ("reading", "decoding", "copying", "network")  # of the time of an image
+# Parts of the time of an image: what every layer takes, and what grows with depth.
+SAME, GROWING = ("reading", "decoding", "copying"), ("network", "workers")
 _quality = attrgetter("score")
 SAMPLE = 32  # images that are computed again if all features were stored
 
@@ -110,7 +111,7 @@ def rank_layers(
             Milliseconds that it takes to compute one image up to this layer: measured
             for all layers of the network, and divided by their share of the network's
             multiplications. If the features are stored, 32 images are computed again
-            to measure it.
+            to measure it. On a cluster, the time that all its workers take together.
         chosen : bool
             Whether the layer is the choice of ``layer="auto"`` for the best of the
             networks.
@@ -233,11 +234,13 @@ def _milliseconds(features: PretrainedCNNFeatures, images: Images) -> dict[str, 
     if n_computed < n:  # too few to tell: most were stored
         features.set_params(cache=None, verbose=0)._walk(images.head(n), fitting=True)
     stats = features.stats_
-    seconds = {part: stats["shares"].get(part, 0) * stats["seconds"] for part in PARTS}
-    each = 1000 / max(1, stats["n_computed"])
-    network = seconds.pop("network")
+    each = 1000 * stats["seconds"] / max(1, stats["n_computed"])
+    same, growing = (
+        each * sum(stats["shares"].get(part, 0) for part in parts)
+        for parts in (SAME, GROWING)
+    )
     return {
-        layer.alias: each * (sum(seconds.values()) + network * (layer.share or 1))
+        layer.alias: same + growing * (layer.share or 1)
         for layer in list_layers(features.backbone)
     }
 

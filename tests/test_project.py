@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -120,3 +121,31 @@ def test_an_unknown_gate_fails_the_run(run_gates):
 
 def report(done):
     return done.stdout, re.MULTILINE
+
+
+SCRIPTS = [*(ROOT / "tools").glob("*.py"), *(ROOT / "tests/benchmarks").glob("*.py")]
+
+# Asks every script that can be started here for its help.
+ASK = """
+import contextlib, io, runpy, sys, warnings
+warnings.simplefilter("ignore")
+for path in sys.argv[1:]:
+    sys.argv, out = [path, "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            runpy.run_path(path, run_name="__main__")
+    except ModuleNotFoundError:  # of a package that is optional
+        continue
+    except SystemExit as end:
+        assert not end.code, path
+    assert out.getvalue().startswith("usage: "), path
+"""
+
+
+@pytest.mark.slow
+def test_every_script_has_a_help_and_does_nothing_else_then(tmp_path):
+    command = [sys.executable, "-c", ASK, *map(str, sorted(SCRIPTS))]
+    (folder := tmp_path / "here").mkdir()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(folder) == []

@@ -5,6 +5,7 @@
 Run it with the extra "lite" installed: the checksums are those of the installed files.
 """
 
+import argparse
 import hashlib
 import json
 from importlib import metadata
@@ -76,4 +77,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

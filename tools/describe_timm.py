@@ -8,8 +8,8 @@ numbers of parameters that the file already has are kept. Layers are written onl
 their values are those that timm computes.
 """
 
+import argparse
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -194,7 +194,7 @@ def rows_of(structure, layers):
 # The file -----------------------------------------------------------------------------
 
 
-def main():
+def main(names):
     before = json.loads(OUTPUT.read_text())["architectures"] if OUTPUT.exists() else {}
     recipes, licences, architectures = Numbers(), Numbers(), {}
     for architecture in timm.list_models():
@@ -211,7 +211,7 @@ def main():
         kept = ("layers", "averages")
         architectures[architecture] = about | {k: old[k] for k in kept if k in old}
     write(recipes, licences, architectures)
-    for name in sys.argv[1:]:
+    for name in names:
         start = time.perf_counter()
         try:
             architectures[name] |= described(name)
@@ -233,4 +233,6 @@ def write(recipes, licences, architectures):
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="also write their layers")
+    main(parser.parse_args().names)

@@ -7,6 +7,7 @@ weights and run on the meta device, which requires no download and little memory
 the aliases of a new architecture to `FAMILIES`.
 """
 
+import argparse
 import json
 import math
 import re
@@ -355,4 +356,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

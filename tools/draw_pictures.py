@@ -7,6 +7,7 @@ It writes docs/pictures/*.svg. The photo is Chelsea from scikit-image (CC0, Sté
 der Walt). The results of the search come from tools/measure_search.py.
 """
 
+import argparse
 import base64
 import html
 import io
@@ -405,4 +406,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

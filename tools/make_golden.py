@@ -9,9 +9,9 @@ and of a classifier and a pipeline that use a custom network; a store in a folde
 their predictions.
 """
 
+import argparse
 import gzip
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,4 +78,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)

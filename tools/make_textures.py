@@ -9,6 +9,7 @@ changed in brightness and contrast, so that neither colour nor brightness distin
 the classes.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -58,4 +59,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

@@ -6,6 +6,7 @@ It runs a search over depths and heads, then the same search with and without a 
 and writes docs/pictures/search.json, which tools/draw_pictures.py draws.
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -71,4 +72,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

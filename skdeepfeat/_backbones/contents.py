@@ -105,9 +105,9 @@ def _refuse_damaged(path: Path, entry: str | None) -> None:
     if entry is None:
         return
     raise WeightsError(
-        f"{str(path)!r} is damaged: {entry!r} in it does not have the checksum that the "
-        f"file states. Download it again, or save the weights with {SAVE}, where "
-        "torch.serialization.set_crc32_options is True."
+        f"{str(path)!r} is damaged: {entry!r} in it does not have the checksum that "
+        f"the file states. Download it again, or save the weights with {SAVE}, after "
+        "torch.serialization.set_crc32_options(True)."
     )
 
 

@@ -42,15 +42,14 @@ def published(backbone: Backbone, name: str) -> Weights:
 
 def named_recipe(backbone: Backbone, weights: tuple) -> tuple[InputSpec, Path]:
     """The recipe of a published version, and the path of the file."""
-    kinds = [str, (str, PathLike)]
-    if len(weights) != 2 or not all(map(isinstance, weights, kinds)):
-        raise ValueError(
-            "A tuple as 'weights' must be (name of a published version, path). Got "
-            f"{weights!r} instead."
-        )
-    name, path = weights
-    backbone = replace(backbone, weights=_versions(backbone))
-    return published(backbone, name).input, local_path(path, FILE)
+    match weights:
+        case str(name), (str() | PathLike()) as path:
+            backbone = replace(backbone, weights=_versions(backbone))
+            return published(backbone, name).input, local_path(path, FILE)
+    raise ValueError(
+        "A tuple as 'weights' must be (name of a published version, path). Got "
+        f"{weights!r} instead."
+    )
 
 
 def recipe_of_file(backbone: Backbone, path: Path, version_is_named: bool) -> InputSpec:

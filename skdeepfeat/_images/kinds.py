@@ -106,6 +106,21 @@ def is_short_float(tensor) -> bool:
     return str(tensor.dtype).startswith(("torch.bfloat16", "torch.float8"))
 
 
+def _name_of_member(cell) -> str:
+    """The path of a member; its name alone if the archive is in memory."""
+    try:
+        return str(cell)
+    except TypeError:
+        return cell.name
+
+
+def _read_member(cell, protocols) -> bytes:
+    """The content of a member."""
+    if not cell.is_file():  # the errors of an archive in memory have no text
+        raise IsADirectoryError if cell.is_dir() else FileNotFoundError
+    return cell.read_bytes()
+
+
 def is_encoded_array(cell) -> bool:
     """Whether this is the content of a file as an array, as cv2.imencode gives it."""
     is_column = isinstance(cell, np.ndarray) and cell.shape[1:] in ((), (1,))
@@ -222,8 +237,8 @@ CELL_KINDS = (
     CellKind(
         "member of an archive",
         matches=lambda c: isinstance(c, Traversable),
-        describe=lambda c: shortened(str(c)),
-        take=lambda c, protocols: c.read_bytes(),
+        describe=lambda c: shortened(_name_of_member(c)),
+        take=_read_member,
         digest=digest_bytes,
         open=open_bytes,
     ),

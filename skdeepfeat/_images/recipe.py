@@ -115,8 +115,8 @@ def _as_float(value) -> float:
 REDUCING_GAP = {"exact": None, "fast": 2.0}
 
 # Above this number of pixels only the crop is computed, because a narrow image of few
-# bytes could need gigabytes. Its pixels may differ from the published recipe by one grey
-# level, because places are rounded in another way.
+# bytes could need gigabytes. Places are then rounded in another way, so a few pixels
+# may differ from the published recipe by one grey level.
 LARGEST_RESIZED = 2**24
 WIDEST_FILTER = 2  # input pixels on either side that bicubic reads
 

@@ -252,8 +252,9 @@ def test_numbers_are_explained_by_output(spots):
         activation_maps(model, X[40:], target=True)
     with pytest.raises(ValueError, match=r"one of its 2 outputs, 0 to 1. Got None"):
         activation_maps(model, X[40:])
-    with pytest.raises(ValueError, match=r"Got 2 instead"):
-        activation_maps(model, X[40:], target=2)
+    for target in (2, True):
+        with pytest.raises(ValueError, match=rf"Got {target} instead"):
+            activation_maps(model, X[40:], target=target)
     one = make_pipeline(features(), Ridge(0.1)).fit(X[:40], heights[:40, 0])
     assert activation_maps(one, X[40:]).shape == maps.shape
     with pytest.raises(ValueError, match=r"must be None, since.*one number. Got 1"):

@@ -55,10 +55,10 @@ def test_a_changed_byte_is_refused(backbone, tmp_path):
     changed = bytearray(path.read_bytes())
     changed[-1] ^= 1
     path.write_bytes(changed)
-    # A reinstalled package may be of the same wrong version; the extra has the right one.
+    # To reinstall it could bring the same wrong version. The extra has the right one.
     message = (
-        r"tiny\.pth' is not the file .* or of another version of 'tiny-weights'\. Type: "
-        r"pip uninstall -y tiny-weights && pip install 'skdeepfeat\[tiny\]'"
+        r"tiny\.pth' is not the file .* or of another version of 'tiny-weights'\. "
+        r"Type: pip uninstall -y tiny-weights && pip install 'skdeepfeat\[tiny\]'"
     )
     with pytest.raises(WeightsError, match=message):
         PretrainedCNNFeatures(backbone, cache=None).transform(X)

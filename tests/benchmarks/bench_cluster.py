@@ -6,6 +6,7 @@ no row is stored before. Then the caller's peak memory, for a few and for many r
 Usage: OMP_NUM_THREADS=2 python tests/benchmarks/bench_cluster.py speed|memory [rows]
 """
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def serve():
         sys.stdin.read()  # until the caller ends
 
 
-def main(what, n_rows=2000):
+def main(what, n_rows):
     if what == "serve":
         return serve()
     program = [sys.executable, __file__, "serve"]
@@ -101,9 +102,12 @@ def main(what, n_rows=2000):
         subprocess.Popen(program, **pipes) as cluster,
         Client(cluster.stdout.readline().strip()) as client,
     ):
-        speed(folder, client) if what == "speed" else memory(folder, int(n_rows))
+        speed(folder, client) if what == "speed" else memory(folder, n_rows)
         cluster.stdin.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("speed", "memory", "serve"))
+    parser.add_argument("n_rows", type=int, nargs="?", default=2000)
+    main(**vars(parser.parse_args()))

@@ -160,7 +160,7 @@ def measure_deletion(data: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--network", choices=LAYERS, default="mini")
     parser.add_argument("--layer", action="append", help="in place of several")

@@ -174,7 +174,7 @@ def measure_formats(folder: Path, test) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=("heads", "resize", "formats"))
     parser.add_argument("--network", choices=NETWORKS, help="of the heads")

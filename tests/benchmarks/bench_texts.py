@@ -5,6 +5,7 @@
 The encoder is a BERT of 4 layers with random weights, which is made here.
 """
 
+import argparse
 import csv
 import sys
 import tempfile
@@ -93,6 +94,8 @@ def compare_speed(texts, width=128, repeats=3):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    messages, is_spam = read_messages(Path(sys.argv[1]) if sys.argv[1:] else SHARED)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, nargs="?", default=SHARED)
+    messages, is_spam = read_messages(parser.parse_args().path)
     compare_speed(messages)
     compare_heads(messages, is_spam)

@@ -6,8 +6,8 @@ Weights are random. "loop" reads photos with Pillow and timm's transform, one af
 other, and runs the network in batches; the other columns read the same files.
 """
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -79,14 +79,16 @@ def measure(name, paths):
     return found
 
 
-def main():
+def main(names):
     with tempfile.TemporaryDirectory() as folder:
         paths = photos(Path(folder))
-        for name in sys.argv[1:] or NAMES:
+        for name in names:
             found = measure(name, paths)
             cells = [f"{what} {1000 * s:.1f}" for what, s in found.items()]
             print(f"{name:24}", ", ".join(cells), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES)
+    main(parser.parse_args().names)

@@ -13,6 +13,7 @@ of a local disk.
 Usage: python tests/benchmarks/kill_on_network.py FOLDER [kills, 100 by default]
 """
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -20,7 +21,6 @@ import random
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -116,11 +116,11 @@ def kill(process):
     os.waitpid(process, 0)
 
 
-def main(folder, n_kills=100):
+def main(folder, n_kills):
     print(f"{folder} is on {mount_of(Path(folder)).kind}")
     store = Path(folder) / f"store-{os.getpid()}"
     steady, victim = started(store, "first", 0), started(store, "second", 1)
-    for number in range(int(n_kills)):
+    for number in range(n_kills):
         time.sleep(random.uniform(0.1, 0.5))
         kill(victim)
         if number % 10 == 9:
@@ -138,4 +138,7 @@ def main(folder, n_kills=100):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("n_kills", type=int, nargs="?", default=100)
+    main(**vars(parser.parse_args()))

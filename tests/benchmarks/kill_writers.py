@@ -9,6 +9,7 @@ of 8 threads ask for the same images at once: each must be computed once.
 Usage: python tests/benchmarks/kill_writers.py [number of kills, 300 by default]
 """
 
+import argparse
 import os
 import random
 import select
@@ -141,7 +142,7 @@ def share(folder):
     return FeatureStore(folder).info()["misses"]
 
 
-def main(n_kills=300):
+def main(n_kills):
     with tempfile.TemporaryDirectory() as folder:
         features(None).transform(images([0]))  # torch has run in the parent
         wrong, longest = kill_writers(os.path.join(folder, "killed"), n_kills)
@@ -155,4 +156,6 @@ def main(n_kills=300):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("n_kills", type=int, nargs="?", default=300)
+    sys.exit(main(**vars(parser.parse_args())))

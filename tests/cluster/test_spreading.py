@@ -18,6 +18,7 @@ from skdeepfeat import (
     ImageWarning,
     PretrainedCNNFeatures,
     WorkerError,
+    rank_layers,
 )
 from skdeepfeat._cluster import spreading
 from skdeepfeat._cluster.backends import BACKENDS, Backend
@@ -341,6 +342,12 @@ def test_transform_to_and_fit_transform_are_spread(
     assert sum(sizes) == 30
     np.testing.assert_allclose(features.fit_transform(files), alone, rtol=1e-6)
     assert sum(sizes) == len(files)
+
+
+def test_a_ranking_tells_how_long_the_workers_take(threads, sizes, files):
+    ranking = rank_layers(files, [0, 1] * 30, backbone="tiny", cache=None)
+    assert sum(sizes) == len(files)
+    assert min(row.ms for row in ranking) > 0
 
 
 def test_other_backends_compute_here(features, files, sizes):
