@@ -119,7 +119,7 @@ class WeightsError(ValueError):
             )
         found = f"No weights file at {str(path)!r}"
         if os.path.exists(path):
-            found = f"{str(path)!r} is empty, a pipe or a device"
+            found = f"{str(path)!r} is no weights file: it is empty, a pipe or a device"
         return cls(f"{found}. Check the path, or pass the name of a published version.")
 
     @classmethod

@@ -152,7 +152,7 @@ def without_content(request, tmp_path):
 def test_what_has_no_content_is_not_read(backbone, without_content, photos):
     """The versions of resnet50 differ in preprocessing, so its file is hashed first."""
     features = PretrainedCNNFeatures(backbone, weights=without_content)
-    with pytest.raises(WeightsError, match="is empty, a pipe or a device"):
+    with pytest.raises(WeightsError, match="it is empty, a pipe or a device"):
         features.transform(photos)
 
 
