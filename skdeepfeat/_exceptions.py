@@ -164,8 +164,11 @@ class LayerWarning(FeatureWarning):
 
 
 class MapWarning(FeatureWarning):
-    """A map of activations is flat, because nothing that is left out changes the score;
-    or it has nan, because the score is not finite."""
+    """A map of activations is flat, or has nan.
+
+    It is flat if nothing that is left out changes the score of the head, and has nan if
+    the score is not finite.
+    """
 
 
 class RecipeWarning(FeatureWarning):
