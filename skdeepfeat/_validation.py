@@ -256,22 +256,17 @@ def check_npy(path) -> None:
 
 
 def check_columns(estimator, X, *, reset) -> None:
-    """Remember the name of a frame's only column or of a Series, or compare it."""
+    """Remember the name of a frame's only column or of a Series; compare frames.
+
+    A Series was chosen by its name: fit and transform may well get two columns.
+    """
     if reset:
         for attribute in ("n_features_in_", "feature_names_in_"):
             vars(estimator).pop(attribute, None)  # of an earlier fit
-    is_series = _is_named_series(X)
-    frame = X.to_frame() if is_series else X
-    is_frame = hasattr(frame, "columns") and len(getattr(frame, "shape", ())) == 2
-    if not is_frame or not (reset or hasattr(estimator, "feature_names_in_")):
-        return
-    try:
-        validate_data(estimator, frame, reset=reset, skip_check_array=True)
-    except ValueError as error:
-        if not is_series:
-            raise
-        hint = "A Series can also be passed as X.to_list(), which has no name."
-        raise ValueError(f"{error}{hint}") from error
+        X = X.to_frame() if _is_named_series(X) else X
+    is_frame = hasattr(X, "columns") and len(getattr(X, "shape", ())) == 2
+    if is_frame and (reset or hasattr(estimator, "feature_names_in_")):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
 def can(X, name: str) -> bool:

@@ -140,7 +140,5 @@ def test_columns_are_remembered_and_compared():
     features = PretrainedTextFeatures().fit(pd.DataFrame({"message": TEXTS}))
     names = features.get_feature_names_out()
     assert names[0] == "message_pretrainedtextfeatures0"
-    other = pd.DataFrame({"other": TEXTS})
-    for X in (other, other["other"], pl.from_pandas(other)["other"]):
-        with pytest.raises(ValueError, match="feature names"):
-            features.transform(X)
+    with pytest.raises(ValueError, match="feature names"):
+        features.transform(pd.DataFrame({"other": TEXTS}))
