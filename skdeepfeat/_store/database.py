@@ -70,7 +70,6 @@ CODES = {
 }
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # its messages quote damaged names
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-MAGIC = b"SQLite format 3"  # begins each database
 
 UNSAFE = (
     "A feature store cannot be in {folder!r}, on {where}: machines may not see each "
@@ -85,10 +84,9 @@ FOREIGN = (
     "can be stored in this folder, and it was left as it is. Choose another folder."
 )
 
-NO_DATABASE = (
-    "There is {file!r}, which is not a feature store, so that no features can be "
-    "stored in this folder, and it was left as it is. Choose another folder, or remove "
-    "the file if it is what is left of a store."
+NO_FILE = (
+    "{file!r} is a folder, a pipe or a device, so no features can be stored in this "
+    "folder. Choose another folder, or remove it."
 )
 
 ASIDE = "damaged-{}.sqlite"  # with a token, so that no other file is replaced
@@ -218,7 +216,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         """Open for reading and writing, or, where that is forbidden, for reading."""
         if self.file.exists() and not self.file.is_file():  # a pipe would block
-            raise ValueError(NO_DATABASE.format(file=str(self.file)))
+            raise ValueError(NO_FILE.format(file=str(self.file)))
         mount = mount_of(self.folder)
         if self.file.exists() and not self._is_writable(mount):
             return _open_to_read(self.file)
@@ -264,11 +262,9 @@ class Database:
         self.warn(f"{trouble}{end}")
 
     def _trouble(self, error: Exception) -> str:
-        """An error in words; a damaged database is replaced, another file refused."""
+        """An error in words; a damaged database is replaced."""
         if (code := _code_of(error)) not in DAMAGED:
             return TROUBLES.get(code, f"cannot be used ({error})")
-        if code == sqlite3.SQLITE_NOTADB and not _may_be_ours(self.file):
-            raise ValueError(NO_DATABASE.format(file=str(self.file))) from error
         self.set_aside()
         aside = " ".join(repr(file.name) for file in self.files_aside)
         return (
@@ -415,18 +411,6 @@ def _code_of(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in CODES:
         return CODES[error.errno]
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _may_be_ours(file: Path) -> bool:
-    """Whether a file begins as a database does, or with zeros, as after a crash.
-
-    It must not be an open database, as closing it would release SQLite's locks.
-    """
-    try:
-        with file.open("rb") as opened:
-            return opened.read(len(MAGIC)).strip(b"\0") in (b"", MAGIC)
-    except FileNotFoundError:  # another process has set it aside
-        return True
 
 
 def _inode(path: Path) -> int:

@@ -137,7 +137,7 @@ def test_what_cannot_be_written_is_an_error_and_no_warning(
 def test_a_damaged_store_is_set_aside_and_then_cleared(make, photo_files):
     store, _ = make("store", photo_files[:1])
     store.open().close()
-    (Path(store.path) / FILE).write_bytes(bytes(10_000))
+    (Path(store.path) / FILE).write_bytes(b"\xff" * 10_000)
     with pytest.raises(OSError, match=r"set aside as 'damaged-.*; try again"):
         store.clear()
     store.clear()
