@@ -79,13 +79,14 @@ def _check_archive(path: Path) -> None:
     one that is damaged, which torch itself does not notice."""
     with ZipFile(path) as archive:
         names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
-        damaged = archive.testzip()
+        of_torch = any(name.endswith("data.pkl") for name in names)
+        damaged = archive.testzip() if of_torch else None
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{str(path)!r} contains a network compiled by TorchScript, whose code is "
             f"not loaded. Save its weights with {SAVE}."
         )
-    if any(name.endswith("data.pkl") for name in names):
+    if of_torch:
         _refuse_damaged(path, damaged)
         return
     weights = [name for name in names if name.endswith(SUFFIXES)]

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import errno
 import functools
 import re
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def _content_of(path: Path):
     """What a file contains, as the library of its format reads it."""
     try:
         return READERS[format_of(path)](path)
-    except (WeightsError, OSError, MemoryError):
+    except (WeightsError, MemoryError):
         raise
     except UnpicklingError as e:
         raise WeightsError(
@@ -88,6 +89,8 @@ def _content_of(path: Path):
             f"loaded because it could run code. Save the weights with {SAVE}."
         ) from e
     except Exception as e:  # damaged files make the libraries raise anything
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # of a place before 0
+            raise
         raise WeightsError(
             f"{str(path)!r} cannot be read: it is damaged, truncated, or not a weights "
             f"file ({path.stat().st_size:,} bytes). Download it again, or save the "
