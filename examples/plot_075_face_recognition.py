@@ -45,7 +45,7 @@ y = np.arange(len(photos)) // 10
 
 # %%
 # Five photos of each person are known, but none of every fourth person:
-# these are the strangers. A layer before the last one suits faces.
+# these are the strangers. For faces, a layer before the last is better.
 X = PretrainedCNNFeatures(layer="block6").fit_transform(photos)
 first = np.arange(len(photos)).reshape(-1, 10)[:, :5]
 known, queries = first[y[::10] % 4 < 3].ravel(), first.ravel() + 5
@@ -95,5 +95,5 @@ plt.show()
 
 # %%
 # Use this for an album of your own or a tray of coins, not to identify
-# people or to control access. The network learned objects, and errors
-# may differ between groups. One for faces also needs a legal basis.
+# people or control access: the network learned objects, and its errors
+# may vary by group. Networks for faces need consent and a legal basis.
