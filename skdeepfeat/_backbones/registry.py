@@ -22,6 +22,7 @@ from . import timm_folders, timm_records
 from .builders import PACKAGE
 from .contents import SUFFIXES
 from .records import Backbone, Weights, layers_of_rows
+from .timm_folders import CONFIGURATION
 
 
 def _small_network(name: str, *layers: tuple) -> Backbone:
@@ -243,6 +244,8 @@ def _meant(wrong: str) -> str:
     """A sentence with the name that may have been meant, or nothing."""
     if wrong.endswith(SUFFIXES):
         return " Pass the name of the network, and the path of the file as weights=..."
+    if wrong.startswith(("/", "./", "../", "~")):
+        return f" A folder must have the {CONFIGURATION} of a network saved by timm."
     if timm_records.is_of_timm(f"{wrong}/"):
         return timm_records.meant(wrong)
     return closest(wrong, [*list_image_backbones(), *timm_records.all_names()])

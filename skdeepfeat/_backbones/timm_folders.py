@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,7 @@ SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def is_folder(path: str) -> bool:
     """Whether this is a folder that timm has saved a network to."""
-    return (expanded(path, "backbone") / CONFIGURATION).is_file()
+    return os.path.isfile(expanded(path, "backbone") / CONFIGURATION)
 
 
 def folder_backbone(path: str) -> Backbone:

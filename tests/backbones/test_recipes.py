@@ -198,6 +198,14 @@ def test_a_file_as_backbone_says_where_to_pass_it(name):
         resolve_source(name, "default", 0, None)
 
 
+def test_a_folder_as_backbone_must_be_one_of_timm(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"A folder must have the config\.json"
+    ) as error:
+        resolve_backbone(str(tmp_path))
+    assert "Did you mean" not in str(error.value)
+
+
 def test_a_folder_of_an_unknown_user_is_refused():
     for resolve in (resolve_backbone, resolve_text):
         with pytest.raises(ValueError, match=r"begins with the name of a user"):

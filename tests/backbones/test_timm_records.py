@@ -90,7 +90,9 @@ def test_unknown_names_are_refused_with_the_closest_one(wrong, meant):
         list_layers(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["timm", "timm/", "timm/zzzzzz", "zzzzzz"])
+@pytest.mark.parametrize(
+    "wrong", ["timm", "timm/", "timm/zzzzzz", "zzzzzz", "z" * 5000]
+)
 def test_names_like_no_other_say_where_all_are_listed(wrong):
     with pytest.raises(ValueError, match="Unknown backbone") as error:
         list_layers(wrong)
