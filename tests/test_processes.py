@@ -433,18 +433,16 @@ def test_an_interrupt_ends_a_computation_in_a_child():
                 clf.set_params(epochs=10_000).fit(X, y)
             messages = [str(w.message) for w in seen]
             later()
-            n_calls = 0
             try:
                 while True:
-                    n_calls += 1
                     features.transform(many)
             except KeyboardInterrupt:
                 pass
             rows = features.transform(X)
-            return "interrupted" in messages[0], n_calls, len(rows) == len(X)
+            return "interrupted" in messages[0], len(rows) == len(X)
         print(in_child(child))
     """)
-        == "(True, 1, True)"
+        == "(True, True)"
     )
 
 

@@ -765,7 +765,8 @@ WAYS = ["transform", "warm", "transform_to", "pipeline"]
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_replaced_weights_file_is_refused(way, weights_file, X, tmp_path):
-    est = features("squeezenet1_1", weights=weights_file(0), layer="stem")
+    recipe = {"weights": weights_file(0), "layer": "stem", "cache": tmp_path / "store"}
+    est = features("squeezenet1_1", **recipe)
     pipeline = make_pipeline(est, StandardScaler()).fit(X)
     before = dict(vars(est))
     call = {
