@@ -175,6 +175,8 @@ def test_class_weights_by_dict(images):
 @pytest.mark.parametrize("dispatch", [False, True])
 def test_labels_in_a_tensor(images, dispatch):
     X, y = images
+    if dispatch:
+        pytest.importorskip("scipy", "1.14")  # which scikit-learn needs for it
     codes = (y == "ant") * 1
     weights = np.where(codes, 3.0, 1.0)
     expected = classifier().fit(X, codes, weights).predict_proba(X)
