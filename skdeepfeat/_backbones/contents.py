@@ -79,15 +79,13 @@ def _check_archive(path: Path) -> None:
     one that is damaged, which torch itself does not notice."""
     with ZipFile(path) as archive:
         names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
-        of_torch = any(name.endswith("data.pkl") for name in names)
-        damaged = archive.testzip() if of_torch else None
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(
             f"{str(path)!r} contains a network compiled by TorchScript, whose code is "
             f"not loaded. Save its weights with {SAVE}."
         )
-    if of_torch:
-        _refuse_damaged(path, damaged)
+    if any(name.endswith("data.pkl") for name in names):
+        _refuse_damaged(path)
         return
     weights = [name for name in names if name.endswith(SUFFIXES)]
     if weights:
@@ -101,15 +99,16 @@ def _check_archive(path: Path) -> None:
     )
 
 
-def _refuse_damaged(path: Path, entry: str | None) -> None:
+def _refuse_damaged(path: Path) -> None:
     """Refuse a file of torch in which an entry does not have its checksum."""
-    if entry is None:
-        return
-    raise WeightsError(
-        f"{str(path)!r} is damaged: {entry!r} in it does not have the checksum that "
-        f"the file states. Download it again, or save the weights with {SAVE}, after "
-        "torch.serialization.set_crc32_options(True)."
-    )
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise WeightsError(
+            f"{str(path)!r} is damaged: {damaged!r} in it does not have the checksum "
+            f"that the file states. Download it again, or save the weights with "
+            f"{SAVE}, after torch.serialization.set_crc32_options(True)."
+        )
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
