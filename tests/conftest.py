@@ -82,6 +82,11 @@ def count_images(monkeypatch):
     return seen
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name bytes by their argument: processes may compress or pickle differently."""
+    return argname if isinstance(val, bytes) else None
+
+
 register_backbone("tiny", tiny_backbone())
 
 

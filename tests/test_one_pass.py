@@ -1,5 +1,6 @@
 """Each image passes through the network once, even in a search."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -442,10 +443,12 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(files, monkeypatch):
     import skdeepfeat._images.windows as images
 
     PretrainedCNNFeatures(tiny_backbone(), cache=None).transform(files[0])  # hashed
-    real = images.Window.read
+    real, path = images.Window.read, files[0][5]
+    Image.new("RGB", (12, 12), "red").save(path + ".new", "png")
 
     def late(self, row):
-        Image.new("RGB", (12, 12), "red").save(files[0][5])
+        with contextlib.suppress(FileNotFoundError):  # another thread was first
+            os.replace(path + ".new", path)
         return real(self, row)
 
     monkeypatch.setattr(images.Window, "read", late)
