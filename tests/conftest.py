@@ -82,6 +82,12 @@ def count_images(monkeypatch):
     return seen
 
 
+def pytest_configure(config):
+    """Hide the GPUs of this machine from all tests but those marked gpu."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_make_parametrize_id(val, argname):
     """Name bytes by their argument: processes may compress or pickle differently."""
     return argname if isinstance(val, bytes) else None

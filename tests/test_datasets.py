@@ -10,6 +10,7 @@ from sklearn.datasets import load_files
 from torchvision.datasets import ImageFolder
 
 from skdeepfeat import ImageWarning, PretrainedCNNFeatures, load_image_folder
+from skdeepfeat._store.stores import open_table
 
 
 def make_photos(root, *names):
@@ -121,6 +122,8 @@ def test_a_store_of_features_is_no_class(place, tmp_path):
     before = load_image_folder(tmp_path)
     features = PretrainedCNNFeatures(layer="stem", cache=tmp_path / place)
     features.transform(before.data)
+    with open_table(features.cache).use_gpus(lambda: ["cuda-0"]):
+        pass
     assert len(list((tmp_path / place).glob("features.v*.sqlite"))) == 1
     after = load_image_folder(tmp_path)
     assert after.target_names == before.target_names == ["a", "b", "owners.photos", "z"]

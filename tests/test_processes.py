@@ -666,7 +666,7 @@ def test_a_gpu_is_identified_by_its_uuid_and_not_by_its_number(monkeypatch):
     )
     assert names_of_gpus(("cpu",)) == []
     names = names_of_gpus(("cuda:0", "cuda:1"))
-    assert sorted(names) == ["gpu-uuid of cuda:0", "gpu-uuid of cuda:1"]
+    assert sorted(names) == ["uuid of cuda:0", "uuid of cuda:1"]
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def _kinds(thing) -> list[str]:
 def copy_of(net):
     """A deep copy of a network in evaluation mode, or an error that says why not.
 
-    Compiled modules are replaced by the modules that torch.compile was given.
+    Compiled modules are replaced by the modules that torch.compile was given, and
+    DataParallel runs its module where the images are.
     """
     try:
         copied = copy.deepcopy(net, _copies_of_results(net))
@@ -69,7 +70,7 @@ def copy_of(net):
             f"network, for instance as a global of its module.{_hint(net)}"
         ) from error
     try:
-        return evaluating(_as_written(copied))
+        return evaluating(_on_one_device(_as_written(copied)))
     except NotImplementedError as error:  # of networks that torch.export returned
         raise TypeError(
             f"This {type(net).__name__} cannot be put into evaluation mode: {error} "
@@ -108,6 +109,16 @@ def _as_written(net):
         for name, child in list(module.named_children()):
             if "OptimizedModule" in _kinds(child):
                 setattr(module, name, _as_written(child))
+    return net
+
+
+def _on_one_device(net):
+    """A network whose DataParallel modules do not know the GPUs of this machine."""
+    for module in net.modules():
+        if "DataParallel" in _kinds(module):
+            for name in ("dim", "output_device", "src_device_obj"):
+                vars(module).pop(name, None)
+            module.device_ids = []
     return net
 
 

@@ -137,7 +137,7 @@ def _name_of_gpu(device: str) -> str:
     import torch
 
     about = torch.cuda.get_device_properties(device)
-    return f"gpu-{getattr(about, 'uuid', device.replace(':', '-'))}"
+    return str(getattr(about, "uuid", device.replace(":", "-")))
 
 
 def _has_driver() -> bool:

@@ -1,10 +1,11 @@
 """Makes a GPU round to TF32, or not, whatever the settings of the process are.
 
-A convolution takes this as an argument of each call. A matrix multiplication follows a
-setting of the process, which is changed for the computation if necessary and then
-restored exactly. torch 2.9 and later have two such settings: ``fp32_precision``, where
-"none" means that the value of the backend applies, or else that of all backends; and an
-older one, which raises an error if the two contradict each other.
+A convolution takes this as an argument of each call; its gradients do not, and follow
+torch's setting. A matrix multiplication follows a setting of the process, which is
+changed for the computation if necessary and then restored exactly. torch 2.9 and later
+have two such settings: ``fp32_precision``, where "none" means that the value of the
+backend applies, or else that of all backends; and an older one, which raises an error
+if the two contradict each other.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._processes import Lock
@@ -43,7 +45,7 @@ def arithmetic(precision: str, kind: str) -> Iterator[None]:
         yield
 
 
-class Convolutions(TorchDispatchMode):
+class Convolutions(TorchFunctionMode):
     """A context in which the convolutions of this thread round or do not.
 
     Parameters
@@ -53,7 +55,31 @@ class Convolutions(TorchDispatchMode):
 
     def __init__(self, rounds: bool):
         super().__init__()
+        self._steps = Steps(rounds)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Call a function of torch; only those named after convolutions compute any."""
+        inside = "conv" in getattr(function, "__name__", "")
+        with self._steps if inside else contextlib.nullcontext():
+            return function(*args, **(kwargs or {}))
+
+
+class Steps(TorchDispatchMode):
+    """The same for all steps of a function, each of which then takes much longer.
+
+    Parameters
+    ----------
+    rounds : bool
+    """
+
+    def __init__(self, rounds: bool):
+        super().__init__()
         self._rounds = rounds
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """No: to keep its compiler away from here, torch would import it."""
+        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Compute an operation, or the operations that it is composed of."""

@@ -23,7 +23,7 @@ def restored(seed: int | None = None) -> Iterator[None]:
 
 
 class Draws:
-    """Random numbers of a training, which do not depend on what other threads draw.
+    """Random numbers of a training, the same whoever else takes turns.
 
     Parameters
     ----------

@@ -92,14 +92,18 @@ NO_FILE = (
 ASIDE = "damaged-{}.sqlite"  # with a token, so that no other file is replaced
 SETUP_LOCK = "setup.lock"  # held while the files of the database change
 OWNERS = "owners"  # the folder of a file for each process that computes
+GPU_LOCK = "gpu-{}.lock"  # held while a process uses this GPU
 
 
 def entries_of_store(names: Iterable[str]) -> set[str]:
     """Which names of the entries of a folder belong to a store in it, of any layout."""
     names = set(names)
     databases = {n for n in names if re.match(r"features\.v\d+\.sqlite", n)}
-    aside = {n for n in names if re.fullmatch(rf"damaged(-{TOKEN})?\.sqlite", n)}
-    return names & {SETUP_LOCK, OWNERS} | aside | databases if databases else set()
+    others = (
+        rf"damaged(-{TOKEN})?\.sqlite|{GPU_LOCK.format('.+')}|{SETUP_LOCK}|{OWNERS}"
+    )
+    beside = {n for n in names if re.fullmatch(others, n)}
+    return databases | beside if databases else set()
 
 
 def of_other_versions(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from .._digests import digest
 from .._processes import wait_until
 from .base import ColumnRows, Found
 from .claims import Claims
-from .database import ERRORS, FILE, OWNERS, Database
+from .database import ERRORS, FILE, GPU_LOCK, OWNERS, Database
 from .eviction import evict
 from .snapshots import DiskSnapshot
 from .statements import (
@@ -184,8 +184,8 @@ class DiskTable:
         """Hold the lock of a GPU until the stack is closed."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = locked(self.folder / f"{name}.lock", f"the GPU {name!r}", "using")
-            stack.enter_context(lock)
+            path = self.folder / GPU_LOCK.format(name)
+            stack.enter_context(locked(path, f"the GPU {name!r}", "using"))
         except OSError as error:
             self._database.warn(
                 f"cannot lock the GPU {name!r} ({error}), so processes share a GPU"

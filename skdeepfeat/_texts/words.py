@@ -72,12 +72,19 @@ def known_tokens(tokenize: Callable[[str], Tokens], n_tokens: int):
 
     def checked(text: str) -> Tokens:
         found = tokenize(text)
-        for token in found.tokens:
-            if not is_token(token, n_tokens):
-                raise NoTokens(no_token("its tokenizer", token, n_tokens))
+        if not _are_small(found.tokens, n_tokens):
+            for token in found.tokens:
+                if not is_token(token, n_tokens):
+                    raise NoTokens(no_token("its tokenizer", token, n_tokens))
         return found
 
     return checked
+
+
+def _are_small(tokens: list, n_tokens: int) -> bool:
+    """Whether all tokens are plain integers that a network takes: a fast check."""
+    plain = set(map(type, tokens)) == {int}
+    return plain and min(tokens) >= 0 and max(tokens) < n_tokens
 
 
 def is_token(number, n_tokens: int) -> bool:

@@ -176,7 +176,6 @@ def test_nothing_is_spread_inside_a_task(client, files):
         assert type(place_to_compute(plan)).__name__ == "Cluster"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="workers have a GPU")
 def test_a_worker_without_the_device_is_named(on_dask, features, files):
     features.set_params(device="cuda")
     with pytest.raises(WorkerError, match=f"{HOST}.*torch sees no CUDA device"):

@@ -38,7 +38,9 @@ SEVERAL = [f"cuda:{i}" for i in range(N_GPUS)] if N_GPUS > 1 else [GPU, GPU]
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(N_GPUS == 0, reason="torch sees no CUDA device here"),
+    pytest.mark.skipif(
+        N_GPUS == 0, reason="run on a GPU with: python -m pytest -m gpu"
+    ),
 ]
 
 FAMILIES = [

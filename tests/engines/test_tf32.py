@@ -125,9 +125,48 @@ def test_each_convolution_is_told_how_to_round(precision):
     assert torch.equal(rows, expected)
 
 
+F = torch.nn.functional
+W = torch.rand(4, 4, 3)
+CALLS = {
+    "one dimension": lambda x: F.conv1d(x[..., 0], W),
+    "two": lambda x: F.conv2d(x, W[..., None], padding="same", stride=1),
+    "three": lambda x: F.conv3d(x[..., None], weight=W[..., None, None]),
+    "transposed": lambda x: F.conv_transpose2d(x, W[..., None], None, 2),
+    "one image": lambda x: torch.conv2d(x[0], W[..., None]),
+    "operation": lambda x: torch.ops.aten.conv2d(x, W[..., None]),
+    "overload": lambda x: torch.ops.aten.conv2d.default(x, W[..., None]),
+    "module": lambda x: torch.nn.Conv2d(4, 2, 1, padding_mode="circular", padding=1)(x),
+    "graph": lambda x: torch.fx.symbolic_trace(torch.nn.Conv2d(4, 2, 1))(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_whoever_calls_a_convolution_is_told(call, gradients):
+    x = torch.rand(2, 4, 9, 9, requires_grad=gradients)
+    with Seen() as seen, arithmetic("float32", "cuda"):
+        rows = call(x)
+    assert seen.told == [False]
+    torch.manual_seed(0)
+    with arithmetic("float32", "cuda"):
+        rows = call(x)
+    torch.manual_seed(0)
+    assert torch.equal(rows, call(x))
+
+
+def test_no_compiler_is_imported():
+    code = (
+        "import sys, torch; from skdeepfeat._engines.tf32 import arithmetic\n"
+        "with arithmetic('float32', 'cuda'):\n"
+        "    torch.nn.Conv2d(3, 4, 3)(torch.rand(1, 3, 8, 8))\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch sees no CUDA device here"
+    not torch.cuda.is_available(), reason="run on a GPU with: python -m pytest -m gpu"
 )
 def test_a_gpu_rounds_only_when_asked():
     net, x = network().cuda(), torch.rand(8, 3, 16, 16, device="cuda")

@@ -69,6 +69,21 @@ def test_blocks_are_those_of_a_wrapped_network(wrap, prefix):
     assert blocks_of(wrap(Net())) == [f"{prefix}conv", f"{prefix}act"]
 
 
+def test_the_gpus_that_a_network_was_trained_on_do_not_matter():
+    on_gpus, on_cpu = nn.DataParallel(Net()), nn.DataParallel(Net())
+    on_gpus.dim, on_gpus.device_ids, on_gpus.output_device = 0, [0, 1], 0
+    on_gpus.src_device_obj = torch.device("cuda:0")  # as torch sets them beside two
+    on_cpu.device_ids = []
+    for name in ("dim", "output_device", "src_device_obj"):
+        vars(on_cpu).pop(name, None)
+    on_cpu.load_state_dict(on_gpus.state_dict())
+    assert blocks_of(on_gpus) == ["module.conv", "module.act"]
+    assert on_gpus.device_ids == [0, 1]  # of the user's own network
+    options = {"image_size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    found = [Backbone.from_module(net, **options) for net in (on_gpus, on_cpu)]
+    assert found[0] == found[1]
+
+
 def test_without_a_classifier_all_children_are_blocks():
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     assert blocks_of(net) == ["0", "1", "2"]

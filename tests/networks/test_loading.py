@@ -85,7 +85,7 @@ NO_NUMBERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.filterwarnings("ignore:Validating sparse", "ignore:Sparse invariant")
 @pytest.mark.parametrize(("change", "why"), NO_NUMBERS.values(), ids=NO_NUMBERS)
 def test_entries_without_plain_numbers_are_refused(
     change, why, state, photos, tmp_path
