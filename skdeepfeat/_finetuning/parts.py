@@ -15,10 +15,11 @@ from torchvision.transforms import v2
 from .._backbones.tensors import named_tensors
 from .._backbones.weights import WeightsSource
 from .._engines.torch import Normalise
+from .._networks.activations import activations_of
 from .._networks.image_size import explain_size
 from .._networks.pooling import pool
 from .._networks.sharing import get_network
-from .._networks.structure import bind, fill_graph, structure_of
+from .._networks.structure import fill_graph, structure_of
 from .fitted import Fitted, arrays_of, load_arrays
 from .new_head import Head
 from .tuned_part import TunedPart
@@ -47,17 +48,18 @@ class Parts:
         self.normalise = Normalise(source.input).to(device)
         self.pretrained = source.pretrained
         structure = structure_of(source.backbone, self.spec.image_size)
-        network = get_network(source, key, str(device), "float32").module
+        shared = get_network(source, key, str(device), "float32")
         ends = (tuned.start, *tuned.blocks) if tuned.start else tuned.blocks
         self.block_of = structure.block_of(ends)
         nodes = tuple(dict.fromkeys(n for n in (tuned.start, tuned.end.node) if n))
-        self._nodes, self._frozen = nodes, bind(structure, network, nodes)
+        self._nodes, self._frozen = nodes, activations_of(shared, source, nodes)
+        self._below = activations_of(shared, source, nodes[:1])
         self.head = head.to(device)
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
-        self._names = set(named_tensors(network))
+        self._names = set(named_tensors(shared.module))
         self.tail: nn.Module = nn.Identity()
         if tuned.has_tail:
-            self.tail = self._private_tail(structure, network)
+            self.tail = self._private_tail(structure, shared.module)
 
     @classmethod
     def with_new_head(
@@ -108,9 +110,10 @@ class Parts:
     @torch.no_grad()
     def below(self, batch: torch.Tensor) -> torch.Tensor:
         """What enters the tail, from the input of the network."""
-        return (
-            batch if self.tuned.start is None else self.frozen(batch)[self.tuned.start]
-        )
+        if self.tuned.start is None:
+            return batch
+        with explain_size(self._source, self._nodes):
+            return self._below(batch)[self.tuned.start]
 
     def above(self, entered: torch.Tensor) -> torch.Tensor:
         """Scores from what enters the tail."""
