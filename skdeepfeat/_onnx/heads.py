@@ -36,7 +36,7 @@ INSTEAD = {
     "LinearSVC": "LogisticRegression, or CalibratedClassifierCV(LinearSVC()) after all "
     "other steps",
     "BaggingClassifier": "an estimator with predict_proba inside it",
-    "StackingClassifier": "estimators with predict_proba inside it",
+    "StackingClassifier": "estimators of scikit-learn with predict_proba inside it",
     "VotingClassifier": "flatten_transform=False",
     "FunctionTransformer": "a transformer of scikit-learn",
 }
