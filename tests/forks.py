@@ -24,7 +24,7 @@ from skdeepfeat import (
     load_textures,
 )
 
-SECONDS = 30  # that each case may take
+SECONDS = 80  # that each case may take
 N = 6
 SIBLINGS = 2
 FORK = multiprocessing.get_context("fork")

@@ -46,7 +46,7 @@ def running(app, folder, env=None):
         yield address
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=600)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def client(folder):
 
 @pytest.fixture
 def on_dask(client):
-    client.wait_for_workers(2, timeout=60)  # with one alone, joblib computes here
+    client.wait_for_workers(2, timeout=600)  # with one alone, joblib computes here
     with joblib.parallel_config(backend="dask"):
         yield client
 

@@ -50,4 +50,4 @@ def run(script):
     """Run a script with one thread, in its folder."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, script]
-    subprocess.run(command, cwd=script.parent, env=environment, check=True, timeout=120)
+    subprocess.run(command, cwd=script.parent, env=environment, check=True, timeout=600)

@@ -375,7 +375,7 @@ CLOSED = """
 
 def test_standard_streams_may_be_closed():
     command = [sys.executable, "-c", textwrap.dedent(CLOSED)]
-    assert subprocess.run(command, timeout=60).returncode == 5
+    assert subprocess.run(command, timeout=600).returncode == 5
 
 
 def test_a_frozen_program_starts_none(monkeypatch):

@@ -72,7 +72,7 @@ def in_new_process(code, *arguments, **options):
 
 
 def output_of(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out.strip()
 
@@ -186,7 +186,7 @@ def test_waiting_ends_when_the_claim_does(table):
     assert not ended
     put_claimed = [rows_of(b"a", [1], np.full((1, 3), 5, "f4"))]
     table.write(b"c", b"s", keys(1), put_claimed)
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert (ended[0] == 5).all()
 
 
