@@ -102,6 +102,7 @@ def run(code, *arguments):
 # Searches ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_computes_each_image_once(files, forwards, tmp_path):
     uncached = search(cache=None).fit(*files)
     assert forwards[0] > 100 * N
@@ -148,6 +149,7 @@ def test_threads_compute_each_image_once(files, forwards):
     np.testing.assert_array_equal(scores_of(threaded), scores_of(single))
 
 
+@pytest.mark.slow
 def test_worker_processes_compute_each_image_once(files, forwards, tmp_path):
     store = FeatureStore(tmp_path / "store")
     parallel = search(n_jobs=2, prefetch_layers="all", cache=store).fit(*files)
@@ -160,6 +162,7 @@ def test_worker_processes_compute_each_image_once(files, forwards, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_new_process_computes_nothing(files, tmp_path):
     code = """
         import sys
@@ -174,6 +177,7 @@ def test_a_second_run_in_a_new_process_computes_nothing(files, tmp_path):
         assert store.info()["misses"] == N
 
 
+@pytest.mark.slow
 def test_only_new_content_is_computed(files, forwards, tmp_path):
     paths, y = files
     fit = search(prefetch_layers="all").fit
@@ -194,6 +198,7 @@ def test_only_new_content_is_computed(files, forwards, tmp_path):
     assert forwards[0] == N
 
 
+@pytest.mark.slow
 def test_hymenoptera(shared_data, forwards, tmp_path):
     photos = load_image_folder(shared_data / "hymenoptera" / "train")
     n = len(photos.data)
@@ -495,6 +500,7 @@ def test_features_from_a_gpu_are_not_used_on_a_cpu(files, monkeypatch, forwards)
     assert forwards[0] == 2 * N
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(files):
     searching = search(prefetch_layers="all", heads=HEADS[:1])
     page = os.sysconf("SC_PAGE_SIZE")

@@ -35,6 +35,7 @@ CLASSIC = {
     "swin_t": ("head", "block3", "features.5"),
 }
 CHANNELS_LAST = ("swin_t",)
+LARGE = ("vgg16", "vgg19", "densenet161", "densenet201", "efficientnet_b7")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,13 @@ def encoded(image):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("name", CLASSIC)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+        for name in CLASSIC
+    ],
+)
 def test_features_of_a_local_file_equal_torchvision(name, two_photos, tmp_path):
     head, alias, module = CLASSIC[name]
     version = models.get_model_weights(name).DEFAULT

@@ -91,11 +91,12 @@ def run(code, *arguments):
 # Fork -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "converted", "read", "tuned"])
 def test_children_compute_the_same_as_their_parent_and_nothing_twice(kind, tmp_path):
     if kind == "read":
-        output_of(start(HERE / "forks.py", "prepare", tmp_path / "before"), 60)
-    found = json.loads(output_of(start(HERE / "forks.py", kind, tmp_path), 120))
+        output_of(start(HERE / "forks.py", "prepare", tmp_path / "before"), 300)
+    found = json.loads(output_of(start(HERE / "forks.py", kind, tmp_path), 300))
     assert len(found) == 12
     engine = "torch" if kind in ("torch", "tuned") else "openvino"
     for case in found:
@@ -170,6 +171,7 @@ def test_steps_of_a_fit_are_the_same_bits_on_as_many_threads():
     )
 
 
+@pytest.mark.slow
 def test_a_thread_that_forked_and_children_of_children_compute():
     assert (
         run("""
@@ -209,6 +211,7 @@ def test_threads_of_a_child_compute_concurrently():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_child_that_ends_as_scripts_do_ends(engine, tmp_path):
     """Freeing objects with threads of the parent would wait for them forever."""
@@ -224,6 +227,7 @@ def test_a_child_that_ends_as_scripts_do_ends(engine, tmp_path):
     assert run(code, engine, tmp_path / "store") == "0"
 
 
+@pytest.mark.slow
 def test_no_lock_is_held_in_a_child():
     """Every lock of the package is held by another thread at the time of the fork."""
     assert run("""
@@ -394,6 +398,7 @@ def test_settings_of_the_thread_hold_where_it_lets_another_one_compute():
     )
 
 
+@pytest.mark.slow
 def test_a_child_leaves_the_random_numbers_of_its_caller_alone():
     assert (
         run("""
@@ -412,6 +417,7 @@ def test_a_child_leaves_the_random_numbers_of_its_caller_alone():
     )
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_computation_in_a_child():
     """It reaches the training, which keeps what was learned, as in any process."""
     assert (

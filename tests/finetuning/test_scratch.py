@@ -79,6 +79,7 @@ def test_folders_are_told_by_the_mount_they_are_in(monkeypatch, tmp_path):
     assert not scratch.is_in_memory("/")
 
 
+@pytest.mark.slow
 @on_linux
 def test_memory_is_flat_in_the_number_of_images():
     """Ten times the images, of floats, and hardly more memory than is its own."""

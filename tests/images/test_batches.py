@@ -274,6 +274,7 @@ def test_fast_changes_nothing_in_small_images(photos):
 # Memory ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_narrow_image_takes_no_more_memory_than_a_photo():
     code = textwrap.dedent(
         """

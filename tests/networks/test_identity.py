@@ -476,6 +476,7 @@ def mynet(tmp_path):
     return edit
 
 
+@pytest.mark.slow
 def test_a_pickle_is_known_in_another_process_by_the_code_that_is_there(mynet):
     folder = mynet()
     saved = run(SAVE, folder)
