@@ -99,12 +99,19 @@ class Structure:
         return {output, *steps_below(output)}
 
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
-        """The graph that returns {node: value} for these nodes and computes no more."""
+        """The graph that returns {node: value} for these nodes and computes no more.
+
+        Checks of shapes count as needed, so it ends with the last of these nodes.
+        """
         assert self.graph is not None
+        wanted = {name: self.step(name) for name in nodes}
         copies: dict[fx.Node, fx.Node] = {}
-        graph = fx.Graph()
-        graph.graph_copy(self.graph, copies)
-        graph.output({name: copies[self.step(name)] for name in nodes})
+        graph, missing = fx.Graph(), set(wanted.values())
+        for step in self.graph.nodes:
+            if missing or step.op == "placeholder":
+                copies[step] = graph.node_copy(step, copies.__getitem__)
+            missing.discard(step)
+        graph.output({name: copies[step] for name, step in wanted.items()})
         module = fx.GraphModule(self.skeleton, graph)
         module.graph.eliminate_dead_code()
         return module.graph
