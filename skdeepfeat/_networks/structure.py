@@ -99,22 +99,25 @@ class Structure:
         return {output, *steps_below(output)}
 
     def graph_to(self, nodes: tuple[str, ...]) -> fx.Graph:
-        """The graph that returns {node: value} for these nodes and computes no more.
-
-        Checks of shapes count as needed, so it ends with the last of these nodes.
-        """
+        """The graph that returns {node: value} for these nodes and computes no more."""
         assert self.graph is not None
-        wanted = {name: self.step(name) for name in nodes}
         copies: dict[fx.Node, fx.Node] = {}
-        graph, missing = fx.Graph(), set(wanted.values())
-        for step in self.graph.nodes:
-            if missing or step.op == "placeholder":
-                copies[step] = graph.node_copy(step, copies.__getitem__)
-            missing.discard(step)
-        graph.output({name: copies[step] for name, step in wanted.items()})
+        graph = fx.Graph()
+        graph.graph_copy(self.graph, copies)
+        graph.output({name: copies[self.step(name)] for name in nodes})
+        for check in self._checks_beyond(nodes):
+            graph.erase_node(copies[check])
         module = fx.GraphModule(self.skeleton, graph)
         module.graph.eliminate_dead_code()
         return module.graph
+
+    def _checks_beyond(self, nodes: tuple[str, ...]) -> list[fx.Node]:
+        """The checks of shapes for which more than these nodes would be computed."""
+        assert self.graph is not None
+        wanted = {self.step(name) for name in nodes}
+        needed = wanted.union(*map(steps_below, wanted))
+        checks = (node for node in self.graph.nodes if node.target is torch._assert)
+        return [n for n in checks if steps_below(n) & self.from_image - needed]
 
     def tail(self, start: str, end: str) -> fx.Graph | None:
         """The graph from the value of one node to that of another.
