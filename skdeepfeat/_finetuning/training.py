@@ -355,8 +355,12 @@ def _explained(phase: Phase, regime: Regime) -> Iterator[None]:
 
 
 def _scores(phase: Phase, regime: Regime, batch: torch.Tensor) -> torch.Tensor:
-    """Scores in the precision of training."""
+    """Scores in the precision of training.
+
+    Within another autocast context, even one that is off, torch would keep rounded
+    copies of the weights, and all steps would compute with those of the first.
+    """
     reduced = regime.precision != "float32"
     kind, dtype = batch.device.type, PRECISIONS[regime.precision]
-    with torch.autocast(kind, dtype, enabled=reduced):
+    with torch.autocast(kind, dtype, enabled=reduced, cache_enabled=False):
         return phase.scores(batch)

@@ -105,9 +105,19 @@ class Structure:
         graph = fx.Graph()
         graph.graph_copy(self.graph, copies)
         graph.output({name: copies[self.step(name)] for name in nodes})
+        for check in self._checks_beyond(nodes):
+            graph.erase_node(copies[check])
         module = fx.GraphModule(self.skeleton, graph)
         module.graph.eliminate_dead_code()
         return module.graph
+
+    def _checks_beyond(self, nodes: tuple[str, ...]) -> list[fx.Node]:
+        """The checks of shapes for which more than these nodes would be computed."""
+        assert self.graph is not None
+        wanted = {self.step(name) for name in nodes}
+        needed = wanted.union(*map(steps_below, wanted))
+        checks = (node for node in self.graph.nodes if node.target is torch._assert)
+        return [n for n in checks if steps_below(n) & self.from_image - needed]
 
     def tail(self, start: str, end: str) -> fx.Graph | None:
         """The graph from the value of one node to that of another.

@@ -49,6 +49,7 @@ FAMILIES = [
     ("convnext_tiny", 1, ["features", "classifier"]),
     ("swin_t", 1, ["features", "norm"]),
     ("vit_b_16", 1, ["encoder"]),
+    ("vit_b_16", 3, ["encoder"]),
     ("googlenet", 1, ["inception5b"]),
     ("shufflenet_v2_x0_5", 1, ["conv5"]),
     ("regnet_y_400mf", 1, ["trunk_output"]),

@@ -251,9 +251,20 @@ def test_fits_in_threads_do_not_disturb_each_other(images):
         np.testing.assert_array_equal(one.predict_proba(X), expected)
 
 
-def test_reduced_precision(images):
-    clf = classifier(precision="bfloat16", unfreeze=2).fit(*images)
-    assert clf.score(*images) > 0.5
+@pytest.mark.parametrize(
+    "surroundings", [contextlib.nullcontext, SURROUNDINGS["autocast"]]
+)
+def test_reduced_precision_learns_as_full_precision_does(images, surroundings):
+    full, reduced = (
+        classifier(precision=precision, unfreeze=2, epochs=4)
+        for precision in ("float32", "bfloat16")
+    )
+    full.fit(*images)
+    with surroundings():
+        reduced.fit(*images)
+    losses = [[entry["loss"] for entry in clf.history_] for clf in (full, reduced)]
+    assert losses[0][-1] < 0.5 * losses[0][0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05, atol=0.01)
 
 
 def test_callbacks_see_epochs_and_stop(images):

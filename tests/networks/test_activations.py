@@ -141,6 +141,36 @@ def test_nothing_beyond_the_last_layer_is_computed(monkeypatch):
     assert not any(name.startswith("layer2") for name in run.state_dict())
 
 
+class Checked(torch.nn.Module):
+    """Checks the shape of what enters each convolution, as transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        for layer in (self.a, self.b):
+            torch._assert(x.dim() == 4, "a batch of maps is wanted")
+            x = layer(x)
+        torch._assert(x.dim() == 4, "a batch of maps is wanted")
+        return x
+
+
+def test_no_layer_is_computed_only_to_check_its_shape():
+    backbone = Backbone.from_module(Checked(), image_size=8)
+    structure = structure_of(backbone, 8)
+    module = structure.real_network()
+    assert set(bind(structure, module, ("a",)).state_dict()) == {"a.weight", "a.bias"}
+    both = bind(structure, module, ("b", "a"))
+    x = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        found = both(x)
+        torch.testing.assert_close(found["b"], module(x))
+        torch.testing.assert_close(found["a"], module.a(x))
+    with pytest.raises(AssertionError, match="batch of maps"):
+        both(x[0])
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf"]
 )
