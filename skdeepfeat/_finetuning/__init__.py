@@ -6,5 +6,6 @@
 - ``tuned_part``, ``new_head``, ``parts``: a frozen trunk, a tuned tail, a new head
 - ``fitted``, ``detached_head``: what training leaves, and its head alone
 - ``training``, ``phases``, ``frozen``, ``monitoring``: fit → phase → epoch → step
+- ``settling``: what the norms of random weights start from
 - ``augmentation``, ``scratch``: random changes, and arrays larger than memory
 """

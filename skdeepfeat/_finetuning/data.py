@@ -160,9 +160,10 @@ class Data:
         """Pixels of some of the images, (b, 3, s, s)."""
         return self.images.pixels[self.places[positions]]
 
-    def out_of_range(self) -> "Data":
-        """The images with pixel values outside their stated range."""
-        return self.at(~torch.from_numpy(self.images.in_range)[self.places])
+    def ranged(self, within: bool) -> "Data":
+        """The images with all pixel values within their stated range, or the others."""
+        in_range = torch.from_numpy(self.images.in_range)[self.places]
+        return self.at(in_range if within else ~in_range)
 
     def errors(self, chosen: np.ndarray, reason: str) -> list[ImageError]:
         """An error for each image chosen by a mask."""

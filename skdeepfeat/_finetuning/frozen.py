@@ -104,7 +104,7 @@ class FrozenFeatures:
         """
         if all_images:
             return self.data.errors(~self._computed.finite.numpy(), IMAGES.not_finite)
-        suspects = self.data.out_of_range()
+        suspects = self.data.ranged(within=False)
         if len(suspects) == 0:
             return []
         return FrozenFeatures(self._parts, suspects).errors(all_images=True)

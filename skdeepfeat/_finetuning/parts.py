@@ -54,7 +54,7 @@ class Parts:
         nodes = tuple(dict.fromkeys(n for n in (tuned.start, tuned.end.node) if n))
         self._nodes, self._frozen = nodes, activations_of(shared, source, nodes)
         self._below = activations_of(shared, source, nodes[:1])
-        self.head = head.to(device)
+        self.head, self.is_settled = head.to(device), False
         self.mean, self.scale = torch.zeros(()), torch.ones(())  # of what enters it
         self._names = set(named_tensors(shared.module))
         self.tail: nn.Module = nn.Identity()
@@ -103,7 +103,10 @@ class Parts:
         return self.normalise(batch)
 
     def frozen(self, batch: torch.Tensor) -> dict:
-        """Activations of the untouched network where the tail begins and ends."""
+        """Activations where the tail begins and ends, before it has learned."""
+        if self.is_settled:
+            entered = self.below(batch)
+            return {self.tuned.start: entered, self.tuned.end.node: self.left(entered)}
         with explain_size(self._source, self._nodes):
             return self._frozen(batch)
 
@@ -115,12 +118,15 @@ class Parts:
         with explain_size(self._source, self._nodes):
             return self._below(batch)[self.tuned.start]
 
-    def above(self, entered: torch.Tensor) -> torch.Tensor:
-        """Scores from what enters the tail."""
+    def left(self, entered: torch.Tensor) -> torch.Tensor:
+        """What leaves the tail, from what enters it."""
         with explain_size(self._source, self._nodes):
             left = self.tail(entered)
-        left = left[self.tuned.end.node] if isinstance(left, dict) else left
-        return self.classify(self.pooled(left))
+        return left[self.tuned.end.node] if isinstance(left, dict) else left
+
+    def above(self, entered: torch.Tensor) -> torch.Tensor:
+        """Scores from what enters the tail."""
+        return self.classify(self.pooled(self.left(entered)))
 
     def whole(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores from the input of the network."""

@@ -38,6 +38,7 @@ from .frozen import FrozenFeatures
 from .monitoring import Diverged, Snapshots, Stopping, has_diverged, warn_if_hopeless
 from .parts import Parts
 from .phases import Phase, Regime, head_phase, joint_phase
+from .settling import settle
 from .tuned_part import TunedPart
 
 # A process runs one fit at a time, since each one needs memory for itself.
@@ -142,7 +143,9 @@ def train(
     UnusableImages
         If the features of some images are not finite; before anything is trained.
     """
-    if previous is not None:
+    if previous is None:
+        settle(parts, data)
+    else:
         parts.load(previous)
     phases, scaling = _prepare(parts, data, held_out, regime, previous)
     history: list[dict] = []

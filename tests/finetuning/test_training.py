@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from small_fits import classifier, coloured_images, own_backbone
 from torchvision import models
 
-from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
+from skdeepfeat import FineTunedClassifier, ImageError, PretrainedCNNFeatures
 from skdeepfeat._backbones.registry import resolve_backbone
 from skdeepfeat._finetuning import frozen, monitoring, phases, training
 from skdeepfeat._networks.sharing import get_network
@@ -156,6 +156,27 @@ def test_norms_of_your_own_learn_with_the_statistics_that_predictions_use(norm):
     np.testing.assert_array_equal(
         clf.weights_["tail"]["1.running_mean"], np.float32(0.1)
     )
+
+
+@pytest.mark.parametrize("unfreeze", ["all", 3])
+def test_deep_networks_learn_from_scratch(images, unfreeze):
+    """Without statistics, the features of random weights nearly vanish."""
+    X, y = images
+    clf = classifier("mobilenet_v3_small", weights=None, image_size=32)
+    clf.set_params(unfreeze=unfreeze, learning_rate=0.001).fit(X, y)
+    assert max(entry["loss"] for entry in clf.history_) < 10
+    tail = clf.weights_["tail"]
+    means = [v for k, v in tail.items() if k.endswith("running_mean")]
+    assert all(mean.any() for mean in means) and len(means) > 1
+
+
+@pytest.mark.filterwarnings("ignore:Some pixel values")
+def test_an_image_that_has_no_finite_features_does_not_spoil_the_others(images):
+    X, y = np.array(images[0], np.float32) / 255, images[1]
+    X[4] = 1e37
+    clf = classifier("resnet18", weights=None, image_size=32, unfreeze="all")
+    with pytest.raises(ImageError, match=r"row 4 .*not finite"):
+        clf.fit(X, y)
 
 
 @pytest.mark.parametrize(("batch_size", "n"), [(1, 4), (2, 3)])
