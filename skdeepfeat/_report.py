@@ -15,7 +15,6 @@ from tqdm import tqdm
 from ._clock import Clock
 from ._exceptions import RowError, Wording, warn_user
 
-
 # Of a standard stream that is closed, as in services: the work goes on.
 unheard = contextlib.suppress(OSError, ValueError)
 
