@@ -12,7 +12,7 @@ from skdeepfeat import FineTunedClassifier, PretrainedCNNFeatures
 class Closed:
     """A stream whose file the process has closed."""
 
-    def write(self, text):
+    def write(self, text=""):
         raise OSError(9, os.strerror(9))
 
     flush = write
