@@ -200,19 +200,36 @@ _helper: _Helper | None = None
 def fork_safe(function: F) -> F:
     """Decorate a function that computes with torch, so that it works after a fork.
 
-    In a child, the thread that forked lets another thread run it, and waits.
+    In a child, the thread that forked lets another thread run it, and waits. New
+    tensors are on the CPU, as by default in other threads.
     """
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         global _helper
         if threading.get_ident() != _survivor:
-            return function(*args, **kwargs)
+            with _default_device():
+                return function(*args, **kwargs)
         if _helper is None or not _helper.is_alive():
             _helper = _Helper()
         return _helper.call(functools.partial(function, *args, **kwargs))
 
     return cast(F, run)
+
+
+def _default_device() -> AbstractContextManager:
+    """A context in which torch makes tensors on the CPU, also if the caller has called
+    ``torch.set_default_device``: weights drawn on another device have other values.
+
+    The usual context is left alone, as another one slows down each operation.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return contextlib.nullcontext()
+    with contextlib.suppress(RuntimeError, AssertionError):  # of one that is not here
+        if torch.get_default_device().type == "cpu":
+            return contextlib.nullcontext()
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)

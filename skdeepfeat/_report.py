@@ -4,6 +4,7 @@ Reports are kept per thread and outside the estimator, which a call never modifi
 """
 
 import contextlib
+import sys
 import threading
 import weakref
 from typing import Any
@@ -14,6 +15,9 @@ from tqdm import tqdm
 from ._clock import Clock
 from ._exceptions import RowError, Wording, warn_user
 
+# Of a standard stream that is closed, as in services: the work goes on.
+unheard = contextlib.suppress(OSError, ValueError)
+
 
 @contextlib.contextmanager
 def progress_bar(n_rows: int, verbose, wording: Wording):
@@ -21,9 +25,26 @@ def progress_bar(n_rows: int, verbose, wording: Wording):
 
     The bar shows the number of distinct rows of X, and how many per second.
     """
-    bar = tqdm(total=n_rows, unit=wording.noun, desc="features", disable=not verbose)
-    with bar:
-        yield lambda n_done: bar.update(n_done - bar.n)
+    bar = tqdm(disable=True)
+    if verbose and sys.stderr is not None:
+        with unheard:
+            bar = tqdm(total=n_rows, unit=wording.noun, desc="features")
+
+    def show(n_done: int) -> None:
+        with unheard:
+            bar.update(n_done - bar.n)
+
+    try:
+        yield show
+    finally:
+        with unheard:
+            bar.close()
+
+
+def say(sentence: str) -> None:
+    """Print a sentence."""
+    with unheard:
+        print(sentence)
 
 
 class FitTask:

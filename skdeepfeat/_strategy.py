@@ -12,6 +12,7 @@ from ._choice import LayerScore, choose_layer
 from ._exceptions import closest
 from ._features import PretrainedCNNFeatures
 from ._finetuning.classifier import FineTunedClassifier
+from ._report import say
 from ._validation import check_labels
 
 LARGE = 200  # images per class, on average, from which tuning a network pays off
@@ -141,7 +142,7 @@ def recommend_strategy(
     accuracy = _accuracies(scores)
     explanation = _explain(name, why, accuracy, best, gain.mean(), error, counts)
     if verbose:
-        print(explanation)
+        say(explanation)
     return Bunch(
         strategy=name,
         estimator=estimator,

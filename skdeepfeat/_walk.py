@@ -23,7 +23,7 @@ from ._plan import (
     make_plan,
     requested_layers,
 )
-from ._report import FitTask, Report, last_report, progress_bar
+from ._report import FitTask, Report, last_report, progress_bar, say
 from ._store.rows import Inputs, Rows
 from ._store.stores import open_table
 from ._validation import (
@@ -292,7 +292,7 @@ class PretrainedFeatures(
         report.finish(out)
         report.measured(plan.device_class, plan.engine, rows.n_computed, clock)
         if self.verbose:
-            print(report.sentence())
+            say(report.sentence())
         return out
 
     def _allocate(self, n, width):

@@ -17,6 +17,7 @@ from .._caches import user_cache
 from .._digests import digest, digest_file
 from .openvino_import import openvino
 
+MODEL = "model.xml"  # with its weights beside it, in "model.bin"
 EXPECTED = "expected.npz"  # what torch computes for the example images
 MAX_BYTES = 2 << 30  # of all converted networks; the least recently used go first
 
@@ -38,7 +39,7 @@ def keep_converted(model, expected: list[np.ndarray], name: str) -> None:
     except (OSError, RuntimeError):
         return
     try:
-        openvino.save_model(model, partial / "model.xml", compress_to_fp16=False)
+        _write(model, partial)
         np.savez(partial / EXPECTED, *expected)
         (partial / "checksum").write_text(_checksum(partial))
         partial.rename(folder / name)
@@ -62,11 +63,32 @@ def read_converted(name: str):
             os.utime(folder)  # it is in use
             with np.load(folder / EXPECTED) as arrays:
                 expected = list(arrays.values())
-            return openvino.Core().read_model(folder / "model.xml"), expected
+            return _read(folder), expected
     except (OSError, RuntimeError):
         pass
     _remove(folder, read)
     return None
+
+
+def as_read(model):
+    """A network as processes compute it that read it, which rounds in another order.
+
+    So a process that cannot keep it computes the same rows as one that can.
+    """
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+            _write(model, Path(name))
+            return _read(Path(name))
+    except (OSError, RuntimeError):  # there is no place for it at all
+        return model
+
+
+def _write(model, folder: Path) -> None:
+    openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+
+
+def _read(folder: Path):
+    return openvino.Core().read_model(folder / MODEL)
 
 
 def _state_of(folder: Path) -> tuple[int, int]:
@@ -86,7 +108,7 @@ def _remove(folder: Path, read: tuple[int, int]) -> None:
 
 
 def _checksum(folder: Path) -> str:
-    files = [folder / name for name in ("model.xml", "model.bin", EXPECTED)]
+    files = [folder / name for name in (MODEL, "model.bin", EXPECTED)]
     return digest(*map(digest_file, files)).hex()
 
 

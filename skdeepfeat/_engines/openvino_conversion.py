@@ -13,7 +13,7 @@ from .._digests import digest_fields
 from .._exceptions import ConversionError, in_one_line
 from .._processes import threads_of_openmp
 from .base import PooledLayers
-from .openvino_cache import keep_converted, read_converted
+from .openvino_cache import as_read, keep_converted, read_converted
 from .openvino_import import openvino
 
 CONVERSION = 2  # raise it when the same network is converted to another one
@@ -30,11 +30,9 @@ def find_or_convert(pooled: PooledLayers, name: str) -> Converted:
     if found := read_converted(name):
         return found
     model, expected = convert(pooled)
-    if not pooled.source.identity.lasting:  # no later process would find it
-        return model, expected
-    keep_converted(model, expected, name)
-    # What later processes will compute with, which may round in another order.
-    return read_converted(name) or (model, expected)
+    if pooled.source.identity.lasting:  # else no later process would find it
+        keep_converted(model, expected, name)
+    return read_converted(name) or (as_read(model), expected)
 
 
 def fingerprint(pooled: PooledLayers) -> str:

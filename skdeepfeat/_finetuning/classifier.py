@@ -10,7 +10,7 @@ from .._backbones.saved import saved_digest
 from .._features import PretrainedCNNFeatures
 from .._images.input import read_input, set_input_tags
 from .._images.windows import IMAGES
-from .._report import FitTask, Report
+from .._report import FitTask, Report, say
 from .._validation import (
     Interval,
     StrOptions,
@@ -438,7 +438,7 @@ class FineTunedClassifier(TunedNetwork):
         if self.verbose:
             seen = "validation_accuracy"
             held_out = f", held out {entry[seen]:.3f}" if seen in entry else ""
-            print(
+            say(
                 f"{entry['phase']:5} epoch {entry['epoch']}: loss {entry['loss']:.4f}, "
                 f"accuracy {entry['accuracy']:.3f}{held_out}, {entry['seconds']:.1f} s"
             )

@@ -219,11 +219,12 @@ def test_conversions_on_disk_are_bounded(photos, monkeypatch):
     assert len(list(cache.cache_folder().iterdir())) == 1
 
 
-def test_a_folder_that_cannot_be_written_does_no_harm(photos, monkeypatch, tmp_path):
+def test_a_folder_that_cannot_be_written_changes_no_bit(photos, monkeypatch, tmp_path):
+    expected = features().transform(photos)
+    clear_caches()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    expected = features("tiny", engine="torch").transform(photos)
-    assert relative_error(features("tiny").transform(photos), expected) < 1e-5
+    np.testing.assert_array_equal(features().transform(photos), expected)
 
 
 def test_a_new_process_needs_no_torch(photos, tmp_path):
