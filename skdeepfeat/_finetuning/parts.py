@@ -106,7 +106,7 @@ class Parts:
         """Activations where the tail begins and ends, before it has learned."""
         if self.is_settled:
             entered = self.below(batch)
-            return {self.tuned.start: entered, self.tuned.end.node: self.left(entered)}
+            return {self.tuned.start: entered, self.tuned.end.node: self.tail_output(entered)}
         with explain_size(self._source, self._nodes):
             return self._frozen(batch)
 
@@ -118,7 +118,7 @@ class Parts:
         with explain_size(self._source, self._nodes):
             return self._below(batch)[self.tuned.start]
 
-    def left(self, entered: torch.Tensor) -> torch.Tensor:
+    def tail_output(self, entered: torch.Tensor) -> torch.Tensor:
         """What leaves the tail, from what enters it."""
         with explain_size(self._source, self._nodes):
             left = self.tail(entered)
@@ -126,7 +126,7 @@ class Parts:
 
     def above(self, entered: torch.Tensor) -> torch.Tensor:
         """Scores from what enters the tail."""
-        return self.classify(self.pooled(self.left(entered)))
+        return self.classify(self.pooled(self.tail_output(entered)))
 
     def whole(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores from the input of the network."""

@@ -14,8 +14,9 @@ def settle(parts: Parts, data: Data) -> None:
     """Let the batch norms of a random tail start from the statistics of these images.
 
     They have none yet, and without them the features of a deep network nearly vanish.
-    As soon as it learns they would not, and the head and the scaling of its input,
-    which come first, would not fit. Images out of range could spoil them.
+    The head learns first, and its input is scaled: neither would fit the features that
+    the network has as soon as it learns. Images out of range, which may have no finite
+    features, are left out.
     """
     kind = nn.modules.batchnorm._BatchNorm
     norms = [norm for norm in parts.norms() if isinstance(norm, kind)]
@@ -31,7 +32,7 @@ def settle(parts: Parts, data: Data) -> None:
     for first in range(n_batches):  # of images from all over the data
         batch = parts.prepare(data.take(torch.arange(first, len(data), n_batches)))
         with arithmetic("float32", batch.device.type):
-            parts.left(parts.below(batch))
+            parts.tail_output(parts.below(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
