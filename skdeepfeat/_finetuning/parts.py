@@ -106,7 +106,8 @@ class Parts:
         """Activations where the tail begins and ends, before it has learned."""
         if self.is_settled:
             entered = self.below(batch)
-            return {self.tuned.start: entered, self.tuned.end.node: self.tail_output(entered)}
+            output = self.tail_output(entered)
+            return {self.tuned.start: entered, self.tuned.end.node: output}
         with explain_size(self._source, self._nodes):
             return self._frozen(batch)
 
