@@ -49,7 +49,7 @@ WITH_TORCH |= {"_engines.torch", "_finetuning.augmentation", "_finetuning.data"}
 WITH_TORCH |= {"_finetuning.frozen", "_finetuning.parts", "_finetuning.phases"}
 WITH_TORCH |= {"_finetuning.fitted", "_finetuning.new_head", "_finetuning.tuned_part"}
 WITH_TORCH |= {"_finetuning.monitoring", "_finetuning.training", "_engines.tokens"}
-WITH_TORCH |= {"_onnx.networks"}
+WITH_TORCH |= {"_finetuning.settling", "_onnx.networks"}
 WITH_TORCH |= {m for m in MODULES if m.startswith("_networks.")} - {
     "_networks.__init__",
     "_networks.layers",
