@@ -227,7 +227,7 @@ def _default_device() -> AbstractContextManager:
     if torch is None:
         return contextlib.nullcontext()
     with contextlib.suppress(RuntimeError, AssertionError):  # of one that is not here
-        if torch.get_default_device().type == "cpu":
+        if torch.empty(0).device.type == "cpu":
             return contextlib.nullcontext()
     return torch.device("cpu")
 
