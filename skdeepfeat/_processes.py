@@ -208,7 +208,7 @@ def fork_safe(function: F) -> F:
     def run(*args, **kwargs):
         global _helper
         if threading.get_ident() != _survivor:
-            with _default_device():
+            with _new_tensors_on_cpu():
                 return function(*args, **kwargs)
         if _helper is None or not _helper.is_alive():
             _helper = _Helper()
@@ -217,7 +217,7 @@ def fork_safe(function: F) -> F:
     return cast(F, run)
 
 
-def _default_device() -> AbstractContextManager:
+def _new_tensors_on_cpu() -> AbstractContextManager:
     """A context in which torch makes tensors on the CPU, also if the caller has called
     ``torch.set_default_device``: weights drawn on another device have other values.
 

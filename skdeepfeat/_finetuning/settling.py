@@ -1,5 +1,7 @@
 """Statistics to start from, for the batch norms of networks with random weights."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -18,17 +20,16 @@ def settle(parts: Parts, data: Data) -> None:
     the network has as soon as it learns. Images out of range, which may have no finite
     features, are left out.
     """
-    kind = nn.modules.batchnorm._BatchNorm
-    norms = [norm for norm in parts.norms() if isinstance(norm, kind)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    data = data.ranged(within=True)
+    kind, data = nn.modules.batchnorm._BatchNorm, data.ranged(within=True)
+    batch_norms = [norm for norm in parts.norms() if isinstance(norm, kind)]
+    norms = [norm for norm in batch_norms if norm.track_running_stats]
     if parts.pretrained or not norms or len(data) < 2:
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the average of all batches
         norm.train()
-    n_batches = -(-len(data) // FROZEN_BATCH)
+    n_batches = math.ceil(len(data) / FROZEN_BATCH)
     for first in range(n_batches):  # of images from all over the data
         batch = parts.prepare(data.take(torch.arange(first, len(data), n_batches)))
         with arithmetic("float32", batch.device.type):
